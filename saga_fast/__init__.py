@@ -1,0 +1,1 @@
+"""saga-fast: contrastive learning whose crops come from the network's own attention."""

@@ -1,0 +1,21 @@
+"""Arrays in, arrays out: the ops that SAGA is made of.
+
+Every op has one name, a ``reference`` implementation (NumPy float64, the oracle) and fast ones: ``numba`` on the CPU.
+``impl=None`` picks by device; an explicit ``impl`` never falls back. Tensors give tensors, NumPy arrays NumPy arrays.
+"""
+
+from saga_fast.kernels.attention_boxes import attention_boxes
+from saga_fast.kernels.augment import augment
+from saga_fast.kernels.crop_resize import crop_resize
+from saga_fast.kernels.sample_photometrics import PHOTOMETRIC_FIELDS, PhotometricRecipe, sample_photometrics
+from saga_fast.kernels.sample_windows import sample_windows
+
+__all__ = [
+    "PHOTOMETRIC_FIELDS",
+    "PhotometricRecipe",
+    "attention_boxes",
+    "augment",
+    "crop_resize",
+    "sample_photometrics",
+    "sample_windows",
+]

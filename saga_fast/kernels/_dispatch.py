@@ -1,0 +1,45 @@
+"""Choosing an implementation, and moving arrays in and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
+NDArray: TypeAlias = "np.ndarray[Any, Any]"
+
+
+def choose(implementations: Mapping[str, Callable[..., Any]], impl: str | None, array: Array) -> Callable[..., Any]:
+    """The implementation called ``impl``, or the one for the device that ``array`` lies on.
+
+    Raises:
+        ValueError: ``impl`` is not one of the op's implementations, or the op has none for the array's device.
+            An explicit choice never falls back.
+    """
+    if impl is None:
+        impl = "triton" if isinstance(array, torch.Tensor) and array.is_cuda else "numba"
+        if impl not in implementations:
+            raise ValueError(
+                f"no implementation for arrays on a GPU yet, have {sorted(implementations)}; move them to the CPU"
+            )
+    if impl not in implementations:
+        raise ValueError(f"impl must be one of {sorted(implementations)}, got {impl!r}")
+    return implementations[impl]
+
+
+def to_numpy(array: Array, dtype: Any = None) -> NDArray:
+    """A NumPy view where one exists (strides kept), else a copy; bfloat16, which NumPy lacks, becomes float32."""
+    if isinstance(array, torch.Tensor):
+        tensor = array.detach()
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.float()
+        array = tensor.cpu().numpy()
+    return np.asarray(array, dtype=dtype)
+
+
+def like(result: NDArray, array: Array) -> Any:
+    """``result`` as the caller's kind of array: a tensor on the same device for a tensor, NumPy for NumPy."""
+    return torch.from_numpy(result).to(array.device) if isinstance(array, torch.Tensor) else result

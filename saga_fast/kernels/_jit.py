@@ -1,0 +1,32 @@
+"""Numba's decorators with types, and the one lock that parallel kernels share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Reassociation and contraction let LLVM vectorise sums; infinities and NaN keep their meaning, because the
+# kernels test for them.
+FAST_SUMS = {"reassoc", "contract"}
+
+# Numba's fallback threading layer (workqueue) aborts the process when two Python threads start parallel kernels at
+# once. A parallel kernel takes all cores anyway, so one at a time costs nothing.
+PARALLEL_LOCK = threading.Lock()
+
+
+def jit(
+    *, parallel: bool = False, fastmath: bool | set[str] = False, inline: bool = False
+) -> Callable[[Function], Function]:
+    """``numba.njit`` with this package's defaults: compiled once per machine (cache) and run without the GIL."""
+    options: dict[str, Any] = {"cache": True, "nogil": True, "parallel": parallel, "fastmath": fastmath}
+    if inline:
+        options["inline"] = "always"
+    return cast(Callable[[Function], Function], numba.njit(**options))
+
+
+prange = numba.prange

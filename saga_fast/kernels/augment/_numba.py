@@ -1,0 +1,234 @@
+"""augment on the CPU: one view per thread at a time, in planes of float32 that stay in the core's cache.
+
+Passes over a view's planes: one to load and flip, one per jitter step that changes something (contrast two, because it
+needs the mean first), one for greyscale, two for the blur, one to solarize, normalise and store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from saga_fast.kernels._dispatch import Array, like, to_numpy
+from saga_fast.kernels._jit import FAST_SUMS, PARALLEL_LOCK, jit, prange
+from saga_fast.kernels.sample_photometrics.fields import (
+    BLUR_RADIUS,
+    BLUR_SIGMA,
+    BRIGHTNESS,
+    CONTRAST,
+    FLIP,
+    GRAYSCALE,
+    HUE,
+    ORDER,
+    PHOTOMETRIC_FIELDS,
+    SATURATION,
+    SOLARIZE,
+)
+
+_0, _1 = np.float32(0.0), np.float32(1.0)
+_R, _G, _B = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
+
+
+@jit()
+def _load(view: Any, flip: Any, planes: Any) -> None:
+    """(S, S, 3) uint8 to (3, S * S) float32 in [0, 1], mirrored if asked."""
+    side = view.shape[0]
+    step, start = (-1, side - 1) if flip else (1, 0)
+    for y in range(side):
+        for x in range(side):
+            source = start + step * x
+            for c in range(3):
+                planes[c, y * side + x] = np.float32(view[y, source, c]) / np.float32(255.0)
+
+
+@jit(fastmath=FAST_SUMS)
+def _blend_constant(planes: Any, factor: Any, other: Any) -> None:
+    """factor * x + (1 - factor) * other, clamped; brightness has other = 0, contrast the mean grey."""
+    offset = (_1 - factor) * other
+    for c in range(3):
+        plane = planes[c]
+        for i in range(plane.shape[0]):
+            plane[i] = min(max(factor * plane[i] + offset, _0), _1)
+
+
+@jit(fastmath=FAST_SUMS)
+def _mean_gray(planes: Any) -> Any:
+    """Sums of rows of 256 in float32, added in float64: 50,000 values keep 7 digits."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    count = red.shape[0]
+    total = 0.0
+    for begin in range(0, count, 256):
+        part: Any = _0
+        for i in range(begin, min(begin + 256, count)):
+            part += _R * red[i] + _G * green[i] + _B * blue[i]
+        total += part
+    return np.float32(total / count)
+
+
+@jit(fastmath=FAST_SUMS)
+def _saturate(planes: Any, factor: Any) -> None:
+    red, green, blue = planes[0], planes[1], planes[2]
+    for i in range(red.shape[0]):
+        offset = (_1 - factor) * (_R * red[i] + _G * green[i] + _B * blue[i])
+        red[i] = min(max(factor * red[i] + offset, _0), _1)
+        green[i] = min(max(factor * green[i] + offset, _0), _1)
+        blue[i] = min(max(factor * blue[i] + offset, _0), _1)
+
+
+@jit(inline=True)
+def _hsv_channel(n: Any, hue: Any, value: Any, chroma: Any) -> Any:
+    """HSV to RGB without branches: value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6."""
+    k = n + hue
+    k = k - np.float32(6.0) if k >= np.float32(6.0) else k
+    return value - chroma * max(min(min(k, np.float32(4.0) - k), _1), _0)
+
+
+@jit(fastmath=FAST_SUMS)
+def _shift_hue(planes: Any, turns: Any) -> None:
+    """Rotate the hue; hue is counted in sixths of a turn, from 0 to 6."""
+    red, green, blue = planes[0], planes[1], planes[2]
+    shift = np.float32(6.0) * turns
+    for i in range(red.shape[0]):
+        r, g, b = red[i], green[i], blue[i]
+        value = max(max(r, g), b)
+        chroma = value - min(min(r, g), b)
+        scale = _1 / chroma if chroma > _0 else _0
+        hue = np.float32(4.0) + (r - g) * scale
+        hue = np.float32(2.0) + (b - r) * scale if value == g else hue
+        hue = (g - b) * scale if value == r else hue
+        hue += shift
+        hue = hue + np.float32(6.0) if hue < _0 else hue
+        hue = hue - np.float32(6.0) if hue >= np.float32(6.0) else hue
+        red[i] = _hsv_channel(np.float32(5.0), hue, value, chroma)
+        green[i] = _hsv_channel(np.float32(3.0), hue, value, chroma)
+        blue[i] = _hsv_channel(np.float32(1.0), hue, value, chroma)
+
+
+@jit(fastmath=FAST_SUMS)
+def _grayscale(planes: Any) -> None:
+    red, green, blue = planes[0], planes[1], planes[2]
+    for i in range(red.shape[0]):
+        gray = _R * red[i] + _G * green[i] + _B * blue[i]
+        red[i] = gray
+        green[i] = gray
+        blue[i] = gray
+
+
+@jit()
+def _reflect(i: Any, side: Any) -> Any:
+    i = -i if i < 0 else i
+    return 2 * (side - 1) - i if i >= side else i
+
+
+@jit(fastmath=FAST_SUMS)
+def _blur(planes: Any, side: Any, sigma: Any, radius: Any, rows: Any) -> None:
+    """Separable Gaussian with reflected borders; taps beyond 3 sigma (0.3 % of the weight) are left out."""
+    radius = min(radius, np.int64(np.ceil(3.0 * sigma)))
+    taps = np.empty(2 * radius + 1, np.float32)
+    for k in range(2 * radius + 1):
+        taps[k] = np.exp(-0.5 * ((k - radius) / sigma) ** 2)
+    taps /= taps.sum()
+    padded = np.empty(side + 2 * radius, np.float32)
+    for c in range(3):
+        plane = planes[c].reshape(side, side)
+        for y in range(side):
+            line = rows[y]
+            line[:] = _0
+            for k in range(2 * radius + 1):
+                w, source = taps[k], plane[_reflect(y + k - radius, side)]
+                for x in range(side):
+                    line[x] += w * source[x]
+        for y in range(side):
+            for x in range(side + 2 * radius):
+                padded[x] = rows[y, _reflect(x - radius, side)]
+            line = plane[y]
+            line[:] = _0
+            for k in range(2 * radius + 1):
+                w, source = taps[k], padded[k : k + side]
+                for x in range(side):
+                    line[x] += w * source[x]
+
+
+@jit()
+def _photometric(planes: Any, side: Any, p: Any, rows: Any) -> None:
+    """Everything between load and store, one view; steps that would change nothing are skipped."""
+    if p[GRAYSCALE] == np.float32(2.0):
+        _grayscale(planes)
+    for i in range(4):
+        step = np.int64(p[ORDER + i])
+        if step == 0 and p[BRIGHTNESS] != _1:
+            _blend_constant(planes, p[BRIGHTNESS], _0)
+        elif step == 1 and p[CONTRAST] != _1:
+            _blend_constant(planes, p[CONTRAST], _mean_gray(planes))
+        elif step == 2 and p[SATURATION] != _1:
+            _saturate(planes, p[SATURATION])
+        elif step == 3 and p[HUE] != _0:
+            _shift_hue(planes, p[HUE])
+    if p[GRAYSCALE] == _1:
+        _grayscale(planes)
+    if p[BLUR_SIGMA] > _0:
+        _blur(planes, side, p[BLUR_SIGMA], np.int64(p[BLUR_RADIUS]), rows)
+
+
+@jit(fastmath=FAST_SUMS)
+def _store(planes: Any, threshold: Any, scale: Any, offset: Any, out: Any) -> None:
+    """Solarize and normalise into out (3, S * S), any strides."""
+    for c in range(3):
+        plane, target, a, b = planes[c], out[c], scale[c], offset[c]
+        for i in range(plane.shape[0]):
+            x = plane[i]
+            x = _1 - x if x >= threshold else x
+            target[i] = a * x + b
+
+
+@jit(parallel=True)
+def _augment(views: Any, photometrics: Any, scale: Any, offset: Any, out: Any, threads: Any) -> None:
+    """views (N, S, S, 3), photometrics (N, P) or (0, P) for none, out (N, 3, S * S)."""
+    count, side = views.shape[0], views.shape[1]
+    for t in prange(threads):
+        # Buffers once per thread: 750 kB at 224, which malloc would otherwise map and unmap for every view.
+        planes, rows = np.empty((3, side * side), np.float32), np.empty((side, side), np.float32)
+        for n in range(t * count // threads, (t + 1) * count // threads):
+            if photometrics.shape[0] > 0:
+                p = photometrics[n]
+                _load(views[n], p[FLIP] != _0, planes)
+                _photometric(planes, side, p, rows)
+                _store(planes, p[SOLARIZE], scale, offset, out[n])
+            else:
+                _load(views[n], False, planes)
+                _store(planes, np.float32(2.0), scale, offset, out[n])
+
+
+def augment_numba(
+    views: Array, photometrics: Array | None, mean: Sequence[float], std: Sequence[float], channels_last: bool
+) -> Any:
+    """See :func:`saga_fast.kernels.augment`."""
+    if isinstance(views, torch.Tensor) and views.is_cuda:
+        raise ValueError("impl='numba' needs arrays on the CPU, got views on a GPU")
+    batch, num_views, side = views.shape[:3]
+    views_np = np.ascontiguousarray(to_numpy(views)).reshape(-1, side, side, 3)
+    parameters = np.zeros((0, len(PHOTOMETRIC_FIELDS)), np.float32)
+    if photometrics is not None:
+        parameters = np.ascontiguousarray(to_numpy(photometrics, np.float32)).reshape(len(views_np), -1)
+        too_wide = (parameters[:, BLUR_SIGMA] > 0.0) & (parameters[:, BLUR_RADIUS] >= side)
+        if too_wide.any():
+            raise ValueError(
+                f"blur radius {parameters[too_wide, BLUR_RADIUS].max():.0f} reaches beyond views of {side} px"
+            )
+    scale = 1.0 / np.asarray(std, np.float64)
+    offset = (-np.asarray(mean, np.float64) * scale).astype(np.float32)
+    if channels_last:
+        out = np.empty((len(views_np), side * side, 3), np.float32)
+        planar = out.transpose(0, 2, 1)
+    else:
+        out = planar = np.empty((len(views_np), 3, side * side), np.float32)
+    with PARALLEL_LOCK:
+        threads = numba.get_num_threads()
+        _augment(views_np, parameters, scale.astype(np.float32), offset, planar, threads)
+    if channels_last:
+        return like(out.reshape(batch, num_views, side, side, 3), views).permute(0, 1, 4, 2, 3)
+    return like(out.reshape(batch, num_views, 3, side, side), views)

@@ -1,0 +1,100 @@
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+
+A draw is a pure function of (seed, epoch, index, view, purpose, block), so an image gets the same numbers in every
+engine, for any batch size, thread count or world size, and after any resume.
+
+Layout of the 128-bit counter and the 64-bit key:
+
+    word 0   block (16 bits) | view (8 bits) | purpose (8 bits)
+    word 1   epoch
+    word 2   index, low 32 bits
+    word 3   index, high 32 bits
+    key      seed, low and high 32 bits
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from saga_fast.kernels._dispatch import NDArray
+from saga_fast.kernels._jit import PARALLEL_LOCK, jit, prange
+
+# Purposes: two draws of different purposes never share a counter.
+WINDOW = 1
+PHOTOMETRIC = 2
+SHARE = 3
+ORDER = 4
+SUBSTITUTE = 5
+
+_MULTIPLIER_0 = np.uint64(0xD2511F53)
+_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+_WEYL_0 = np.uint32(0x9E3779B9)
+_WEYL_1 = np.uint32(0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+TO_UNIT = 2.0**-32
+
+
+def philox_reference(counter: NDArray, key: NDArray) -> NDArray:
+    """Ten rounds of Philox4x32 in NumPy: counter (..., 4) and key (..., 2) as uint32 -> (..., 4) uint32."""
+    c = [counter[..., i].astype(np.uint64) for i in range(4)]
+    k0, k1 = key[..., 0].astype(np.uint64), key[..., 1].astype(np.uint64)
+    for _ in range(10):
+        p0, p1 = _MULTIPLIER_0 * c[0], _MULTIPLIER_1 * c[2]
+        c = [(p1 >> _32) ^ c[1] ^ k0, p1 & _LOW, (p0 >> _32) ^ c[3] ^ k1, p0 & _LOW]
+        k0, k1 = (k0 + np.uint64(_WEYL_0)) & _LOW, (k1 + np.uint64(_WEYL_1)) & _LOW
+    return np.stack(c, axis=-1).astype(np.uint32)
+
+
+def uniforms_reference(seed: int, epoch: int, index: int, view: int, purpose: int, block: int) -> NDArray:
+    """Four float64 uniforms in [0, 1), the oracle of :func:`uniforms`."""
+    counter = np.array([block << 16 | view << 8 | purpose, epoch, index & 0xFFFFFFFF, index >> 32], np.uint32)
+    key = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32)
+    return philox_reference(counter, key).astype(np.float64) * TO_UNIT
+
+
+@jit()
+def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
+    """Ten rounds of Philox4x32 on six uint32 words -> four uint32 words."""
+    for _ in range(10):
+        p0 = _MULTIPLIER_0 * np.uint64(c0)
+        p1 = _MULTIPLIER_1 * np.uint64(c2)
+        c0 = np.uint32(p1 >> _32) ^ c1 ^ k0
+        c1 = np.uint32(p1)
+        c2 = np.uint32(p0 >> _32) ^ c3 ^ k1
+        c3 = np.uint32(p0)
+        k0 = np.uint32(k0 + _WEYL_0)
+        k1 = np.uint32(k1 + _WEYL_1)
+    return c0, c1, c2, c3
+
+
+@jit()
+def uniforms(seed: Any, epoch: Any, index: Any, view: Any, purpose: Any, block: Any) -> Any:
+    """Four float64 uniforms in [0, 1) from 32 bits each."""
+    s, i = np.uint64(seed), np.uint64(index)
+    word = np.uint32(block) << np.uint32(16) | np.uint32(view) << np.uint32(8) | np.uint32(purpose)
+    a, b, c, d = philox(
+        np.uint32(word),
+        np.uint32(epoch),
+        np.uint32(i & _LOW),
+        np.uint32(i >> _32),
+        np.uint32(s & _LOW),
+        np.uint32(s >> _32),
+    )
+    return a * TO_UNIT, b * TO_UNIT, c * TO_UNIT, d * TO_UNIT
+
+
+@jit(parallel=True)
+def _draw(seed: Any, epoch: Any, indices: Any, view: Any, purpose: Any, block: Any, out: Any) -> None:
+    for n in prange(indices.shape[0]):
+        out[n, 0], out[n, 1], out[n, 2], out[n, 3] = uniforms(seed, epoch, indices[n], view, purpose, block)
+
+
+def draw(seed: int, epoch: int, indices: NDArray, *, purpose: int, view: int = 0, block: int = 0) -> NDArray:
+    """Uniforms for many indices: (B,) int64 -> (B, 4) float64 in [0, 1)."""
+    out = np.empty((len(indices), 4), np.float64)
+    with PARALLEL_LOCK:
+        _draw(np.uint64(seed), epoch, np.asarray(indices, np.int64), view, purpose, block, out)
+    return out

@@ -1,0 +1,54 @@
+"""The columns of a photometric parameter array, and how a recipe becomes numbers for a kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saga_fast.kernels._dispatch import NDArray
+
+if TYPE_CHECKING:
+    from saga_fast.kernels.sample_photometrics import PhotometricRecipe
+
+PHOTOMETRIC_FIELDS = (
+    "flip",  # 0 or 1
+    "order_0",  # the jitter's four steps in their order: 0 brightness, 1 contrast, 2 saturation, 3 hue
+    "order_1",
+    "order_2",
+    "order_3",
+    "brightness",  # factors; 1 leaves the image as it is
+    "contrast",
+    "saturation",
+    "hue",  # turns; 0 leaves the image as it is
+    "grayscale",  # 0 no, 1 after the jitter, 2 before it
+    "blur_sigma",  # pixels; 0 is no blur
+    "blur_radius",  # pixels; the kernel's side is 2 * radius + 1
+    "solarize",  # threshold in [0, 1]; 2 is no solarize
+)
+(FLIP, ORDER, _, _, _, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, BLUR_SIGMA, BLUR_RADIUS, SOLARIZE) = range(13)
+
+
+def recipe_numbers(recipe: PhotometricRecipe) -> NDArray:
+    """(17,) float64 in the order in which the samplers read them."""
+    return np.array(
+        [
+            recipe.flip,
+            recipe.jitter,
+            recipe.grayscale,
+            recipe.blur,
+            max(0.0, 1.0 - recipe.brightness),
+            1.0 + recipe.brightness,
+            max(0.0, 1.0 - recipe.contrast),
+            1.0 + recipe.contrast,
+            max(0.0, 1.0 - recipe.saturation),
+            1.0 + recipe.saturation,
+            recipe.hue,
+            2.0 if recipe.grayscale_first else 1.0,
+            recipe.blur_sigma[0],
+            recipe.blur_sigma[1],
+            recipe.blur_kernel // 2,
+            recipe.solarize,
+            recipe.solarize_threshold,
+        ]
+    )
