@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
 Array: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
 NDArray: TypeAlias = "np.ndarray[Any, Any]"
+AnyArray = TypeVar("AnyArray", "np.ndarray[Any, Any]", torch.Tensor)
 
 
 def choose(implementations: Mapping[str, Callable[..., Any]], impl: str | None, array: Array) -> Callable[..., Any]:

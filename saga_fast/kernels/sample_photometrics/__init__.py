@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from saga_fast.kernels._dispatch import Array, choose, like, to_numpy
+from saga_fast.kernels._dispatch import AnyArray, choose, like, to_numpy
 from saga_fast.kernels.sample_photometrics._numba import sample_photometrics_numba
 from saga_fast.kernels.sample_photometrics.fields import PHOTOMETRIC_FIELDS
 from saga_fast.kernels.sample_photometrics.reference import sample_photometrics_reference
 
 IMPLEMENTATIONS = {"reference": sample_photometrics_reference, "numba": sample_photometrics_numba}
-AnyArray = TypeVar("AnyArray", bound=Array)
 
 __all__ = ["PHOTOMETRIC_FIELDS", "PhotometricRecipe", "sample_photometrics"]
 

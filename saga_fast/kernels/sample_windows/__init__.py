@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
-from saga_fast.kernels._dispatch import Array, choose, like, to_numpy
+from saga_fast.kernels._dispatch import AnyArray, Array, choose, like, to_numpy
 from saga_fast.kernels.sample_windows._numba import sample_windows_numba
 from saga_fast.kernels.sample_windows.reference import sample_windows_reference
 
 IMPLEMENTATIONS = {"reference": sample_windows_reference, "numba": sample_windows_numba}
-AnyArray = TypeVar("AnyArray", bound=Array)
 
 
 def sample_windows(
     boxes: AnyArray,
-    sizes: AnyArray,
+    sizes: Array,
     *,
     seed: int,
     epoch: int,
-    indices: AnyArray,
+    indices: Array,
     num_views: int,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),

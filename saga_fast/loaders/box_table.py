@@ -1,0 +1,145 @@
+"""The box table: D^att as four small columns in one safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from saga_fast.errors import SagaError
+from saga_fast.files import replacing
+from saga_fast.version import __version__
+
+FORMAT = "saga-fast/box-table"
+VERSION = "1"
+COLUMNS = {"boxes": np.float32, "found": np.uint8, "pseudo_label": np.int32, "score": np.float32}
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """One crop box per image of a data set.
+
+    Attributes:
+        boxes: (N, 4) float32 [x_min, y_min, w, h], normalised to [0, 1].
+        found: (N,) bool; False where the attention map had no box and the whole image stands.
+        pseudo_label: (N,) int32, c = argmax of z; -1 where there is none.
+        score: (N,) float32, z^c.
+        metadata: strings: dataset, checkpoint, epoch, delta, size, normalize, ... (empty for a table made in memory).
+
+    Raises:
+        SagaError: columns that do not fit together, or boxes that are not finite, empty or outside [0, 1].
+    """
+
+    boxes: npt.NDArray[np.float32]
+    found: npt.NDArray[np.bool_]
+    pseudo_label: npt.NDArray[np.int32]
+    score: npt.NDArray[np.float32]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        shapes = [self.boxes.shape, self.found.shape, self.pseudo_label.shape, self.score.shape]
+        if shapes != [(count, 4), (count,), (count,), (count,)]:
+            raise SagaError(f"a box table needs columns (N, 4), (N,), (N,), (N,), got {shapes}")
+        near, side = self.boxes[:, :2], self.boxes[:, 2:]
+        # NaN fails every comparison; 1e-6 is float32's rounding of x_min + w.
+        good = (near >= 0.0).all(1) & (side > 0.0).all(1) & (near + side <= 1.0 + 1e-6).all(1)
+        if not good.all():
+            row = int(np.argmin(good))
+            raise SagaError(
+                f"{int((~good).sum())} boxes are empty or leave [0, 1], the first is row {row}: {self.boxes[row]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @classmethod
+    def whole(cls, n: int) -> BoxTable:
+        """The whole image as the box of each of ``n`` images, found = False."""
+        return cls(
+            boxes=np.tile(np.array([0, 0, 1, 1], np.float32), (n, 1)),
+            found=np.zeros(n, np.bool_),
+            pseudo_label=np.full(n, -1, np.int32),
+            score=np.zeros(n, np.float32),
+        )
+
+    @property
+    def found_fraction(self) -> float:
+        """Fraction of the images that have a box."""
+        return float(self.found.mean()) if len(self) else 0.0
+
+    @property
+    def mean_area(self) -> float:
+        """Mean of w * h over all images."""
+        return float((self.boxes[:, 2] * self.boxes[:, 3]).mean()) if len(self) else 0.0
+
+    def check(self, dataset: str, num_images: int) -> None:
+        """Refuse another data set's table.
+
+        Args:
+            dataset: fingerprint of the data set at hand; a table made in memory has none and is checked by length.
+            num_images: its number of images.
+
+        Raises:
+            SagaError: with both fingerprints, or both lengths.
+        """
+        own = self.metadata.get("dataset", dataset)
+        if own != dataset:
+            raise SagaError(
+                f"the box table was made for data set {own}, not for {dataset}: rebuild it with saga-fast build-att"
+            )
+        if len(self) != num_images:
+            raise SagaError(
+                f"the box table has {len(self)} rows, the data set {num_images} images:"
+                " rebuild it with saga-fast build-att"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write the table: whole or not at all.
+
+        Raises:
+            OSError: the folder cannot be written or the disk is full; an existing file is as it was.
+        """
+        columns = {name: np.ascontiguousarray(getattr(self, name), dtype) for name, dtype in COLUMNS.items()}
+        metadata = {
+            **self.metadata,
+            "format": FORMAT,
+            "version": VERSION,
+            "num_images": str(len(self)),
+            "found_fraction": f"{self.found_fraction:.6f}",
+            "created_by": f"saga-fast {__version__}",
+        }
+        with replacing(Path(path)) as temporary:
+            save_file(columns, temporary, metadata=metadata)
+
+    @classmethod
+    def open(cls, path: Path | str) -> BoxTable:
+        """Read a table written by :meth:`save`.
+
+        Raises:
+            SagaError: no such file, not a box table, a newer version, or wrong columns.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise SagaError(f"no such box table: {path}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise SagaError(f"not a box table: {path}: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise SagaError(f"not a box table: {path} has format {metadata.get('format')!r}, expected {FORMAT!r}")
+        if metadata.get("version") != VERSION:
+            raise SagaError(f"{path} has version {metadata.get('version')!r}, this saga-fast reads {VERSION!r}")
+        if {name: column.dtype for name, column in columns.items()} != {n: np.dtype(t) for n, t in COLUMNS.items()}:
+            raise SagaError(f"{path} has the wrong columns: { {n: str(c.dtype) for n, c in columns.items()} }")
+        try:
+            return cls(**(columns | {"found": columns["found"].astype(np.bool_)}), metadata=metadata)
+        except SagaError as error:
+            raise SagaError(f"{path}: {error}") from error

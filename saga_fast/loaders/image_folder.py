@@ -1,0 +1,110 @@
+"""A folder of images as a fixed order of relative paths."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from saga_fast.errors import SagaError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+class ImageFolder:
+    """Images under ``root`` in torchvision's ImageFolder order: classes sorted, files sorted within the class.
+
+    ``root/CLASS/.../file.jpg`` gives labelled images. A folder that holds images but no class folder with images
+    gives unlabelled ones, label -1: attention, training and crops need no labels. Hidden files are not listed.
+
+    Attributes:
+        root: the folder.
+        paths: N relative posix paths; position i is image index i.
+        labels: (N,) int64, position in ``classes``, or -1.
+        classes: sorted names of the class folders, () for unlabelled images.
+
+    Args:
+        root: the folder.
+        classes: a text file whose lines begin with the class folders to take (ImageNet-100's list, say).
+
+    Raises:
+        SagaError: the folder does not exist or holds no image, or a listed class has no folder.
+    """
+
+    def __init__(self, root: Path | str, *, classes: Path | str | None = None) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise SagaError(f"no such image folder: {self.root}")
+        self.classes = tuple(sorted(_read_classes(Path(classes)))) if classes else _class_folders(self.root)
+        self.paths: list[str] = []
+        counts = []
+        for name in self.classes:
+            if not (self.root / name).is_dir():
+                raise SagaError(f"class {name!r} of {classes} has no folder in {self.root}")
+            before = len(self.paths)
+            self.paths.extend(_walk(self.root / name, name))
+            counts.append(len(self.paths) - before)
+        self.labels: npt.NDArray[np.int64] = np.repeat(np.arange(len(self.classes)), counts).astype(np.int64)
+        if not self.paths and not classes:
+            self.classes = ()
+            self.paths = sorted(
+                entry.name for entry in os.scandir(self.root) if _is_image(entry.name) and entry.is_file()
+            )
+            self.labels = np.full(len(self.paths), -1, np.int64)
+        if not self.paths:
+            raise SagaError(
+                f"no image in {self.root}: expected {self.root}/CLASS/*.jpg or {self.root}/*.jpg"
+                f" ({', '.join(EXTENSIONS)})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"ImageFolder({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes)"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The number of images and a hash of their relative paths in order: what a box table belongs to.
+
+        File contents are not read (ImageNet is 140 GB), so a folder may move, but not gain, lose or rename images.
+        """
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
+        return f"{len(self)}-{digest.hexdigest()[:16]}"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _read_classes(path: Path) -> set[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SagaError(f"cannot read the class list {path}: {error.strerror}") from error
+    return {line.split()[0] for line in lines if line.strip()}
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[str]:
+    """Relative posix paths of the images below ``folder``, a folder's own files before its subfolders'."""
+    names, subfolders = [], []
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            subfolders.append(entry.name)
+        elif _is_image(entry.name):
+            names.append(entry.name)
+    for name in sorted(names):
+        yield f"{prefix}/{name}"
+    for name in sorted(subfolders):
+        yield from _walk(folder / name, f"{prefix}/{name}")

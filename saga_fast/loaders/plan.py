@@ -1,0 +1,130 @@
+"""The plan: which window of which image becomes a view, as a function of (seed, epoch, index, view)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from saga_fast.kernels import sample_windows
+from saga_fast.kernels.philox import SHARE, draw
+from saga_fast.loaders.box_table import BoxTable
+
+Int64 = npt.NDArray[np.int64]
+Views = Literal["att", "union", "mixed"]
+
+
+class Plan(Protocol):
+    """What an engine asks of a plan. Any part of it can be computed when it is needed."""
+
+    @property
+    def size(self) -> int:
+        """Side of the views, pixels."""
+
+    @property
+    def num_views(self) -> int:
+        """Views per image."""
+
+    def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
+        """indices (B,), sizes (B, 2) as height, width -> (B, V, 4) int32 [top, left, height, width]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholePlan:
+    """Every image as one view, squashed to size x size: for the attention pass and evaluation."""
+
+    size: int
+    num_views: int = 1
+
+    def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:  # noqa: ARG002
+        """The whole image: (B, 1, 4)."""
+        windows = np.zeros((len(sizes), self.num_views, 4), np.int32)
+        windows[:, :, 2:] = sizes[:, None]
+        return windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropPlan:
+    """Random resized crops, inside the attention boxes where there are any.
+
+    Args:
+        size: side of the views, pixels.
+        seed: key of all draws.
+        num_views: views per image.
+        scale: range of a crop's area over its box's area.
+        ratio: range of a crop's width over its height.
+        table: D^att, or None to crop from whole images.
+        views: which views are cropped from the box (DESIGN 1): ``att`` all of them; ``mixed`` all but view 0, which
+            sees the whole image; ``union`` all views of an image or none, drawn per epoch with probability ``share``.
+        share: see ``union``.
+        margin: fraction of the box's side added on each side, clamped to the image.
+        min_side: boxes are widened about their centre to at least this fraction of the image's side.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    size: int
+    seed: int
+    num_views: int = 2
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0)
+    table: BoxTable | None = None
+    views: Views = "att"
+    share: float = 0.5
+    margin: float = 0.0
+    min_side: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.views not in ("att", "union", "mixed"):
+            raise ValueError(f"views must be 'att', 'union' or 'mixed', got {self.views!r}")
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"share must be in [0, 1], got {self.share}")
+        if self.margin < 0.0:
+            raise ValueError(f"margin must not be negative, got {self.margin}")
+        if not 0.0 <= self.min_side <= 1.0:
+            raise ValueError(f"min_side must be in [0, 1], got {self.min_side}")
+
+    def boxes(self, epoch: int, indices: Int64) -> npt.NDArray[np.float32]:
+        """The box that each view is cropped from: (B, V, 4), normalised."""
+        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(indices), self.num_views, 1))
+        if self.table is None:
+            return boxes
+        attention = self.table.boxes[indices]
+        if self.margin or self.min_side:
+            attention = widen_boxes(attention, margin=self.margin, min_side=self.min_side)
+        if self.views == "att":
+            boxes[:] = attention[:, None]
+        elif self.views == "mixed":
+            boxes[:, 1:] = attention[:, None]
+        else:
+            chosen = draw(self.seed, epoch, indices, purpose=SHARE)[:, 0] < self.share
+            boxes[chosen] = attention[chosen, None]
+        return boxes
+
+    def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
+        """(B, V, 4) int32 [top, left, height, width]."""
+        return sample_windows(
+            self.boxes(epoch, indices),
+            sizes,
+            seed=self.seed,
+            epoch=epoch,
+            indices=indices,
+            num_views=self.num_views,
+            scale=self.scale,
+            ratio=self.ratio,
+        )
+
+
+def widen_boxes(boxes: npt.NDArray[np.float32], *, margin: float, min_side: float) -> npt.NDArray[np.float32]:
+    """Boxes (B, 4) with ``margin`` of their side added on each side and cut to [0, 1], then at least ``min_side`` wide.
+
+    A box that ``min_side`` widens keeps its centre, unless it has to move to stay in the image.
+    """
+    near = np.maximum(boxes[:, :2] - margin * boxes[:, 2:], 0.0)
+    far = np.minimum(boxes[:, :2] + (1.0 + margin) * boxes[:, 2:], 1.0)
+    sides = np.maximum(far - near, min_side)
+    near = np.clip(0.5 * (near + far - sides), 0.0, 1.0 - sides)
+    return np.concatenate([near, sides], 1).astype(np.float32)

@@ -1,0 +1,120 @@
+"""The report: training runs side by side in one HTML file that needs nothing else."""
+
+import platform
+import shlex
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from saga_fast.files import write_text
+from saga_fast.report import plots, tables
+from saga_fast.report.gallery import make_gallery
+from saga_fast.report.runs import Point, Run, points, public_config, read_runs
+from saga_fast.report.verdict import judge
+from saga_fast.version import __version__
+
+__all__ = ["write_report"]
+
+
+def write_report(runs: Sequence[Path], out: Path, *, title: str = "saga-fast", intro: str = "") -> None:
+    """Writes one self-contained HTML page that compares training runs.
+
+    Args:
+        runs: run folders, shown in this order under their folders' names. A run called ``finetune`` is the baseline of
+            the verdict.
+        out: the HTML file; its folder is made, the file appears whole or not at all.
+        title: the page's heading.
+        intro: a paragraph below it, plain text.
+
+    Raises:
+        SagaError: no runs, a folder without ``metrics.jsonl``, or a file of a run that cannot be read.
+    """
+    page = _environment().get_template("report.html.j2").render(title=title, intro=intro, **_content(read_runs(runs)))
+    write_text(out, page)
+
+
+def _environment() -> jinja2.Environment:
+    # autoescape=True, not select_autoescape: that goes by the ending and would leave "*.html.j2" unescaped.
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("saga_fast"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _content(runs: Sequence[Run]) -> dict[str, Any]:
+    galleries = [gallery for run in runs if (gallery := make_gallery(run))]
+    return {
+        "verdict": judge(runs),
+        "results": tables.results(runs),
+        "settings": tables.settings(runs),
+        "curves": _curves(runs),
+        "legend": _legend(runs, runs),
+        "renewals": tables.renewals(runs),
+        "attention": _attention_plots(runs),
+        "attention_legend": _legend(runs, [run for run in runs if run.renewals]),
+        "galleries": galleries,
+        "versions": _versions(),
+        "commands": _commands(runs),
+        "configs": [
+            (run.name, yaml.safe_dump(public_config(run.config), sort_keys=False, allow_unicode=True)) for run in runs
+        ],
+    }
+
+
+def _series(runs: Sequence[Run], curves: Sequence[Sequence[Point]]) -> list[plots.Series]:
+    return [plots.Series(name=run.name, style=i, points=curves[i]) for i, run in enumerate(runs)]
+
+
+def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """(name, CSS colour, dash pattern) of the runs that a section shows."""
+    return [
+        (run.name, plots.colour(i), " ".join(map(str, plots.dashes(i)))) for i, run in enumerate(runs) if run in shown
+    ]
+
+
+def _curves(runs: Sequence[Run]) -> list[plots.Plot]:
+    knn = _series(runs, [run.top1() for run in runs])
+    loss = _series(runs, [points(run.epochs, "loss") for run in runs])
+    similarity = _series(runs, [points(run.epochs, "positive_similarity") for run in runs])
+    drawn = [
+        plots.line_plot("kNN top-1, backbone, k = 20 (%)", knn, key="knn", unit="percent", markers=True),
+        plots.line_plot("Loss", loss, key="loss"),
+        plots.line_plot("Mean similarity of positive pairs", similarity, key="similarity"),
+    ]
+    return [plot for plot in drawn if plot]
+
+
+def _attention_plots(runs: Sequence[Run]) -> list[plots.Plot]:
+    wanted: list[tuple[str, str, plots.Unit]] = [
+        ("iou", "Mean IoU with the true boxes", "fraction"),
+        ("corloc", "CorLoc@0.5 (%)", "percent"),
+        ("found_fraction", "Images with a box found (%)", "percent"),
+        ("box_area", "Mean box area (fraction)", "fraction"),
+    ]
+    drawn = []
+    for key, title, unit in wanted:
+        series = _series(runs, [points(run.renewals, key) for run in runs])
+        drawn.append(plots.line_plot(title, series, key=key, unit=unit, markers=True))
+    return [plot for plot in drawn if plot]
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = [("saga-fast", __version__), ("Python", platform.python_version())]
+    for package in ("torch", "torchvision", "numpy", "numba"):
+        try:
+            found.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            found.append((package, "not installed"))
+    return found
+
+
+def _commands(runs: Sequence[Run]) -> list[str]:
+    trained = [shlex.join(["saga-fast", "train", "--config", f"{run.name}/config.yaml"]) for run in runs]
+    return [*trained, shlex.join(["saga-fast", "report", *(run.name for run in runs)])]

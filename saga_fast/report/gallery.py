@@ -1,0 +1,182 @@
+"""A few images with their true box and the attention boxes of every renewal."""
+
+import base64
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders.box_table import BoxTable
+from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.report.runs import Run, short_path
+
+IMAGES = 12
+RENEWALS = 5  # more boxes on one picture cannot be told apart
+THUMBNAIL = 160  # longest side in pixels; smaller images stay as they are, the browser enlarges them
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A box in fractions of the picture's sides, and the CSS classes that style it."""
+
+    style: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One picture as a data URI, with its boxes."""
+
+    source: str
+    width: int
+    height: int
+    alt: str
+    caption: str
+    overlap: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """One run's pictures. ``legend`` pairs CSS classes with their words; ``note`` says what is missing and why."""
+
+    name: str
+    legend: tuple[tuple[str, str], ...] = ()
+    tiles: tuple[Tile, ...] = ()
+    note: str = ""
+
+
+def make_gallery(run: Run) -> Gallery | None:
+    """The gallery of a run, None for a run without box tables.
+
+    Images that are gone, or that are not those of the tables, leave a note instead of pictures: the figures of a run
+    outlive its images.
+
+    Raises:
+        SagaError: a box table or ``boxes.json`` that cannot be read.
+    """
+    records = [record for record in run.renewals if isinstance(record.get("table"), str)]
+    existing = [record for record in records if (run.folder / record["table"]).is_file()]
+    if not existing:
+        return None
+    shown = spread(existing, RENEWALS)
+    tables = [(record["epoch"], BoxTable.open(run.folder / record["table"])) for record in shown]
+    root = Path(str(run.setting("data.train") or "data.train"))
+    try:
+        images = ImageFolder(root)
+        for _, table in tables:
+            table.check(images.fingerprint, len(images))
+    except SagaError:
+        name = short_path(str(root))
+        return Gallery(name=run.name, note=f"No pictures: {name} is gone, or its images are not those of the boxes.")
+    paths = images.paths
+    true_boxes = _read_true_boxes(root / "boxes.json")
+    tiles = [_tile(run.name, root, paths[i], i, tables, true_boxes.get(paths[i])) for i in choose(paths)]
+    known = any(mark.style == "true" for tile in tiles if tile for mark in tile.marks)
+    legend = [("true", "true box")] if known else []
+    legend += [(s, f"epoch {epoch}") for s, (epoch, _) in zip(_styles(len(tables)), tables, strict=True)]
+    hidden = len(existing) - len(shown)
+    note = f"{hidden} of {len(existing)} renewals are not drawn." if hidden else ""
+    return Gallery(name=run.name, legend=tuple(legend), tiles=tuple(tile for tile in tiles if tile), note=note)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` items in their order: the first, the last and evenly spaced ones between."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
+
+
+def choose(paths: Sequence[str], count: int = IMAGES) -> list[int]:
+    """Indices of at most ``count`` images, the same for the same paths, spread over the classes and within each."""
+    by_class: defaultdict[str, list[int]] = defaultdict(list)
+    for index, path in enumerate(paths):
+        by_class[path.split("/", 1)[0]].append(index)
+    return spread([i for members in by_class.values() for i in spread(members, -(-count // len(by_class)))], count)
+
+
+def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes [x_min, y_min, w, h]; 0 where both are empty."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    union = a[2] * a[3] + b[2] * b[3] - shared
+    return shared / union if union > 0 else 0.0
+
+
+def _tile(
+    run_name: str,
+    root: Path,
+    path: str,
+    index: int,
+    tables: Sequence[tuple[int, BoxTable]],
+    true_box: Sequence[float] | None,
+) -> Tile | None:
+    try:
+        source, width, height = _thumbnail(root / path)
+    except OSError:  # training lists undecodable images; the report leaves them out
+        return None
+    marks, overlaps, words = [], [], []
+    for style, (epoch, table) in zip(_styles(len(tables)), tables, strict=True):
+        box = table.boxes[index].tolist()
+        marks.append(Mark(style=style, box=_rounded(box)))
+        word = f"epoch {epoch}" + ("" if table.found[index] else " (nothing found: whole image)")
+        if true_box is not None:
+            overlaps.append(f"{box_iou(box, true_box):.2f}")
+            word += f", IoU {overlaps[-1]}"
+        words.append(word)
+    if true_box is not None:  # last, on top of the others
+        marks.append(Mark(style="true", box=_rounded(true_box)))
+    truth = "true box and " if true_box is not None else ""
+    return Tile(
+        source=source,
+        width=width,
+        height=height,
+        alt=f"{path} with {truth}attention boxes of {run_name}: {'; '.join(words)}",
+        caption=path,
+        overlap=f"IoU {' → '.join(dict.fromkeys((overlaps[0], overlaps[-1])))}" if overlaps else "",
+        marks=tuple(marks),
+    )
+
+
+def _styles(count: int) -> list[str]:
+    """CSS classes of the renewals in their order; the last one is drawn thicker."""
+    return [f"att-{i} last" if i == count - 1 else f"att-{i}" for i in range(count)]
+
+
+def _thumbnail(path: Path) -> tuple[str, int, int]:
+    with Image.open(path) as image:
+        # Boxes count in stored pixels, so the EXIF orientation is left out of it, as in the loaders.
+        small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", small.width, small.height
+
+
+def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = (round(float(value), 4) for value in box)
+    return x, y, width, height
+
+
+def _read_true_boxes(path: Path) -> Mapping[str, Sequence[float]]:
+    if not path.is_file():
+        return {}
+    try:
+        boxes = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SagaError(f"{path} is not JSON: mend or remove it ({error})") from error
+    good = isinstance(boxes, dict) and all(isinstance(box, list) and len(box) == 4 for box in boxes.values())
+    if not good:
+        raise SagaError(
+            f'{path} must map image paths to boxes, as {{"class/name.jpg": [x, y, w, h]}}: mend or remove it'
+        )
+    return {str(key): box for key, box in boxes.items()}

@@ -1,0 +1,145 @@
+"""Line plots by epoch as inline SVG. The only file of the report that knows matplotlib.
+
+The SVG holds no text that a user chose and no colour of its own: run names stand in the page's legend, and every
+colour is a CSS variable, so one plot serves light and dark mode.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from saga_fast.report.runs import Point
+
+Unit = Literal["number", "fraction", "percent"]
+MIN_SPAN = 0.1
+COLOURS = 8  # --run-0 to --run-7 in the template
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (8, 1.5, 1.5, 1.5), (1.5, 1.5))
+
+# matplotlib does not know CSS variables: it draws with colours that nothing else uses, replaced afterwards.
+_INK, _GRID, _RUN = "#fe0100", "#fe0200", "#fe00{:02x}"
+_RC: dict[Any, Any] = {  # Any: matplotlib 3.11 types the keys as literals, 3.9 as str
+    "svg.fonttype": "none",  # text stays text: selectable, small, in the page's font
+    "svg.hashsalt": "saga-fast",  # the same ids in every run: reports can be compared byte by byte
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.0,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+    "grid.color": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One run's line; ``style`` is the run's position in the report and fixes its colour and dashes."""
+
+    name: str
+    style: int
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A finished plot: its heading and its SVG."""
+
+    title: str
+    svg: Markup
+
+
+def colour(style: int) -> str:
+    """The CSS colour of the run at this position."""
+    return f"var(--run-{style % COLOURS})"
+
+
+def dashes(style: int) -> tuple[float, ...]:
+    """The dash pattern of the run at this position, in line widths; empty for a solid line."""
+    return DASHES[style % len(DASHES)]
+
+
+def line_plot(
+    title: str, series: Sequence[Series], *, key: str, unit: Unit = "number", markers: bool = False
+) -> Plot | None:
+    """Draws the series that have points, None where no series has.
+
+    Args:
+        title: the heading, also the start of the text alternative.
+        series: the runs' lines.
+        key: a name unique in the page, the prefix of the SVG's ids.
+        unit: ``fraction`` for values in [0, 1], whose axis covers at least a tenth and ends at 0 and 1, so that noise
+            does not fill the plot; ``percent`` for the same times 100.
+        markers: whether to mark the single values, for curves of few points.
+    """
+    drawn = [line for line in series if line.points]
+    if not drawn:
+        return None
+    scale = 100.0 if unit == "percent" else 1.0
+    with mpl.rc_context(_RC):
+        # 274 pt wide, shown at 270 px (four in a row) to 370 px: 10 pt labels stay readable at every width.
+        figure = Figure(figsize=(3.8, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for line in drawn:
+            epochs, values = zip(*line.points, strict=True)
+            axes.plot(
+                epochs,
+                [scale * value for value in values],
+                color=_RUN.format(line.style % COLOURS),
+                linestyle=(0, dashes(line.style)) if dashes(line.style) else "solid",
+                linewidth=2.0,
+                marker="o" if markers or len(line.points) == 1 else "",
+                markersize=4.5,
+            )
+        axes.grid(linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("epoch")
+        if unit != "number":
+            axes.set_ylim(_fraction_limits(*axes.get_ylim(), scale))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return Plot(title=title, svg=_inline(buffer.getvalue(), key=key, label=_describe(title, drawn, unit)))
+
+
+def _fraction_limits(low: float, high: float, scale: float) -> tuple[float, float]:
+    missing = max(scale * MIN_SPAN - (high - low), 0.0)
+    low, high = low - missing / 2, high + missing / 2
+    margin = 0.01 * scale  # a marker's radius: a line at 0 or 1 is not cut
+    shift = max(-margin - low, 0.0) - max(high - scale - margin, 0.0)
+    return max(low + shift, -margin), min(high + shift, scale + margin)
+
+
+def _describe(title: str, series: Sequence[Series], unit: Unit) -> str:
+    def value(point: Point) -> str:
+        return (
+            f"{100 * point[1]:.1f} % at epoch {point[0]}"
+            if unit == "percent"
+            else f"{point[1]:.3g} at epoch {point[0]}"
+        )
+
+    def ends(line: Series) -> str:
+        first, last = line.points[0], line.points[-1]
+        return f"{line.name} {value(first)}" if first == last else f"{line.name} {value(first)}, {value(last)}"
+
+    return f"{title}, by epoch: {'; '.join(ends(line) for line in series)}."
+
+
+def _inline(svg: str, *, key: str, label: str) -> Markup:
+    """Makes matplotlib's SVG file a part of a page: own root, unique ids, the page's colours."""
+    view_box = re.search(r'viewBox="([^"]+)"', svg)
+    assert view_box is not None
+    body = svg[svg.index(">", view_box.end()) + 1 : svg.rindex("</svg>")]
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # its "*" selector would reach the whole page
+    body = re.sub(r' id="([^"]+)"', rf' id="{key}-\1"', body)
+    body = body.replace("url(#", f"url(#{key}-").replace('xlink:href="#', f'href="#{key}-')
+    body = re.sub(r"#fe00([0-9a-f]{2})", lambda match: colour(int(match[1], 16)), body)
+    body = body.replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
+    root = Markup('<svg class="plot" viewBox="{}" role="img" aria-label="{}">').format(view_box[1], label)
+    return root + Markup(body) + Markup("</svg>")

@@ -1,0 +1,90 @@
+"""The comparison in words, generated from the numbers: kNN top-1 on the backbone, k = 20, at the last evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from saga_fast.report.runs import Run
+
+BASELINE = "finetune"
+NOISE_POINTS = 1.0  # kNN top-1's noise on a prototype, one seed per run
+
+Outcome = Literal["win", "loss", "open", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """SAGA against the baseline.
+
+    ``outcome`` is ``open`` where the difference is within noise or the SAGA runs disagree, ``none`` where there is
+    nothing to compare. ``details`` has one sentence per run, then the caveats.
+    """
+
+    outcome: Outcome
+    headline: str
+    details: tuple[str, ...]
+
+
+def judge(runs: Sequence[Run]) -> Verdict:
+    """Compares every run with the run named "finetune".
+
+    SAGA wins only when every SAGA run ends at least one point above the baseline; several runs are counted, so that
+    the best of many is never taken for the rule.
+    """
+    baseline = next((run for run in runs if run.name == BASELINE and run.top1()), None)
+    others = [run for run in runs if run is not baseline]
+    details = [_sentence(run, None if run is baseline else baseline) for run in runs]
+    if baseline is not None:
+        end = _last_epoch(baseline)
+        details += [
+            f"{run.name} was last evaluated at epoch {_last_epoch(run)}, {BASELINE} at {end}: not the same budget."
+            for run in others
+            if run.is_saga and run.top1() and _last_epoch(run) != end
+        ]
+    outcome, headline = _headline(baseline, [run for run in others if run.is_saga])
+    return Verdict(outcome=outcome, headline=headline, details=tuple(details))
+
+
+def _headline(baseline: Run | None, saga_runs: Sequence[Run]) -> tuple[Outcome, str]:
+    judged = [run for run in saga_runs if run.top1()]
+    if not saga_runs:
+        return "none", "No verdict: none of these runs trained with SAGA."
+    if baseline is None:
+        return "none", f"No verdict: no run named “{BASELINE}” with a kNN evaluation to hold SAGA against."
+    if not judged:
+        return "none", "No verdict: no kNN evaluation (backbone, k = 20) of the SAGA runs."
+    differences = [_difference(run, baseline) for run in judged]
+    wins = sum(points >= NOISE_POINTS for points in differences)
+    losses = sum(points <= -NOISE_POINTS for points in differences)
+    outcome: Outcome = "win" if wins == len(judged) else "loss" if losses == len(judged) else "open"
+    words = "SAGA wins" if outcome == "win" else "SAGA does not win"
+    if len(judged) == 1:
+        return outcome, f"{words}: {judged[0].name} ends {_compared(differences[0])}."
+    noise = len(judged) - wins - losses
+    return outcome, f"{words}: {len(judged)} SAGA runs, {wins} above {BASELINE}, {losses} below, {noise} within noise."
+
+
+def _sentence(run: Run, baseline: Run | None) -> str:
+    curve = run.top1()
+    if not curve:
+        return f"{run.name}: no kNN evaluation (backbone, k = 20)."
+    (first_epoch, first), (last_epoch, last) = curve[0], curve[-1]
+    text = f"{run.name}: kNN top-1 {100 * first:.1f} % at epoch {first_epoch}"
+    if len(curve) > 1:
+        text += f", {100 * last:.1f} % at epoch {last_epoch} ({100 * (last - first):+.1f} points)"
+    return f"{text}; {_compared(_difference(run, baseline))}." if baseline else f"{text}."
+
+
+def _compared(points: float) -> str:
+    if abs(points) < NOISE_POINTS:
+        return f"within noise of {BASELINE} ({points:+.1f} points, one seed)"
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'} {BASELINE}"
+
+
+def _difference(run: Run, baseline: Run) -> float:
+    # Rounded before it is judged, so that the words never contradict the printed figure.
+    return round(100 * (run.top1()[-1][1] - baseline.top1()[-1][1]), 1)
+
+
+def _last_epoch(run: Run) -> int:
+    return run.top1()[-1][0]

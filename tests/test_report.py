@@ -1,0 +1,425 @@
+"""The report page: what it says, and that it stands on its own."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders.box_table import BoxTable
+from saga_fast.report import gallery, plots, write_report
+from saga_fast.report.runs import Run, read_runs, short_path
+from saga_fast.report.tables import NONE
+from saga_fast.report.verdict import judge
+
+HOSTILE = '<img src=x>&"$q_'  # HTML, an entity, a quote, an open TeX formula
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects the tags and checks that they nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def make_images(root: Path, classes: Sequence[str] = ("cat", "dog"), per_class: int = 4) -> list[str]:
+    """JPEG files of 24 x 16 pixels in ImageFolder layout, with true boxes; returns their relative paths."""
+    rng = np.random.default_rng(0)
+    paths = [f"{name}/{i}.jpg" for name in sorted(classes) for i in range(per_class)]
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 24, 3), dtype=np.uint8)).save(root / path)
+    (root / "boxes.json").write_text(json.dumps({path: [0.25, 0.25, 0.5, 0.5] for path in paths}))
+    return paths
+
+
+def epoch(at: int, **changes: object) -> dict[str, Any]:
+    record = {"kind": "epoch", "epoch": at, "phase": "plain", "loss": 2.5, "lr": 0.03, "images_per_second": 500.0}
+    return {**record, "data_wait": 0.04, "positive_similarity": 0.7, "seconds": 3.0, **changes}
+
+
+def knn(at: int, top1: float, layer: str = "backbone", k: int = 20) -> dict[str, Any]:
+    return {"kind": "knn", "epoch": at, "layer": layer, "k": k, "top1": top1}
+
+
+def renewal(at: int, **changes: object) -> dict[str, Any]:
+    record = {"kind": "renewal", "epoch": at, "table": f"att/epoch_{at:04d}.safetensors", "found_fraction": 0.97}
+    rest = {"box_area": 0.31, "images_per_second": 400.0, "seconds": 5.0, "iou": 0.36, "corloc": 0.3}
+    return {**record, **rest, **changes}
+
+
+def make_run(folder: Path, records: Sequence[dict[str, Any]], **config: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def make_table(path: Path, rows: int, box: Sequence[float] = (0.0, 0.25, 0.5, 0.5)) -> None:
+    boxes = np.tile(np.asarray(box, np.float32), (rows, 1))
+    replace(BoxTable.whole(rows), boxes=boxes, found=np.arange(rows) > 0).save(path)
+
+
+def make_three(root: Path, classes: Sequence[str] = ("cat", "dog"), saga: str = "saga") -> list[Path]:
+    """Folders of a plain, a fine-tuned and a SAGA run with two renewals."""
+    images = make_images(root / "data" / "train", classes)
+    data = {"train": str(root / "data" / "train"), "val": None}
+    plain = make_run(root / "plain", [knn(0, 0.30), epoch(1), epoch(2), knn(2, 0.50)], data=data, seed=0)
+    tuned = make_run(root / "finetune", [knn(2, 0.50), epoch(3), knn(3, 0.60)], data=data, attention=None)
+    attention = {"views": "mixed", "score": "norm", "delta": 0.7, "period": 1}
+    records = [knn(2, 0.50), renewal(2), epoch(3), renewal(3, iou=0.5), epoch(4), knn(4, 0.63)]
+    guided = make_run(root / saga, records, data=data, attention=attention, method={"name": "simclr"})
+    make_table(guided / "att" / "epoch_0002.safetensors", len(images))
+    make_table(guided / "att" / "epoch_0003.safetensors", len(images), (0.25, 0.25, 0.5, 0.5))
+    return [plain, tuned, guided]
+
+
+def render(runs: Sequence[Path], out: Path, **words: str) -> str:
+    write_report(runs, out, **words)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make_three(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def html(folders: list[Path]) -> str:
+    return render(folders, folders[0].parent / "report.html", intro="Three runs.")
+
+
+def test_stands_on_its_own(html: str, folders: list[Path]) -> None:
+    page = Page(html)
+    links = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "xlink:href", "data") if key in attrs]
+    assert links
+    assert all(link and link.startswith(("data:", "#")) for link in links)
+    assert not page.all("script") + page.all("link")
+    assert "@import" not in html
+    assert str(folders[0].parent) not in html
+    assert str(Path.home()) not in html
+    assert len(html) < 3_000_000
+
+
+def test_pictures_and_plots_have_text_alternatives(html: str) -> None:
+    page = Page(html)
+    assert len(page.all("img")) == 8
+    assert all(attrs["alt"] for attrs in page.all("img"))
+    plots = [attrs for attrs in page.all("svg") if attrs.get("aria-hidden") != "true"]
+    assert len(plots) == 7
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots)
+    assert "saga 50.0 % at epoch 2, 63.0 % at epoch 4" in html
+    headings = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
+    assert headings[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(html: str) -> None:
+    page = Page(html)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {str(attrs["href"])[1:] for attrs in page.all("use")} <= set(ids)
+    assert {str(attrs["aria-labelledby"]) for attrs in page.all("section")} <= set(ids)
+
+
+def test_plots_take_their_colours_from_the_page(html: str) -> None:
+    assert "#fe0" not in html
+    assert "var(--run-2)" in html
+    assert html.count("<style") == 1
+
+
+def test_same_runs_give_the_same_bytes(html: str, folders: list[Path], tmp_path: Path) -> None:
+    assert render(folders, tmp_path / "again.html", intro="Three runs.") == html
+
+
+def test_tables(html: str) -> None:
+    text = " ".join(Page(html).text.split())
+    assert f"Score {NONE} {NONE} norm" in text
+    assert "kNN backbone, k = 20 (%) 30.0 → 50.0 50.0 → 60.0 50.0 → 63.0" in text
+    assert "Waiting for data (%) 4.0 4.0 4.0" in text
+    assert "Total seconds 6 3 16" in text
+    assert "saga 3 0.500 30.0 97.0 0.310 400 5.0" in text
+    assert "…/data/train" in text
+
+
+def test_gallery_draws_true_and_attention_boxes(html: str) -> None:
+    page = Page(html)
+    assert page.all("img")[0]["alt"] == (
+        "cat/0.jpg with true box and attention boxes of saga: epoch 2 (nothing found: whole image), IoU 0.33;"
+        " epoch 3 (nothing found: whole image), IoU 1.00"
+    )
+    assert page.all("img")[1]["alt"] == (
+        "cat/1.jpg with true box and attention boxes of saga: epoch 2, IoU 0.33; epoch 3, IoU 1.00"
+    )
+    drawn = [str(attrs["class"]) for attrs in page.all("rect") if attrs.get("width") == "0.5"]
+    assert [drawn.count(style) for style in ("true", "box true", "box att-0", "box att-1 last")] == [0, 8, 8, 8]
+    assert "IoU 0.33 → 1.00" in page.text
+
+
+@pytest.mark.parametrize(
+    ("saga", "outcome", "words"),
+    [
+        (0.630, "win", "SAGA wins: saga ends 3.0 points above finetune."),
+        (0.575, "loss", "SAGA does not win: saga ends 2.5 points below finetune."),
+        (0.604, "open", "SAGA does not win: saga ends within noise of finetune (+0.4 points, one seed)."),
+        (0.591, "open", "SAGA does not win: saga ends within noise of finetune (-0.9 points, one seed)."),
+        (0.610, "win", "SAGA wins: saga ends 1.0 points above finetune."),
+    ],
+)
+def test_verdict(saga: float, outcome: str, words: str, tmp_path: Path) -> None:
+    tuned = make_run(tmp_path / "finetune", [knn(0, 0.3), knn(9, 0.6)])
+    guided = make_run(tmp_path / "saga", [knn(0, 0.3), knn(9, saga)], attention={"views": "att"})
+    verdict = judge(read_runs([tuned, guided]))
+    assert (verdict.outcome, verdict.headline) == (outcome, words)
+    assert verdict.details[0] == "finetune: kNN top-1 30.0 % at epoch 0, 60.0 % at epoch 9 (+30.0 points)."
+    page = render([tuned, guided], tmp_path / "report.html")
+    assert words in Page(page).text
+    assert f"--tone:var(--{outcome})" in page
+    assert f"--{outcome}: #" in page
+
+
+def test_verdict_counts_several_saga_runs(tmp_path: Path) -> None:
+    tops = {"finetune": 0.60, "a": 0.65, "b": 0.50, "c": 0.605}
+    runs = read_runs(
+        [
+            make_run(tmp_path / name, [knn(9, top)], attention=None if name == "finetune" else {"views": "att"})
+            for name, top in tops.items()
+        ]
+    )
+    verdict = judge(runs)
+    assert verdict.headline == "SAGA does not win: 3 SAGA runs, 1 above finetune, 1 below, 1 within noise."
+    assert verdict.outcome == "open"
+
+
+def test_verdict_names_unequal_budgets(folders: list[Path]) -> None:
+    caveat = judge(read_runs(folders)).details[-1]
+    assert caveat == "saga was last evaluated at epoch 4, finetune at 3: not the same budget."
+
+
+@pytest.mark.parametrize(
+    ("names", "evaluated", "words"),
+    [
+        (("plain", "finetune"), True, "none of these runs trained with SAGA"),
+        (("plain", "saga"), True, "no run named “finetune”"),
+        (("finetune", "saga"), False, "no run named “finetune” with a kNN evaluation"),
+    ],
+)
+def test_verdict_without_a_comparison(names: Sequence[str], evaluated: bool, words: str, tmp_path: Path) -> None:
+    records = [knn(9, 0.6)] if evaluated else [epoch(1)]
+    runs = [
+        make_run(tmp_path / name, records, attention={"views": "att"} if name == "saga" else None) for name in names
+    ]
+    verdict = judge(read_runs(runs))
+    assert verdict.outcome == "none"
+    assert words in verdict.headline
+    assert ("no kNN evaluation" in verdict.details[0]) != evaluated
+
+
+def test_missing_pieces_leave_a_readable_page(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "metrics.jsonl").write_text("")
+    diverged = make_run(tmp_path / "diverged", [epoch(1), {"kind": "epoch", "epoch": 2, "loss": math.nan}])
+    page = Page(render([tmp_path / "bare", diverged], tmp_path / "report.html"))
+    assert "No run renewed its attention boxes." in page.text
+    assert "not finite" in page.text
+    assert not page.all("img")
+    empty = Page(render([tmp_path / "bare"], tmp_path / "empty.html"))
+    assert "No epoch is recorded yet." in empty.text
+
+
+def test_unknown_true_boxes(tmp_path: Path) -> None:
+    runs = make_three(tmp_path)
+    (tmp_path / "data" / "train" / "boxes.json").unlink()
+    metrics = runs[2] / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(renewal(at, iou=None, corloc=None)) + "\n" for at in (2, 3)))
+    page = Page(render(runs, tmp_path / "report.html"))
+    assert "true box" not in page.text.replace("true boxes", "")
+    assert page.all("img")[1]["alt"] == "cat/1.jpg with attention boxes of saga: epoch 2; epoch 3"
+    assert not [attrs for attrs in page.all("svg") if "IoU" in str(attrs.get("aria-label"))]
+
+
+def test_hostile_names_are_escaped(tmp_path: Path) -> None:
+    runs = make_three(tmp_path, classes=(HOSTILE, "dog"), saga=HOSTILE)
+    page = Page(render(runs, tmp_path / "report.html", title=HOSTILE, intro=HOSTILE))
+    assert all(str(attrs["src"]).startswith("data:image/jpeg;base64,") for attrs in page.all("img"))
+    assert len(page.all("img")) == 8
+    assert f"{HOSTILE}: kNN top-1" in page.text
+    assert f"{HOSTILE}/0.jpg" in page.text
+    assert str(page.all("img")[0]["alt"]).startswith(f"{HOSTILE}/0.jpg with")
+
+
+def test_run_without_metrics_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SagaError, match=r"empty holds no metrics\.jsonl: name a run folder"):
+        write_report([tmp_path / "empty"], tmp_path / "report.html")
+    with pytest.raises(SagaError, match="name at least one run folder"):
+        write_report([], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_resumed_run_counts_its_later_lines(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [epoch(1), epoch(2, loss=9.0), knn(2, 0.1), epoch(2, loss=1.0), knn(2, 0.2)])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "epoch", "ep')  # killed while writing
+    (run,) = read_runs([folder])
+    assert [record["loss"] for record in run.epochs] == [2.5, 1.0]
+    assert run.top1() == [(2, 0.2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("metrics.jsonl", '{"kind"\n{}\n', r"metrics\.jsonl line 1 is not JSON"),
+        ("metrics.jsonl", '{"kind": "epoch"}\n', r"metrics\.jsonl line 1: epoch is None"),
+        ("config.yaml", "a: [", r"config\.yaml is not readable YAML"),
+        ("config.yaml", "- a", r"config\.yaml holds a list"),
+        ("att/epoch_0002.safetensors", "no table", r"not a box table: .*epoch_0002\.safetensors"),
+        ("../data/train/boxes.json", "{", r"boxes\.json is not JSON"),
+        ("../data/train/boxes.json", '{"a": 3}', r"boxes\.json must map"),
+    ],
+)
+def test_unreadable_file_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
+    saga = make_three(tmp_path)[2]
+    (saga / name).write_text(text)
+    with pytest.raises(SagaError, match=words):
+        write_report([saga], tmp_path / "report.html")
+
+
+def test_same_folder_name_twice_is_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / study / "saga", [epoch(1)]) for study in ("a", "b")]
+    assert [run.name for run in read_runs(runs)] == ["a/saga", "b/saga"]
+
+
+def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", [epoch(1)])
+    out = tmp_path / "out" / "report.html"
+    render([run], out, title="old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report([run], out, title="new")
+    assert "<h1>old</h1>" in out.read_text(encoding="utf-8")
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(("classes", "per_class"), [(1, 1), (1, 100), (5, 20), (12, 3), (13, 2), (1000, 1)])
+def test_choice_is_spread_over_the_classes(classes: int, per_class: int) -> None:
+    paths = [f"{c:04d}/{i:03d}.jpg" for c in range(classes) for i in range(per_class)]
+    chosen = gallery.choose(paths)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(12, len(paths))
+    assert len({paths[i].split("/")[0] for i in chosen}) == min(classes, 12)
+    assert gallery.choose(paths) == chosen
+
+
+def test_choice_of_no_images() -> None:
+    assert gallery.choose([]) == []
+
+
+def test_box_iou_against_counted_pixels() -> None:
+    rng = np.random.default_rng(0)
+    for a, b in rng.integers(1, 20, (20, 2, 4)):
+        masks = np.zeros((2, 40, 40), bool)
+        for mask, (x, y, w, h) in zip(masks, (a, b), strict=True):
+            mask[y : y + h, x : x + w] = True
+        counted = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+        assert gallery.box_iou(a / 40, b / 40) == pytest.approx(counted, abs=1e-12)
+
+
+def saga_run(root: Path) -> Run:
+    return read_runs([make_three(root)[2]])[0]
+
+
+def test_gallery_says_why_it_has_no_pictures(tmp_path: Path) -> None:
+    run = saga_run(tmp_path)
+    make_table(run.folder / "att" / "epoch_0003.safetensors", 3)
+    found = gallery.make_gallery(run)
+    words = "No pictures: …/data/train is gone, or its images are not those of the boxes."
+    assert found and not found.tiles
+    assert found.note == words
+    (tmp_path / "data").rename(tmp_path / "gone")
+    found = gallery.make_gallery(run)
+    assert found and found.note == words
+    for table in (run.folder / "att").iterdir():
+        table.unlink()
+    assert gallery.make_gallery(run) is None
+
+
+def test_gallery_leaves_out_undecodable_images(tmp_path: Path) -> None:
+    run = saga_run(tmp_path)
+    (tmp_path / "data" / "train" / "cat" / "0.jpg").write_bytes(b"no image")
+    found = gallery.make_gallery(run)
+    assert found and [tile.caption for tile in found.tiles][:2] == ["cat/1.jpg", "cat/2.jpg"]
+
+
+def test_gallery_draws_some_of_many_renewals(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    images = make_images(root)
+    folder = make_run(tmp_path / "saga", [renewal(at) for at in range(0, 90, 10)], data={"train": str(root)})
+    for at in range(0, 90, 10):
+        make_table(folder / "att" / f"epoch_{at:04d}.safetensors", len(images))
+    found = gallery.make_gallery(read_runs([folder])[0])
+    assert found
+    assert [words for _, words in found.legend] == ["true box", *(f"epoch {at}" for at in (0, 20, 40, 60, 80))]
+    assert found.note == "4 of 9 renewals are not drawn."
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/home/someone/runs/data/train", "…/data/train"),
+        ("/data", "…/data"),
+        ("C:\\Users\\someone\\data\\train", "…/data/train"),
+        ("runs/demo/data/train", "runs/demo/data/train"),
+        ("simclr", "simclr"),
+    ],
+)
+def test_short_path(path: str, shown: str) -> None:
+    assert short_path(path) == shown
+
+
+def test_fraction_axis_ends_at_one() -> None:
+    series = [plots.Series(name="saga", style=0, points=[(1, 1.0), (2, 0.999)])]
+    plot = plots.line_plot("Found (%)", series, key="found", unit="percent")
+    assert plot
+    ticks = [float(text) for text in re.findall(r"<text[^>]*>([\d.]+)</text>", plot.svg) if float(text) > 2]
+    assert min(ticks) <= 92
+    assert max(ticks) == 100
+    assert plots.line_plot("Found (%)", [plots.Series(name="plain", style=0, points=[])], key="found") is None
