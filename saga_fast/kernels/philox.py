@@ -37,6 +37,14 @@ _32 = np.uint64(32)
 TO_UNIT = 2.0**-32
 
 
+def check_key(seed: int, epoch: int) -> None:
+    """Raise ``ValueError`` for a seed that has no 64 bits or an epoch that has no 32 bits, both from 0 up."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    if not 0 <= epoch < 2**32:
+        raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
+
+
 def philox_reference(counter: NDArray, key: NDArray) -> NDArray:
     """Ten rounds of Philox4x32 in NumPy: counter (..., 4) and key (..., 2) as uint32 -> (..., 4) uint32."""
     c = [counter[..., i].astype(np.uint64) for i in range(4)]

@@ -11,11 +11,23 @@ from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.box_table import BoxTable
 from saga_fast.loaders.folder import FolderLoader
 from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.loaders.loader import Loader
 from saga_fast.loaders.plan import CropPlan, Plan, WholePlan
 
 ENGINES = {"folder": FolderLoader}
 
-__all__ = ["ENGINES", "BadImages", "Batch", "BoxTable", "CropPlan", "ImageFolder", "Plan", "WholePlan", "open_loader"]
+__all__ = [
+    "ENGINES",
+    "BadImages",
+    "Batch",
+    "BoxTable",
+    "CropPlan",
+    "ImageFolder",
+    "Loader",
+    "Plan",
+    "WholePlan",
+    "open_loader",
+]
 
 
 def open_loader(
@@ -31,7 +43,7 @@ def open_loader(
     threads: int | None = None,
     prefetch: int = 2,
     pin_memory: bool = False,
-) -> FolderLoader:
+) -> Loader:
     """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
 
     Args:

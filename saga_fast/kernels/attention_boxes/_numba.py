@@ -99,7 +99,6 @@ def _box(m_P: Any, rows: Any, columns_t: Any, reach: Any, delta: Any, out: Any) 
             top = y
     if top < 0:
         return False
-    # Divided in float64 and rounded once, as the oracle does: float32(k) / float32(size) is not the same number.
     out[0], out[1] = left / size, top / size
     out[2], out[3] = (right + 1 - left) / size, (bottom + 1 - top) / size
     return True

@@ -37,9 +37,10 @@ def heatmaps_reference(features: Array, weights: Array, size: int, normalize: st
     """Scaled heatmaps (B, size, size) float64 and which of them can be used (B,) bool."""
     a, w = to_numpy(features, np.float64), to_numpy(weights, np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        coarse = np.maximum(np.einsum("bc,bcuv->buv", w, a), 0.0)
+        total = np.einsum("bc,bcuv->buv", w, a)
+    coarse = np.maximum(total, 0.0)
     low, high = coarse.min((1, 2)), coarse.max((1, 2))
-    usable = np.isfinite(coarse).all((1, 2)) & (high > low)
+    usable = np.isfinite(total).all((1, 2)) & (high > low)
     offset = low if normalize == "minmax" else np.zeros_like(low)
     coarse[~usable] = 0.0
     span = np.where(usable, high - offset, 1.0)

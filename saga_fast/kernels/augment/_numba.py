@@ -126,8 +126,8 @@ def _reflect(i: Any, side: Any) -> Any:
 
 @jit(fastmath=FAST_SUMS)
 def _blur(planes: Any, side: Any, sigma: Any, radius: Any, rows: Any) -> None:
-    """Separable Gaussian with reflected borders; taps beyond 3 sigma (0.3 % of the weight) are left out."""
-    radius = min(radius, np.int64(np.ceil(3.0 * sigma)))
+    """Separable Gaussian with reflected borders; taps beyond 3.5 sigma (0.05 % of the weight) are left out."""
+    radius = min(radius, np.int64(np.ceil(3.5 * sigma)))
     taps = np.empty(2 * radius + 1, np.float32)
     for k in range(2 * radius + 1):
         taps[k] = np.exp(-0.5 * ((k - radius) / sigma) ** 2)
@@ -213,7 +213,7 @@ def augment_numba(
     views_np = np.ascontiguousarray(to_numpy(views)).reshape(-1, side, side, 3)
     parameters = np.zeros((0, len(PHOTOMETRIC_FIELDS)), np.float32)
     if photometrics is not None:
-        parameters = np.ascontiguousarray(to_numpy(photometrics, np.float32)).reshape(len(views_np), -1)
+        parameters = np.ascontiguousarray(to_numpy(photometrics, np.float32)).reshape(-1, len(PHOTOMETRIC_FIELDS))
         too_wide = (parameters[:, BLUR_SIGMA] > 0.0) & (parameters[:, BLUR_RADIUS] >= side)
         if too_wide.any():
             raise ValueError(

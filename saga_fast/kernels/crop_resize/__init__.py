@@ -34,7 +34,9 @@ def crop_resize(image: AnyArray, windows: AnyArray, size: int, *, impl: str | No
         ValueError: a wrong dtype or shape, or a window that is empty or leaves the image.
     """
     images = image[None] if image.ndim == 3 else image
-    windows_np: Any = to_numpy(windows, "int32")
+    windows_np: Any = to_numpy(windows)
+    if windows_np.dtype.kind not in "iu":
+        raise ValueError(f"windows must be integers, got {windows_np.dtype}")
     batched = windows_np if windows_np.ndim == 3 else windows_np[None]
     if images.ndim != 4 or images.shape[-1] != 3 or "uint8" not in str(images.dtype):
         raise ValueError(f"image must be uint8 (H, W, 3) or (B, H, W, 3), got {image.dtype} {tuple(image.shape)}")
@@ -48,5 +50,5 @@ def crop_resize(image: AnyArray, windows: AnyArray, size: int, *, impl: str | No
     if outside.any():
         wrong = batched.reshape(-1, 4)[outside.argmax()].tolist()
         raise ValueError(f"window {wrong} is empty or leaves the image of {images.shape[1]} x {images.shape[2]} pixels")
-    views = choose(IMPLEMENTATIONS, impl, images)(to_numpy(images), batched, size)
+    views = choose(IMPLEMENTATIONS, impl, images)(to_numpy(images), batched.astype("int32"), size)
     return like(views if windows_np.ndim == 3 else views[0], image)  # type: ignore[no-any-return]

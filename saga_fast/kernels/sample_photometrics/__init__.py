@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from saga_fast.kernels._dispatch import AnyArray, choose, like, to_numpy
+from saga_fast.kernels.philox import check_key
 from saga_fast.kernels.sample_photometrics._numba import sample_photometrics_numba
 from saga_fast.kernels.sample_photometrics.fields import PHOTOMETRIC_FIELDS
 from saga_fast.kernels.sample_photometrics.reference import sample_photometrics_reference
@@ -52,11 +54,11 @@ class PhotometricRecipe:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
-            if getattr(self, name) < 0.0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
         if not 0.0 <= self.hue <= 0.5:
             raise ValueError(f"hue must be in [0, 0.5], got {self.hue}")
-        if not 0.0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+        if not 0.0 < self.blur_sigma[0] <= self.blur_sigma[1] < math.inf:
             raise ValueError(f"blur_sigma must be an increasing pair of positive numbers, got {self.blur_sigma}")
         if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel must be odd and positive, got {self.blur_kernel}")
@@ -77,12 +79,13 @@ def sample_photometrics(
         (B, num_views, P) float32; the P columns are ``PHOTOMETRIC_FIELDS``. On the device of ``indices``.
 
     Raises:
-        ValueError: indices that are not (B,), num_views out of range, or an unknown impl.
+        ValueError: indices that are not (B,), num_views, seed or epoch out of range, or an unknown impl.
     """
     if indices.ndim != 1:
         raise ValueError(f"indices must be (B,), got {tuple(indices.shape)}")
     if not 1 <= num_views <= 256:
         raise ValueError(f"num_views must be in 1 to 256, got {num_views}")
+    check_key(seed, epoch)
     indices_np: Any = to_numpy(indices, "int64")
     # 13 numbers a view: drawn on the CPU for GPU tensors too, and uploaded.
     sampler = choose(IMPLEMENTATIONS, impl, indices_np)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saga_fast.kernels._dispatch import AnyArray, Array, choose, like, to_numpy
+from saga_fast.kernels.philox import check_key
 from saga_fast.kernels.sample_windows._numba import sample_windows_numba
 from saga_fast.kernels.sample_windows.reference import sample_windows_reference
 
@@ -42,7 +43,7 @@ def sample_windows(
         (B, num_views, 4) int32 [top, left, height, width], half-open, inside the box.
 
     Raises:
-        ValueError: shapes that do not fit, an empty range, an image without pixels, or an unknown impl.
+        ValueError: shapes that do not fit, an empty range, a seed or epoch out of range, an image without pixels, or an unknown impl.
     """
     batch = len(sizes)
     if tuple(sizes.shape) != (batch, 2) or tuple(indices.shape) != (batch,):
@@ -51,6 +52,7 @@ def sample_windows(
         raise ValueError(f"boxes must be (B, 4) or (B, num_views, 4) with B {batch}, got {tuple(boxes.shape)}")
     if not 1 <= num_views <= 256:
         raise ValueError(f"num_views must be in 1 to 256, got {num_views}")
+    check_key(seed, epoch)
     for name, (low, high) in (("scale", scale), ("ratio", ratio)):
         if not 0.0 < low <= high:
             raise ValueError(f"{name} must be an increasing pair of positive numbers, got {(low, high)}")

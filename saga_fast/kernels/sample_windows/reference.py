@@ -46,9 +46,9 @@ def sample_windows_reference(
         else:
             w, h = width, height
             if width / height < ratio[0]:
-                h = round(width / ratio[0])
+                h = max(round(width / ratio[0]), 1)
             elif width / height > ratio[1]:
-                w = round(height * ratio[1])
+                w = max(round(height * ratio[1]), 1)
             i, j = (height - h) // 2, (width - w) // 2
         windows[n, view] = top + i, left + j, h, w
     return windows

@@ -1,0 +1,166 @@
+"""The attention pass: one forward pass over the data set, one box per image (SAGA, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from saga_fast.encoder import Encoder
+from saga_fast.kernels import attention_boxes
+from saga_fast.loaders import BoxTable, Loader
+from saga_fast.loaders.plan import Views
+from saga_fast.methods import Method
+from saga_fast.precision import Precision, autocast, normalized
+
+Score = Literal["pseudo_label", "norm", "activation"]
+Normalize = Literal["minmax", "max"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """How D^att is made and used (DESIGN 1). The first value of each choice is the paper's reading."""
+
+    period: int = 10
+    """Epochs between renewals; the paper's 40 and, better, 10."""
+    views: Views = "att"
+    """Which views are attention crops: all (``att``), all but the first (``mixed``), all or none (``union``)."""
+    share: float = 0.5
+    """``union``: probability that an image enters as its crop in an epoch."""
+    score: Score = "pseudo_label"
+    """What is differentiated: z^c; half of |z|^2; or nothing, the plain channel sum."""
+    delta: float = 0.7
+    """Threshold on the scaled heatmap."""
+    normalize: Normalize = "minmax"
+    """Scaling of each coarse map to [0, 1]."""
+    margin: float = 0.0
+    """Fraction of the box's side added on each side before cropping."""
+    min_side: float = 0.0
+    """Boxes are widened to at least this fraction of the image's side before cropping."""
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"period must be at least 1, got {self.period}")
+        for name, value, below in (
+            ("delta", self.delta, 1.0),
+            ("share", self.share, 1.01),
+            ("min_side", self.min_side, 1.01),
+        ):
+            if not 0.0 <= value < below:
+                raise ValueError(f"{name} must be in [0, 1{']' if below > 1 else ')'}, got {value}")
+        if self.margin < 0.0:
+            raise ValueError(f"margin must not be negative, got {self.margin}")
+
+
+def build_box_table(
+    model: Method,
+    loader: Loader,
+    *,
+    delta: float = 0.7,
+    size: int | None = None,
+    normalize: Normalize = "minmax",
+    score: Score = "pseudo_label",
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> BoxTable:
+    """One box per image of the loader's data set, from the model's own attention (Eq. 2 to 4).
+
+    A forward pass in eval mode; the model's mode is restored. Images that cannot be decoded keep the whole image.
+
+    Args:
+        model: has ``encoder`` and ``projector``; runs on the device where its parameters are.
+        loader: whole images, in any order (:class:`saga_fast.loaders.WholePlan`).
+        delta: threshold on the scaled heatmap.
+        size: side of the heatmap, pixels; default: the loader's image size.
+        normalize: scaling of the coarse map, see :func:`saga_fast.kernels.attention_boxes`.
+        score: what is differentiated, see :class:`AttentionConfig`.
+        precision: autocast type of the forward pass.
+        channels_last: memory format of the input.
+        metadata: strings for the table, ``checkpoint`` and ``epoch`` say.
+        progress: show a progress bar with images/s on stderr.
+
+    Raises:
+        SagaError: more undecodable images than the loader's list allows.
+    """
+    table = BoxTable.whole(len(loader.source))
+    size = loader.plan.size if size is None else size
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(table), desc="attention", unit="img", disable=None if progress else True) as bar:
+            for batch in loader:
+                images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
+                with torch.no_grad(), autocast(device, precision):
+                    features = model.encoder.features(images)
+                weights, label, value = channel_weights(model.encoder, model.projector, features, score)
+                boxes, found = attention_boxes(features, weights, delta=delta, size=size, normalize=normalize)
+                rows = batch.index.numpy()
+                table.boxes[rows], table.found[rows] = boxes.cpu().numpy(), found.cpu().numpy()
+                table.pseudo_label[rows], table.score[rows] = label.cpu().numpy(), value.cpu().numpy()
+                bar.update(len(rows))
+    finally:
+        model.train(was_training)
+    described = {
+        "dataset": loader.source.fingerprint,
+        "delta": repr(delta),
+        "size": str(size),
+        "normalize": normalize,
+        "attention_score": score,
+    }
+    return BoxTable(table.boxes, table.found, table.pseudo_label, table.score, {**described, **(metadata or {})})
+
+
+def channel_weights(
+    encoder: Encoder, projector: nn.Module, features: Tensor, score: Score
+) -> tuple[Tensor, Tensor, Tensor]:
+    """alpha of Eq. 2 in float32, for a model in eval mode.
+
+    Where pooling is the global average, h = mean_ij A and dz^c/dA_ij = (1/Z) dz^c/dh, so alpha = (1/Z) dz^c/dh:
+    only the projector is differentiated, and a linear one not even that (alpha = W[c] / Z). Any other pooling is
+    differentiated back to A and averaged, which gives the same numbers for global average pooling. The backbone never
+    is.
+
+    Args:
+        encoder, projector: f and g.
+        features: A (B, C, u, v).
+        score: see :class:`AttentionConfig`.
+
+    Returns:
+        alpha (B, C) float32, the pseudo label c (B,) int64, and z^c (B,) float32.
+    """
+    features = features.detach().float()
+    cells = features.shape[2] * features.shape[3]
+    closed = encoder.is_global_average
+    with torch.set_grad_enabled(score != "activation"):
+        source = encoder.pool(features).detach() if closed else features
+        source.requires_grad_(score != "activation")
+        z = projector(source if closed else encoder.pool(source))
+        value, label = z.max(1)
+        if score == "activation":
+            return torch.ones(features.shape[:2], device=features.device), label, value
+        if closed and isinstance(projector, nn.Linear):
+            jacobian = projector.weight[label] if score == "pseudo_label" else z @ projector.weight
+            gradient = jacobian.detach()
+        else:
+            # Rows are independent in eval mode, so the gradient of the sum holds each row's own.
+            target = value.sum() if score == "pseudo_label" else 0.5 * z.square().sum()
+            (gradient,) = torch.autograd.grad(target, source)
+    alpha = gradient / cells if closed else gradient.mean((2, 3))
+    return alpha, label, value.detach()
+
+
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes [x_min, y_min, w, h], row by row: (N, 4), (N, 4) -> (N,)."""
+    near = np.maximum(boxes[:, :2], others[:, :2])
+    far = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
+    shared = np.prod(np.maximum(far - near, 0.0), axis=1)
+    iou: np.ndarray = shared / (np.prod(boxes[:, 2:], axis=1) + np.prod(others[:, 2:], axis=1) - shared)
+    return iou

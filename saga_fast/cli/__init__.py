@@ -1,0 +1,46 @@
+"""The command line: ``saga-fast COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from saga_fast.cli import build_att, demo, evaluate, train
+from saga_fast.errors import SagaError
+from saga_fast.version import __version__
+
+COMMANDS = (demo, train, build_att, evaluate)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; what a user can mend is one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="saga-fast",
+        description="Contrastive learning whose crops come from the network's own attention (SAGA).",
+    )
+    parser.add_argument("--version", action="version", version=f"saga-fast {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except SagaError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror}{where}")
+    except KeyboardInterrupt:
+        print("saga-fast: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"saga-fast: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,85 @@
+"""``saga-fast build-att``: Algorithm 1 as a command."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+from saga_fast.attention import AttentionConfig, Normalize, Score, build_box_table
+from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
+from saga_fast.device import choose_device
+from saga_fast.errors import SagaError
+from saga_fast.files import sha256
+from saga_fast.loaders import ENGINES, BadImages, ImageFolder, WholePlan, open_loader
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "build-att",
+        help="make the box table D^att of a data set from a checkpoint",
+        description="One forward pass over the data set; one attention box per image, in a small safetensors file."
+        " What is not given comes from the checkpoint's config.",
+    )
+    parser.add_argument("--ckpt", type=Path, required=True, metavar="PT", help="a saga-fast checkpoint")
+    parser.add_argument("--data", metavar="SRC", help="folder of images; default: the checkpoint's training images")
+    parser.add_argument("--out", type=Path, default=Path("att.safetensors"), metavar="T", help="default: %(default)s")
+    parser.add_argument("--engine", default="folder", metavar="E", help=f"one of {', '.join(ENGINES)}")
+    parser.add_argument("--delta", type=float, metavar="D", help="threshold on the scaled heatmap, in [0, 1)")
+    parser.add_argument("--score", choices=get_args(Score), help="what is differentiated")
+    parser.add_argument("--normalize", choices=get_args(Normalize), help="scaling of the coarse map")
+    parser.add_argument("--size", type=int, metavar="S", help="input and heatmap side, pixels")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: all cores")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    parser.add_argument("--max-bad-fraction", type=float, metavar="F", help="undecodable images allowed; default: 0.01")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build and save the table, and print what it holds."""
+    config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
+    attention = config.attention or AttentionConfig()
+    if options.out.is_dir():
+        raise SagaError(f"--out must be a file, {options.out} is a folder")
+    own_classes = config.data.classes if options.data is None else None
+    source = ImageFolder(options.data or config.data.train, classes=own_classes)
+    allowed = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
+    bad = BadImages(source, max_fraction=allowed)
+    size = config.crop.size if options.size is None else options.size
+    delta = attention.delta if options.delta is None else options.delta
+    if size < 1:
+        raise SagaError(f"--size must be at least 1, got {size}")
+    if not 0.0 <= delta < 1.0:
+        raise SagaError(f"--delta must be in [0, 1), got {delta}")
+    loader = open_loader(
+        options.engine,
+        source,
+        WholePlan(size=size),
+        batch_size=options.batch_size,
+        threads=options.threads,
+        bad=bad,
+    )
+    start = time.perf_counter()
+    table = build_box_table(
+        load_model(options.ckpt).to(choose_device(options.device)),
+        loader,
+        delta=delta,
+        normalize=options.normalize or attention.normalize,
+        score=options.score or attention.score,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        metadata={"checkpoint": sha256(options.ckpt), "epoch": str(read_checkpoint(options.ckpt)["epoch"])},
+        progress=True,
+    )
+    rate = len(table) / (time.perf_counter() - start)
+    table.save(options.out)
+    bad.write(options.out.parent / "bad_images.txt")
+    print(
+        f"{options.out}: {len(table)} images, found {100 * table.found_fraction:.1f} %,"
+        f" mean box area {table.mean_area:.3f}, {rate:.0f} images/s"
+    )
+    if bad:
+        print(f"{len(bad)} images cannot be decoded, see {options.out.parent / 'bad_images.txt'}")

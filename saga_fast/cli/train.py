@@ -1,0 +1,47 @@
+"""``saga-fast train``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from saga_fast.train.config import load_config
+from saga_fast.train.cycle import train
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train an encoder: plain epochs, then SAGA epochs",
+        description="Train an encoder: plain epochs, then epochs on its own attention crops, renewed as configured.",
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
+    parser.add_argument("--out", metavar="DIR", help="run folder; default: the config's 'out'")
+    parser.add_argument("--resume", action="store_true", help="go on from the run folder's last.pt, if there is one")
+    parser.add_argument(
+        "--ckpt",
+        type=Path,
+        metavar="PT",
+        help="start from this checkpoint's weights at the SAGA phase; skips the plain phase",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="override a config value, 'saga.epochs=20' or 'attention=null' (the fine-tuning baseline)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, and say where the checkpoint is."""
+    config = load_config(options.config, [override for group in options.overrides for override in group])
+    if options.out:
+        config = replace(config, out=options.out)
+    print(train(config, resume=options.resume, ckpt=options.ckpt, progress=True))

@@ -1,0 +1,1 @@
+"""Configs: one complete YAML file per experiment."""

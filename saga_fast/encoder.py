@@ -1,0 +1,104 @@
+"""The encoder f: a timm backbone by name, its last convolutional activations, and how they are pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from saga_fast.errors import SagaError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which backbone.
+
+    Raises:
+        SagaError: an unknown name or stem.
+    """
+
+    name: str = "resnet50"
+    """A timm model name, without weights: ``python -c "import timm; print(timm.list_models('*resnet*'))"``."""
+    stem: Literal["imagenet", "medium", "small"] = "imagenet"
+    """Images of about 32 px want ``small``: first convolution 3x3 without stride, no max pooling (as for CIFAR);
+    of 64 to 96 px ``medium``: 3x3 with stride 2, no max pooling; ``imagenet`` leaves the backbone as it is."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """More keyword arguments of ``timm.create_model``, ``{channels: [32, 64, 128, 256]}`` say."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per channel, for pixel values in [0, 1]: subtracted from the input; ImageNet's by default."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divides the input after that."""
+
+    def __post_init__(self) -> None:
+        if not timm.is_model(self.name):
+            close = timm.list_models(f"*{self.name}*")[:5]
+            raise SagaError(
+                f"encoder.name is not a timm model: {self.name!r}" + (f"; perhaps {close}" if close else "")
+            )
+        if min(self.std) <= 0.0:
+            raise SagaError(f"encoder.std must be positive, got {self.std}")
+
+
+class Encoder(nn.Module):
+    """f(x) = pool(features(x)).
+
+    ``features`` gives A (B, C, u, v), ``pool`` gives h (B, dim). ``is_global_average`` says that h is A's mean over the
+    positions, which the attention pass's closed form rests on (DESIGN 1).
+
+    Raises:
+        SagaError: a backbone without a convolutional map (a vision transformer, say), arguments that timm refuses, or another
+            stem for a backbone whose first layer is not a single convolution.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        try:
+            self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **config.args))
+        except (TypeError, RuntimeError, ValueError) as error:
+            raise SagaError(f"timm cannot build encoder {config.name!r} with {dict(config.args)}: {error}") from error
+        if config.stem != "imagenet":
+            _replace_stem(self.backbone, config.name, stride=1 if config.stem == "small" else 2)
+        self.mean, self.std = config.mean, config.std
+        self.dim, self.is_global_average = self._probe(config.name)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Last convolutional activations A: (B, 3, S, S) -> (B, C, u, v)."""
+        return cast(Tensor, self.backbone.forward_features(x))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """h from A: (B, C, u, v) -> (B, dim)."""
+        return cast(Tensor, self.backbone.forward_head(features, pre_logits=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, dim)."""
+        return self.pool(self.features(x))
+
+    @torch.no_grad()
+    def _probe(self, name: str) -> tuple[int, bool]:
+        """Output dimension, and whether pooling is the mean: tried on numbers, which holds for any backbone."""
+        was_training = self.training
+        self.eval()
+        fixed = self.backbone.default_cfg.get("fixed_input_size", False)
+        side = self.backbone.default_cfg["input_size"][-1] if fixed else 64
+        features = self.features(torch.zeros(1, 3, side, side))
+        if features.ndim != 4:
+            raise SagaError(f"encoder {name!r} has no convolutional map (B, C, u, v) but {tuple(features.shape)}")
+        trial = torch.linspace(-1.0, 2.0, features.numel()).view(features.shape).contiguous()
+        pooled = self.pool(trial)
+        mean = trial.mean((2, 3))
+        self.train(was_training)
+        is_mean = pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-5, atol=1e-6)
+        return pooled.shape[1], is_mean
+
+
+def _replace_stem(backbone: Any, name: str, *, stride: int) -> None:
+    stem = getattr(backbone, "conv1", None)
+    if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
+        raise SagaError(f"encoder.stem small or medium needs a ResNet with one first convolution, not {name!r}")
+    backbone.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet does
+    backbone.maxpool = nn.Identity()

@@ -1,0 +1,111 @@
+"""Weighted k-nearest-neighbour classification (Wu et al., "Unsupervised feature learning via non-parametric instance
+discrimination", CVPR 2018, section 3.4): neighbours vote with exp(similarity / temperature)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders import ImageFolder, Loader
+from saga_fast.methods import Method
+from saga_fast.precision import Precision, autocast, normalized
+
+Layer = Literal["backbone", "projector"]
+LAYERS: tuple[Layer, ...] = ("backbone", "projector")
+
+
+def extract_features(
+    model: Method,
+    loader: Loader,
+    *,
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    progress: bool = False,
+) -> tuple[dict[Layer, Tensor], Tensor]:
+    """L2-normalised features of every image, in eval mode; the model's mode is restored.
+
+    Returns:
+        {"backbone": (M, dim), "projector": (M, 128)} float32 and labels (M,) int64, on the CPU, in the loader's order.
+        M is the number of images that could be decoded.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    parts: dict[Layer, list[Tensor]] = {layer: [] for layer in LAYERS}
+    labels = []
+    try:
+        with tqdm(total=len(loader.source), desc="features", unit="img", disable=None if progress else True) as bar:
+            for batch in loader:
+                images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
+                with torch.no_grad(), autocast(device, precision):
+                    h = model.encoder(images)
+                    z = model.projector(h)
+                for layer, feature in zip(LAYERS, (h, z), strict=True):
+                    parts[layer].append(F.normalize(feature.float(), dim=1).cpu())
+                labels.append(batch.label)
+                bar.update(len(batch.label))
+    finally:
+        model.train(was_training)
+    return {layer: torch.cat(part) for layer, part in parts.items()}, torch.cat(labels)
+
+
+def knn_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    *,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    leave_one_out: bool = False,
+    chunk: int = 1024,
+) -> dict[int, float]:
+    """Top-1 accuracy of kNN for several k, the similarities computed ``chunk`` queries at a time.
+
+    Args:
+        bank: (N, D) L2-normalised features with labels (N,).
+        queries: (M, D) L2-normalised features with labels (M,).
+        ks: numbers of neighbours.
+        temperature: of the votes exp(similarity / temperature).
+        leave_one_out: the queries are the bank, and no image is its own neighbour.
+
+    Raises:
+        SagaError: k is more than the images in the bank, or an image has no label.
+    """
+    available = len(bank) - leave_one_out
+    if max(ks) > available:
+        raise SagaError(f"k = {max(ks)} needs as many images to look among, there are {available}: choose a smaller k")
+    if min(int(bank_labels.min()), int(labels.min())) < 0:
+        raise SagaError("kNN needs labelled images: one folder per class")
+    classes = int(bank_labels.max()) + 1
+    hits = dict.fromkeys(ks, 0)
+    for begin in range(0, len(queries), chunk):
+        similarity = queries[begin : begin + chunk] @ bank.T
+        if leave_one_out:
+            similarity[torch.arange(len(similarity)), torch.arange(begin, begin + len(similarity))] = float("-inf")
+        nearest, neighbours = similarity.topk(max(ks), dim=1)
+        votes = ((nearest - 1.0) / temperature).exp()  # minus the largest possible similarity: no overflow
+        voted = bank_labels[neighbours]
+        for k in ks:
+            scores = torch.zeros(len(similarity), classes).scatter_add_(1, voted[:, :k], votes[:, :k])
+            hits[k] += int((scores.argmax(1) == labels[begin : begin + chunk]).sum())
+    return {k: hits[k] / len(queries) for k in ks}
+
+
+def align_labels(labels: Tensor, source: ImageFolder, target: ImageFolder) -> Tensor:
+    """Labels of ``source`` as positions in ``target``'s classes, by the folders' names.
+
+    Raises:
+        SagaError: a class of ``source`` that ``target`` lacks.
+    """
+    missing = sorted(set(source.classes) - set(target.classes))
+    if missing:
+        raise SagaError(f"class {missing[0]!r} of {source.root} is not in {target.root}")
+    positions = torch.tensor([target.classes.index(name) for name in source.classes] or [-1])
+    return positions[labels]

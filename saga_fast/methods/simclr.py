@@ -1,0 +1,54 @@
+"""SimCLR (Chen et al., "A simple framework for contrastive learning of visual representations", ICML 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saga_fast.encoder import EncoderConfig
+from saga_fast.methods.heads import mlp
+from saga_fast.methods.method import Method, MethodConfig, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(MethodConfig):
+    """SimCLR's own numbers (REFERENCE 2)."""
+
+    name: str = "simclr"
+    temperature: float = 0.1
+    projection_dim: int = 128
+    hidden_dim: int | None = None
+    """Width of the projector's hidden layer; default: the encoder's output."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0.0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+
+class SimCLR(Method):
+    """Both views of an image attract; all other views of the batch repel."""
+
+    Config: ClassVar[type[MethodConfig]] = SimCLRConfig
+
+    def __init__(self, config: SimCLRConfig, encoder: EncoderConfig) -> None:
+        super().__init__(config, encoder)
+        self.temperature = config.temperature
+        self.projector = mlp(self.encoder.dim, config.hidden_dim or self.encoder.dim, config.projection_dim)
+
+    def forward(self, views: Tensor, index: Tensor) -> StepOutput:  # noqa: ARG002 - no bank
+        """See :meth:`Method.forward`. View v of image i is row 2 i + v, so that no view is copied."""
+        z = F.normalize(self.projector(self.encoder(views.flatten(0, 1))).float(), dim=1)
+        return nt_xent(z, self.temperature)
+
+
+def nt_xent(z: Tensor, temperature: float) -> StepOutput:
+    """NT-Xent (Eq. 1) over 2N L2-normalised rows whose neighbours 2i, 2i + 1 are positives: the mean of 2N losses."""
+    similarity = z @ z.T
+    rows = torch.arange(len(z), device=z.device)
+    positive = rows ^ 1
+    logits = (similarity / temperature).masked_fill(rows[:, None] == rows[None, :], float("-inf"))
+    return StepOutput(F.cross_entropy(logits, positive), similarity[rows, positive].detach().mean())

@@ -1,0 +1,1 @@
+"""Training: the plain phase, then the SAGA cycle."""

@@ -1,0 +1,82 @@
+"""Optimisers and learning rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from timm.optim.lars import Lars
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimiser of both phases; the phases hold the learning rates."""
+
+    name: Literal["sgd", "lars"] = "sgd"
+    """``lars`` is timm's, with trust coefficient 1e-3."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    decay_norm_and_bias: bool = True
+    """False leaves batch norm and biases out of the weight decay and of LARS's adaptation (SimCLR)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.momentum < 1.0:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        if self.weight_decay < 0.0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A phase of training: how long, and its learning rate."""
+
+    epochs: int = 0
+    lr: float = 0.03
+    """Peak learning rate, for the batch size of the run (never rescaled)."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """``cosine`` falls to ``final_lr`` at the phase's end, after each step; ``step`` multiplies at ``milestones``."""
+    final_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    """The rate rises linearly from 0 over so many epochs."""
+    milestones: tuple[int, ...] = ()
+    """Epochs of this phase after which the rate is multiplied by ``gamma``."""
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"epochs must not be negative, got {self.epochs}")
+        if self.lr <= 0.0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0.0 <= self.warmup_epochs <= max(self.epochs, 0):
+            raise ValueError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
+        if self.schedule == "step" and not self.milestones:
+            raise ValueError("schedule step needs milestones")
+
+
+def learning_rate(phase: PhaseConfig, epochs: float) -> float:
+    """The rate after ``epochs`` epochs of the phase, a fraction within an epoch."""
+    if epochs < phase.warmup_epochs:
+        return phase.lr * epochs / phase.warmup_epochs
+    if phase.schedule == "constant":
+        return phase.lr
+    if phase.schedule == "step":
+        return phase.lr * phase.gamma ** sum(epochs >= milestone for milestone in phase.milestones)
+    done = (epochs - phase.warmup_epochs) / max(phase.epochs - phase.warmup_epochs, 1e-12)
+    return phase.final_lr + 0.5 * (phase.lr - phase.final_lr) * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over all trainable parameters; its learning rate is set at every step."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    vectors = [p for p in trained if p.ndim <= 1 and not config.decay_norm_and_bias]
+    matrices = [p for p in trained if p.ndim > 1 or config.decay_norm_and_bias]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})  # which is also what takes timm's LARS off them
+    if config.name == "lars":
+        lars: torch.optim.Optimizer = Lars(groups, lr=1.0, momentum=config.momentum)
+        return lars
+    return torch.optim.SGD(groups, lr=1.0, momentum=config.momentum)
