@@ -67,8 +67,8 @@ def run_demo(out: Path, *, tiny: bool = False, overrides: Sequence[str] = (), pr
         [out / name for name in arms],
         report,
         title="saga-fast demo",
-        intro=f"SimCLR on {config.data.generate.num_train if config.data.generate else 0} made images with known objects:"
-        f" {epochs}, once on whole images (finetune) and once with crops from the network's own attention (saga).",
+        intro=f"SimCLR on made images with known objects: {epochs},"
+        " once on whole images (finetune) and once with crops from the network's own attention (saga).",
     )
     log.info("demo: %.0f s in all", time.perf_counter() - start)
     return report

@@ -50,8 +50,8 @@ class Encoder(nn.Module):
     positions, which the attention pass's closed form rests on (DESIGN 1).
 
     Raises:
-        SagaError: a backbone without a convolutional map (a vision transformer, say), arguments that timm refuses, or another
-            stem for a backbone whose first layer is not a single convolution.
+        SagaError: a backbone without a convolutional map (a vision transformer, say), arguments that timm refuses, or
+            another stem for a backbone whose first layer is not a single convolution.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

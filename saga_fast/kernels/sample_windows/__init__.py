@@ -43,7 +43,8 @@ def sample_windows(
         (B, num_views, 4) int32 [top, left, height, width], half-open, inside the box.
 
     Raises:
-        ValueError: shapes that do not fit, an empty range, a seed or epoch out of range, an image without pixels, or an unknown impl.
+        ValueError: shapes that do not fit, an empty range, a seed or epoch out of range, an image without
+            pixels, or an unknown impl.
     """
     batch = len(sizes)
     if tuple(sizes.shape) != (batch, 2) or tuple(indices.shape) != (batch,):

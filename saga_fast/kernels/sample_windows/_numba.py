@@ -37,9 +37,9 @@ def sample_window(
             return
     crop_w, crop_h = columns, rows
     if columns / rows < ratio[0]:
-        crop_h = max(np.int64(np.rint(columns / ratio[0])), 1)
+        crop_h = max(np.int64(np.rint(columns / ratio[0])), np.int64(1))
     elif columns / rows > ratio[1]:
-        crop_w = max(np.int64(np.rint(rows * ratio[1])), 1)
+        crop_w = max(np.int64(np.rint(rows * ratio[1])), np.int64(1))
     out[0], out[1] = top + (rows - crop_h) // 2, left + (columns - crop_w) // 2
     out[2], out[3] = crop_h, crop_w
 

@@ -1,0 +1,47 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Both make .venv first and are safe to repeat.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+.PHONY: demo test lint format install system-packages bench clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/saga-fast demo --out $(OUT)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.installed-test
+
+bench: $(VENV)/.installed-test
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_folder.py --out benchmarks/results/bench_folder.json
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py --out benchmarks/results/bench_attention.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+# FFCV is built from source: it needs a C++ compiler, OpenCV, libturbojpeg and pkg-config.
+$(VENV)/.installed-test: $(VENV)/.made pyproject.toml
+	./tools/system-packages.sh
+	$(BIN)/python -m pip install --quiet --editable '.[dev,ffcv,dali]'
+	touch $@
