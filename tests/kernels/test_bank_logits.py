@@ -230,7 +230,7 @@ def test_a_bank_updated_before_the_backward_is_refused() -> None:
         ({"bank": torch.ones(3, 41).T}, "must be contiguous"),
         ({"bank": torch.ones(41, 3, dtype=torch.bfloat16)}, "float32 or float64 on the CPU, got torch.bfloat16"),
         ({"bank": torch.ones(41, 3, device="meta")}, r"one device, got \['cpu', 'meta'\]"),
-        ({"impl": "triton"}, "needs tensors on a GPU, got .* cpu"),
+        ({"impl": "triton"}, "'triton'"),
         ({"impl": "cuda"}, "impl must be one of .*, got 'cuda'"),
     ],
 )
