@@ -79,7 +79,7 @@ def time_pairs(ways: Ways, *, repeats: int, warmup: int = 1) -> dict[str, Second
 
 
 def compare(name: str, ours: Seconds, other: Seconds, *, against: str, images: int | None = None, **facts: Any) -> Row:
-    """A row from interleaved timings: medians, 20th and 80th percentiles, and the median of the pairs' ratios.
+    """A row from interleaved timings: medians, 20th and 80th percentiles of ours, and those of the pairs' ratios.
 
     Args:
         ours, other: (repeats,) seconds from :func:`time_pairs`, taken in turn.
@@ -87,14 +87,23 @@ def compare(name: str, ours: Seconds, other: Seconds, *, against: str, images: i
         images: images per call; gives ``images_per_second`` in place of ``seconds``.
         facts: more columns, such as sizes and the target of ``ratio``.
     """
-    unit, scale = ("seconds", 1.0) if images is None else ("images_per_second", float(images))
-    p20, p50, p80 = (float(q) for q in np.percentile(ours, [20, 50, 80]))
-    limit = float(np.median(other))
-    figure = dict(zip((unit, "p20", "p80", "limit"), (p50, p20, p80, limit), strict=True))
-    if images is not None:
-        figure = {key: scale / value for key, value in figure.items()}
+    unit = "seconds" if images is None else "images_per_second"
+    figures, others = (ours, other) if images is None else (images / ours, images / other)
+    p20, p50, p80 = (float(q) for q in np.percentile(figures, [20, 50, 80]))
+    limit = float(np.median(others))
     low, ratio, high = (float(q) for q in np.percentile(other / ours, [20, 50, 80]))
-    return {"name": name, **figure, "against": against, "ratio": ratio, "ratio_p20": low, "ratio_p80": high, **facts}
+    return {
+        "name": name,
+        unit: p50,
+        "p20": p20,
+        "p80": p80,
+        "limit": limit,
+        "against": against,
+        "ratio": ratio,
+        "ratio_p20": low,
+        "ratio_p80": high,
+        **facts,
+    }
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
