@@ -39,8 +39,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SagaError(f"{path} is not a saga-fast checkpoint, or one whose reading would run pickle code") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise SagaError(f"cannot read the checkpoint {path}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # damaged bytes make torch's reader raise anything from IndexError to RuntimeError
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise SagaError(f"cannot read the checkpoint {path}: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SagaError(f"{path} is not a saga-fast checkpoint")
     if content.get("version") != VERSION:

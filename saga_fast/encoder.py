@@ -57,22 +57,28 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.mean, self.std = config.mean, config.std
         try:
             self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **config.args))
-        except (TypeError, RuntimeError, ValueError) as error:
-            raise SagaError(f"timm cannot build encoder {config.name!r} with {dict(config.args)}: {error}") from error
-        if config.stem != "imagenet":
-            _replace_stem(self.backbone, config.name, stride=1 if config.stem == "small" else 2)
-        self.mean, self.std = config.mean, config.std
-        self.dim, self.is_global_average = self._probe(config.name)
+            self._channels_last_map = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
+            if config.stem != "imagenet":
+                _replace_stem(self.backbone, config.name, stride=1 if config.stem == "small" else 2)
+            self.dim, self.is_global_average = self._probe(config.name)
+        except SagaError:
+            raise
+        except Exception as error:  # the arguments are the user's, and timm trips over them in many ways
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise SagaError(f"timm cannot build encoder {config.name!r} with {dict(config.args)}: {reason}") from error
 
     def features(self, x: Tensor) -> Tensor:
         """Last convolutional activations A: (B, 3, S, S) -> (B, C, u, v)."""
-        return cast(Tensor, self.backbone.forward_features(x))
+        features = cast(Tensor, self.backbone.forward_features(x))
+        return features.permute(0, 3, 1, 2) if self._channels_last_map else features
 
     def pool(self, features: Tensor) -> Tensor:
         """h from A: (B, C, u, v) -> (B, dim)."""
-        return cast(Tensor, self.backbone.forward_head(features, pre_logits=True))
+        own = features.permute(0, 2, 3, 1) if self._channels_last_map else features
+        return cast(Tensor, self.backbone.forward_head(own, pre_logits=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, dim)."""
@@ -90,6 +96,10 @@ class Encoder(nn.Module):
             raise SagaError(f"encoder {name!r} has no convolutional map (B, C, u, v) but {tuple(features.shape)}")
         trial = torch.linspace(-1.0, 2.0, features.numel()).view(features.shape).contiguous()
         pooled = self.pool(trial)
+        if pooled.ndim != 2:
+            raise SagaError(
+                f"encoder {name!r} pools to {tuple(pooled.shape)}, not to (B, dim): leave global_pool as it is"
+            )
         mean = trial.mean((2, 3))
         self.train(was_training)
         is_mean = pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-5, atol=1e-6)

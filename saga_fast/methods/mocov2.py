@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_fast.encoder import EncoderConfig
-from saga_fast.methods.heads import mlp
+from saga_fast.methods.heads import check_widths, mlp
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.precision import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class MoCoV2Config(MethodConfig):
     def __post_init__(self) -> None:
         if self.temperature <= 0.0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_widths(self.projection_dim, self.hidden_dim)
         if self.queue_size < 1:
             raise ValueError(f"queue_size must be at least 1, got {self.queue_size}")
         if not 0.0 <= self.momentum < 1.0:
@@ -66,7 +68,9 @@ class MoCoV2(Method):
                 self._move_key_encoder()
             key = F.normalize(self.key_projector(self.key_encoder(views[:, 1])).float(), dim=1)
         positive = (query * key).sum(1, keepdim=True)
-        logits = torch.cat([positive, query @ self.queue.T], dim=1) / self.temperature
+        with autocast(query.device, "fp32"):  # 16 bits are for the networks, not for the loss
+            negative = query @ self.queue.T
+        logits = torch.cat([positive, negative], dim=1) / self.temperature
         self._keys = key
         target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         return StepOutput(F.cross_entropy(logits, target), positive.detach().mean())

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_fast.encoder import EncoderConfig
-from saga_fast.methods.heads import mlp
+from saga_fast.methods.heads import check_widths, mlp
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.precision import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class SimCLRConfig(MethodConfig):
     def __post_init__(self) -> None:
         if self.temperature <= 0.0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_widths(self.projection_dim, self.hidden_dim)
 
 
 class SimCLR(Method):
@@ -47,7 +49,8 @@ class SimCLR(Method):
 
 def nt_xent(z: Tensor, temperature: float) -> StepOutput:
     """NT-Xent (Eq. 1) over 2N L2-normalised rows whose neighbours 2i, 2i + 1 are positives: the mean of 2N losses."""
-    similarity = z @ z.T
+    with autocast(z.device, "fp32"):  # 16 bits are for the networks, not for the loss
+        similarity = z @ z.T
     rows = torch.arange(len(z), device=z.device)
     positive = rows ^ 1
     logits = (similarity / temperature).masked_fill(rows[:, None] == rows[None, :], float("-inf"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -90,7 +90,7 @@ def _method(value: Any) -> Any:
     """A mapping with a name -> that method's own config."""
     if isinstance(value, Mapping):
         name = value.get("name")
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise ValueError(f"name must be one of {', '.join(METHODS)}, got {name!r}")
         return TypeAdapter(METHODS[name].Config).validate_python(value)
     return value
@@ -136,22 +136,22 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> TrainConfig:
     Raises:
         SagaError: an unknown key, a wrong type or value; one line that begins with ``where`` and names the key.
     """
+    unknown = list(_unknown_keys(values, TrainConfig))
+    if unknown:
+        known = [item.name for item in fields(TrainConfig)]
+        raise SagaError(f"{where}: unknown key {', '.join(unknown)}; the top-level keys are {', '.join(known)}")
     try:
         config: TrainConfig = TypeAdapter(TrainConfig).validate_python(values)
     except ValidationError as error:
         raise SagaError(f"{where}: {_one_line(error)}") from error
     except SagaError as error:
         raise SagaError(f"{where}: {error}") from error
-    unknown = list(_unknown_keys(values, config_to_dict(config)))
-    if unknown:
-        known = [item.name for item in fields(TrainConfig)]
-        raise SagaError(f"{where}: unknown key {', '.join(unknown)}; the top-level keys are {', '.join(known)}")
     return config
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     """Nested mappings of plain YAML types."""
-    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(asdict(config)))
+    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(asdict(config), sort_keys=False))
     return plain
 
 
@@ -191,13 +191,19 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise SagaError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def _unknown_keys(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keys that reading dropped: those that the config, written out again, does not have."""
+def _unknown_keys(given: Mapping[str, Any], kind: type, prefix: str = "") -> Iterator[str]:
+    """Keys that are no field of the dataclass ``kind``, or of the dataclasses that its fields hold."""
+    hints = get_type_hints(kind)
     for key, value in given.items():
-        if key not in known:
+        if key not in hints:
             yield f"{prefix}{key}"
-        elif isinstance(value, Mapping) and isinstance(known[key], Mapping):
-            yield from _unknown_keys(value, known[key], f"{prefix}{key}.")
+        elif isinstance(value, Mapping):
+            held = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
+            if held is MethodConfig:
+                name = value.get("name")
+                held = METHODS[name].Config if isinstance(name, str) and name in METHODS else None
+            if isinstance(held, type):
+                yield from _unknown_keys(value, held, f"{prefix}{key}.")
 
 
 def _one_line(error: ValidationError) -> str:

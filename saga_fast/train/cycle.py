@@ -227,6 +227,8 @@ class _Run:
         ks = [k for k in evaluate.k if k <= len(bank_labels)]
         if len(ks) < len(evaluate.k):
             log.warning("kNN leaves out k > %d, the number of training images", len(bank_labels))
+        if not ks:
+            return
         for layer in bank:
             accuracies = knn_accuracy(
                 bank[layer], bank_labels, queries[layer], labels, ks=ks, temperature=evaluate.temperature

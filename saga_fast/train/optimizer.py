@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.optim.lars import Lars
@@ -26,8 +26,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
-        if self.weight_decay < 0.0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a number from 0 up, got {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,11 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
-        if self.lr <= 0.0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("lr", "final_lr", "gamma"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
+        if self.lr == 0.0:
+            raise ValueError("lr must be positive, got 0")
         if not 0.0 <= self.warmup_epochs <= max(self.epochs, 0):
             raise ValueError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
         if self.schedule == "step" and not self.milestones:
@@ -74,10 +77,12 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     vectors = [p for p in trained if p.ndim <= 1 and not config.decay_norm_and_bias]
     matrices = [p for p in trained if p.ndim > 1 or config.decay_norm_and_bias]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": config.weight_decay}]
     if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})  # which is also what takes timm's LARS off them
+        groups.append({"params": vectors, "weight_decay": 0.0})
     if config.name == "lars":
+        # timm adapts only groups with weight decay unless it is told to.
+        groups[0]["always_adapt"] = True
         lars: torch.optim.Optimizer = Lars(groups, lr=1.0, momentum=config.momentum)
         return lars
     if config.name == "adamw":

@@ -179,10 +179,7 @@ def not_found_maps() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "impl"),
     [
-        *((name, impl) for name in not_found_maps() for impl in IMPLS if (name, impl) != ("minus_inf", "reference")),
-        pytest.param(
-            "minus_inf", "reference", marks=pytest.mark.xfail(strict=True, reason="ReLU hides it from the finite check")
-        ),
+        *((name, impl) for name in not_found_maps() for impl in IMPLS),
     ],
 )
 def test_maps_without_a_box(name: str, impl: str, normalize: Normalize, channels_last: bool) -> None:
