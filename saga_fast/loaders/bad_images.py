@@ -56,7 +56,9 @@ class BadImages:
             )
 
     def write(self, path: Path) -> None:
-        """One line per bad image: index, path, reason, separated by tabs. Nothing is written when there is none."""
-        if self._reasons:
-            rows = sorted(self._reasons.items())
+        """One line per bad image: index, path, reason, separated by tabs. No file, when there is none."""
+        rows = sorted(self._reasons.items())
+        if rows:
             write_text(path, "".join(f"{i}\t{self._source.paths[i]}\t{reason}\n" for i, reason in rows))
+        else:
+            path.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ class OptimizerConfig:
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if not 0.0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be a number from 0 up, got {self.weight_decay}")
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class PhaseConfig:
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
-        for name in ("lr", "final_lr", "gamma"):
+        if not 0.0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("final_lr", "gamma"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
-        if self.lr == 0.0:
-            raise ValueError("lr must be positive, got 0")
         if not 0.0 <= self.warmup_epochs <= max(self.epochs, 0):
             raise ValueError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
         if self.schedule == "step" and not self.milestones:

@@ -1,0 +1,76 @@
+"""The benchmarks run, at sizes that measure nothing, and write what DESIGN 8 says. No figure is judged here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks.images import make_images
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--size", "32", "--images", "5", "--batch-size", "4", "--threads", "1", "--repeats", "2"]
+
+
+def figures(script: str, arguments: list[str], folder: Path) -> dict[str, Any]:
+    """The JSON that a benchmark writes."""
+    out = folder / "new" / "F.json"
+    command = [sys.executable, f"benchmarks/{script}", "--out", str(out), "--data", str(folder / "images")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([*command, *TINY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    written: dict[str, Any] = json.loads(out.read_text())
+    return written
+
+
+def check_schema(written: dict[str, Any]) -> None:
+    assert list(written) == ["hardware", "versions", "commit", "command", "rows"]
+    assert written["hardware"]["cores"] == 1
+    assert {"python", "torch", "numba"} <= set(written["versions"])
+    for row in written["rows"]:
+        assert isinstance(row["name"], str) and isinstance(row["against"], str)
+        (figure,) = {"images_per_second", "seconds", "bytes"} & set(row)
+        for key in (figure, "limit", "ratio"):
+            assert row[key] > 0.0, (row["name"], key)
+        if figure != "bytes":
+            assert min(row["p20"], row["p80"]) <= row[figure] <= max(row["p20"], row["p80"])
+
+
+def test_bench_folder(tmp_path: Path) -> None:
+    written = figures("bench_folder.py", ["--width", "64"], tmp_path)
+    check_schema(written)
+    targets = {row["name"]: row["target"] for row in written["rows"] if "target" in row}
+    assert sorted(targets.values()) == [0.75, 1.0, 1.0, 8.0]
+    assert any(row["name"].startswith("noise") for row in written["rows"])
+
+
+def test_bench_attention(tmp_path: Path) -> None:
+    arguments = ["--encoder", "resnet18", "--layout", "channels_last", "--kernel-batch", "3"]
+    written = figures("bench_attention.py", arguments, tmp_path)
+    check_schema(written)
+    rows = written["rows"]
+    assert sorted(row["target"] for row in rows if "target" in row) == [0.97, 4.5, 50.0]
+    # Not a timing: the peers' boxes are ours when they upsample as we do.
+    assert all(row[key] > 0.99 for row in rows for key in ("iou_bicubic",) if key in row)
+    assert any(row["name"].startswith("noise") for row in rows)
+
+
+def test_images_are_deterministic_and_of_imagenets_size(tmp_path: Path) -> None:
+    few, more = make_images(tmp_path / "a", 3), make_images(tmp_path / "b", 4)
+    files = sorted(few.rglob("*.jpg"))
+    assert len(files) == 3
+    for file in files:
+        assert file.read_bytes() == (more / file.relative_to(few)).read_bytes()
+        assert 100_000 < file.stat().st_size < 116_000
+        with Image.open(file) as image:
+            assert (image.mode, image.size) == ("RGB", (500, 375))
+    stamped = (few / "images.json").stat().st_mtime_ns
+    assert make_images(tmp_path / "a", 3) == few
+    assert (few / "images.json").stat().st_mtime_ns == stamped  # made once
+    (few / "images.json").write_text("{}")
+    with pytest.raises(ValueError, match="another recipe"):
+        make_images(tmp_path / "a", 3)
