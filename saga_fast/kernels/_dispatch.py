@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,15 +22,34 @@ def choose(implementations: Mapping[str, Callable[..., Any]], impl: str | None, 
         ValueError: ``impl`` is not one of the op's implementations, or the op has none for the array's device.
             An explicit choice never falls back.
     """
+    gpu = on_gpu(array)
     if impl is None:
-        impl = "triton" if isinstance(array, torch.Tensor) and array.is_cuda else "numba"
+        impl = "triton" if gpu else "numba"
         if impl not in implementations:
             raise ValueError(
                 f"no implementation for arrays on a GPU yet, have {sorted(implementations)}; move them to the CPU"
             )
-    if impl not in implementations:
-        raise ValueError(f"impl must be one of {sorted(implementations)}, got {impl!r}")
+    # Triton's interpreter runs its kernels on tensors in main memory, to test them.
+    interpreted = isinstance(array, torch.Tensor) and os.environ.get("TRITON_INTERPRET") == "1"
+    absent = {"numba"} if gpu else set() if interpreted else {"triton"}
+    usable = sorted(set(implementations) - absent)
+    if impl not in usable:
+        raise ValueError(f"impl must be one of {usable} for arrays on the {'GPU' if gpu else 'CPU'}, got {impl!r}")
     return implementations[impl]
+
+
+def lazy(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``module``, imported at its first call: without a GPU nobody needs Triton."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments)
+
+    return call
+
+
+def on_gpu(array: Array) -> bool:
+    """Whether reading ``array`` on the host would wait for a GPU."""
+    return isinstance(array, torch.Tensor) and array.is_cuda
 
 
 def to_numpy(array: Array, dtype: Any = None) -> NDArray:
