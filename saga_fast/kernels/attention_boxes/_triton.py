@@ -254,7 +254,7 @@ def attention_boxes_triton(
                 P_PAD=p_pad,
                 **blocks,
                 num_warps=8,
-            maxnreg=128,
+                maxnreg=128,
                 **FUSION,
             )
     return boxes, found.view(torch.bool)

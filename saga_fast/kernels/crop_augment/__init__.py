@@ -69,6 +69,9 @@ def crop_augment(
     Raises:
         ValueError: what either op refuses.
     """
+    if images.ndim != 4 or windows.ndim != 3:
+        shapes = f"{tuple(images.shape)} and {tuple(windows.shape)}"
+        raise ValueError(f"images must be (B, Hmax, Wmax, 3) and windows (B, V, 4), got {shapes}")
     check_windows(images, windows)
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from saga_fast.kernels._dispatch import AnyArray, Array, choose, lazy, on_gpu, to_numpy
 from saga_fast.kernels.crop_resize._numba import crop_resize_image, crop_resize_numba
 from saga_fast.kernels.crop_resize.reference import crop_resize_reference
@@ -15,15 +17,17 @@ IMPLEMENTATIONS = {
 __all__ = ["check_windows", "crop_resize", "crop_resize_image"]
 
 
-def check_windows(images: Array, windows: Array) -> None:
-    """Raise ``ValueError`` unless images is uint8 (B, H, W, 3) and windows integers (B, V, 4) inside them.
+def check_windows(image: Array, windows: Array) -> None:
+    """Raise ``ValueError`` for what :func:`crop_resize` refuses of its image and windows.
 
     Where a window lies is not checked on a GPU: that would wait for it.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or "uint8" not in str(images.dtype):
-        raise ValueError(f"image must be uint8 (H, W, 3) or (B, H, W, 3), got {images.dtype} {tuple(images.shape)}")
-    if windows.ndim != 3 or windows.shape[-1] != 4 or len(windows) != len(images):
-        raise ValueError(f"windows must be (B, V, 4) with B {len(images)}, got {tuple(windows.shape)}")
+    if image.ndim not in (3, 4) or image.shape[-1] != 3 or "uint8" not in str(image.dtype):
+        raise ValueError(f"image must be uint8 (H, W, 3) or (B, H, W, 3), got {image.dtype} {tuple(image.shape)}")
+    batch = len(image) if image.ndim == 4 else 1
+    one = windows.ndim == 2 and batch == 1
+    if windows.shape[-1] != 4 or not (one or (windows.ndim == 3 and len(windows) == batch)):
+        raise ValueError(f"windows must be (B, V, 4) with B {batch}, got {tuple(windows.shape)}")
     if "int" not in str(windows.dtype):
         raise ValueError(f"windows must be integers, got {windows.dtype}")
     if on_gpu(windows):
@@ -31,10 +35,11 @@ def check_windows(images: Array, windows: Array) -> None:
     windows_np = to_numpy(windows).reshape(-1, 4)
     top, left, height, width = windows_np.astype("int64").T
     outside = (top < 0) | (left < 0) | (height < 1) | (width < 1)
-    outside |= (top + height > images.shape[1]) | (left + width > images.shape[2])
+    rows, columns = image.shape[-3:-1]
+    outside |= (top + height > rows) | (left + width > columns)
     if outside.any():
         wrong = windows_np[outside.argmax()].tolist()
-        raise ValueError(f"window {wrong} is empty or leaves the image of {images.shape[1]} x {images.shape[2]} pixels")
+        raise ValueError(f"window {wrong} is empty or leaves the image of {rows} x {columns} pixels")
 
 
 def crop_resize(
@@ -60,14 +65,15 @@ def crop_resize(
         ValueError: a wrong dtype or shape, or a window that is empty or leaves the image. Windows on a GPU are not
             looked at: those are cut to the image.
     """
-    batched = windows.ndim != 2
-    images = image if image.ndim != 3 else image[None]
-    if not batched:
-        windows, flip = windows[None], flip if flip is None else flip[None]
-    check_windows(images, windows)
+    check_windows(image, windows)
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    if flip is not None and tuple(flip.shape) != tuple(windows.shape[:2]):
-        raise ValueError(f"flip must be {tuple(windows.shape[:2])}, got {tuple(flip.shape)}")
-    views: AnyArray = choose(IMPLEMENTATIONS, impl, images)(images, windows, size, flip)
-    return views if batched else views[0]
+    if flip is not None and tuple(flip.shape) != tuple(windows.shape[:-1]):
+        raise ValueError(f"flip must be {tuple(windows.shape[:-1])}, got {tuple(flip.shape)}")
+    images = image if image.ndim == 4 else image[None]
+    crop = choose(IMPLEMENTATIONS, impl, images)
+    one = windows.ndim == 2
+    if one:
+        windows, flip = windows[None], flip if flip is None else flip[None]
+    views = crop(images, windows, size, flip)
+    return cast(AnyArray, views[0] if one else views)
