@@ -38,7 +38,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise SagaError(f"{path} is not a saga-fast checkpoint: reading it would run pickle code") from error
+        raise SagaError(f"{path} is not a saga-fast checkpoint, or one whose reading would run pickle code") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise SagaError(f"cannot read the checkpoint {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -35,9 +36,9 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
-            close = timm.list_models(f"*{self.name}*")[:5]
+            close = difflib.get_close_matches(self.name, timm.list_models(), n=3)
             raise SagaError(
-                f"encoder.name is not a timm model: {self.name!r}" + (f"; perhaps {close}" if close else "")
+                f"encoder.name is not a timm model: {self.name!r}" + (f"; perhaps {', '.join(close)}" if close else "")
             )
         if min(self.std) <= 0.0:
             raise SagaError(f"encoder.std must be positive, got {self.std}")

@@ -33,6 +33,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Find out before hours of work, not after, that ``path`` cannot be written.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        return
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file, or leave the old one."""
     with replacing(path) as temporary:

@@ -195,8 +195,8 @@ def test_gallery_draws_true_and_attention_boxes(html: str) -> None:
     [
         (0.630, "win", "SAGA wins: saga ends 3.0 points above finetune."),
         (0.575, "loss", "SAGA does not win: saga ends 2.5 points below finetune."),
-        (0.604, "open", "SAGA does not win: saga ends within noise of finetune (+0.4 points, one seed)."),
-        (0.591, "open", "SAGA does not win: saga ends within noise of finetune (-0.9 points, one seed)."),
+        (0.604, "open", "SAGA does not win: saga ends within noise of finetune (+0.4 points, noise 1.0, one seed)."),
+        (0.591, "open", "SAGA does not win: saga ends within noise of finetune (-0.9 points, noise 1.0, one seed)."),
         (0.610, "win", "SAGA wins: saga ends 1.0 points above finetune."),
     ],
 )
@@ -210,6 +210,15 @@ def test_verdict(saga: float, outcome: str, words: str, tmp_path: Path) -> None:
     assert words in Page(page).text
     assert f"--tone:var(--{outcome})" in page
     assert f"--{outcome}: #" in page
+
+
+def test_verdict_counts_the_images(tmp_path: Path) -> None:
+    """600 images at 60 % have a standard error of 2 points each: 5.5 points at 95 % for a difference."""
+    tuned = make_run(tmp_path / "finetune", [knn(9, 0.6) | {"images": 600}])
+    guided = make_run(tmp_path / "saga", [knn(9, 0.64) | {"images": 600}], attention={"views": "att"})
+    verdict = judge(read_runs([tuned, guided]))
+    assert verdict.outcome == "open"
+    assert "within noise of finetune (+4.0 points, noise 5.5, one seed)" in verdict.headline
 
 
 def test_verdict_counts_several_saga_runs(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from saga_fast.attention import AttentionConfig, Normalize, Score, build_box_tab
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
-from saga_fast.files import sha256
+from saga_fast.files import check_writable, sha256
 from saga_fast.loaders import ENGINES, BadImages, ImageFolder, WholePlan, open_loader
 
 
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     attention = config.attention or AttentionConfig()
     if options.out.is_dir():
         raise SagaError(f"--out must be a file, {options.out} is a folder")
+    check_writable(options.out)
     own_classes = config.data.classes if options.data is None else None
     source = ImageFolder(options.data or config.data.train, classes=own_classes)
     allowed = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction

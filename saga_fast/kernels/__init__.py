@@ -1,12 +1,13 @@
 """Arrays in, arrays out: the ops that SAGA is made of.
 
 Every op has one name, a ``reference`` implementation (NumPy float64, the oracle) and fast ones: ``numba`` on the CPU,
-``triton`` on the GPU.
-``impl=None`` picks by device; an explicit ``impl`` never falls back. Tensors give tensors, NumPy arrays NumPy arrays.
+``triton`` on a GPU. ``impl=None`` picks by device; an explicit ``impl`` never falls back. Tensors give tensors, NumPy
+arrays NumPy arrays.
 """
 
 from saga_fast.kernels.attention_boxes import attention_boxes
 from saga_fast.kernels.augment import augment
+from saga_fast.kernels.bank_logits import bank_logits
 from saga_fast.kernels.crop_augment import crop_augment
 from saga_fast.kernels.crop_resize import crop_resize
 from saga_fast.kernels.sample_photometrics import PHOTOMETRIC_FIELDS, PhotometricRecipe, sample_photometrics
@@ -17,6 +18,7 @@ __all__ = [
     "PhotometricRecipe",
     "attention_boxes",
     "augment",
+    "bank_logits",
     "crop_augment",
     "crop_resize",
     "sample_photometrics",

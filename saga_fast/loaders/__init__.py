@@ -72,7 +72,7 @@ def open_loader(
     if engine not in ENGINES:
         raise SagaError(f"no such engine: {engine!r}, have {', '.join(sorted(ENGINES))}")
     folder = source if isinstance(source, ImageFolder) else ImageFolder(source)
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = _usable_cores() if threads is None else threads
     for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):
         if value < least:
             raise SagaError(f"{name} must be at least {least}, got {value}")
@@ -92,3 +92,8 @@ def open_loader(
         prefetch=prefetch,
         pin_memory=pin_memory,
     )
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine's in a container or under taskset, where Linux tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

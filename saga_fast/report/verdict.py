@@ -1,5 +1,6 @@
 """The comparison in words, generated from the numbers: kNN top-1 on the backbone, k = 20, at the last evaluation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 from saga_fast.report.runs import Run
 
 BASELINE = "finetune"
-NOISE_POINTS = 1.0  # kNN top-1's noise on a prototype, one seed per run
+NOISE_POINTS = 1.0  # kNN top-1's noise between seeds on a prototype: the least that counts
 
 Outcome = Literal["win", "loss", "open", "none"]
 
@@ -28,7 +29,7 @@ class Verdict:
 def judge(runs: Sequence[Run]) -> Verdict:
     """Compares every run with the run named "finetune".
 
-    SAGA wins only when every SAGA run ends at least one point above the baseline; several runs are counted, so that
+    SAGA wins only when every SAGA run ends above the baseline by more than the noise; several runs are counted, so that
     the best of many is never taken for the rule.
     """
     baseline = next((run for run in runs if run.name == BASELINE and run.top1()), None)
@@ -53,15 +54,15 @@ def _headline(baseline: Run | None, saga_runs: Sequence[Run]) -> tuple[Outcome, 
         return "none", f"No verdict: no run named “{BASELINE}” with a kNN evaluation to hold SAGA against."
     if not judged:
         return "none", "No verdict: no kNN evaluation (backbone, k = 20) of the SAGA runs."
-    differences = [_difference(run, baseline) for run in judged]
-    wins = sum(points >= NOISE_POINTS for points in differences)
-    losses = sum(points <= -NOISE_POINTS for points in differences)
+    differences = [(_difference(run, baseline), _noise(run, baseline)) for run in judged]
+    wins = sum(points >= noise for points, noise in differences)
+    losses = sum(points <= -noise for points, noise in differences)
     outcome: Outcome = "win" if wins == len(judged) else "loss" if losses == len(judged) else "open"
     words = "SAGA wins" if outcome == "win" else "SAGA does not win"
     if len(judged) == 1:
-        return outcome, f"{words}: {judged[0].name} ends {_compared(differences[0])}."
-    noise = len(judged) - wins - losses
-    return outcome, f"{words}: {len(judged)} SAGA runs, {wins} above {BASELINE}, {losses} below, {noise} within noise."
+        return outcome, f"{words}: {judged[0].name} ends {_compared(*differences[0])}."
+    rest = len(judged) - wins - losses
+    return outcome, f"{words}: {len(judged)} SAGA runs, {wins} above {BASELINE}, {losses} below, {rest} within noise."
 
 
 def _sentence(run: Run, baseline: Run | None) -> str:
@@ -72,18 +73,27 @@ def _sentence(run: Run, baseline: Run | None) -> str:
     text = f"{run.name}: kNN top-1 {100 * first:.1f} % at epoch {first_epoch}"
     if len(curve) > 1:
         text += f", {100 * last:.1f} % at epoch {last_epoch} ({100 * (last - first):+.1f} points)"
-    return f"{text}; {_compared(_difference(run, baseline))}." if baseline else f"{text}."
+    return f"{text}; {_compared(_difference(run, baseline), _noise(run, baseline))}." if baseline else f"{text}."
 
 
-def _compared(points: float) -> str:
-    if abs(points) < NOISE_POINTS:
-        return f"within noise of {BASELINE} ({points:+.1f} points, one seed)"
+def _compared(points: float, noise: float) -> str:
+    if abs(points) < noise:
+        return f"within noise of {BASELINE} ({points:+.1f} points, noise {noise:.1f}, one seed)"
     return f"{abs(points):.1f} points {'above' if points > 0 else 'below'} {BASELINE}"
 
 
 def _difference(run: Run, baseline: Run) -> float:
     # Rounded before it is judged, so that the words never contradict the printed figure.
     return round(100 * (run.top1()[-1][1] - baseline.top1()[-1][1]), 1)
+
+
+def _noise(run: Run, baseline: Run) -> float:
+    """Points that chance moves: between seeds, and by the number of images that were classified (95 %, binomial)."""
+    images = run.knn[-1].get("images")
+    if not isinstance(images, int) or images < 1:
+        return NOISE_POINTS
+    variance = sum(p * (1.0 - p) / images for p in (run.top1()[-1][1], baseline.top1()[-1][1]))
+    return max(NOISE_POINTS, round(196.0 * math.sqrt(variance), 1))
 
 
 def _last_epoch(run: Run) -> int:

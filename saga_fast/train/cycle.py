@@ -232,7 +232,7 @@ class _Run:
                 bank[layer], bank_labels, queries[layer], labels, ks=ks, temperature=evaluate.temperature
             )
             for k, top1 in accuracies.items():
-                self.metrics.add("knn", self.epoch, layer=layer, k=k, top1=top1)
+                self.metrics.add("knn", self.epoch, layer=layer, k=k, top1=top1, images=len(labels))
                 log.info("epoch %d: kNN (%s, k %d) %.1f %%", self.epoch, layer, k, 100 * top1)
 
     def _save(self) -> None:

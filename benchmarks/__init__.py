@@ -1,0 +1,1 @@
+"""Measurements: run as ``PYTHONPATH=. python benchmarks/NAME.py --out FILE``."""

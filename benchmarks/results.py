@@ -1,0 +1,123 @@
+"""What every benchmark shares: interleaved timing, rows of figures, and the file they are written to.
+
+A row has a ``name``, one figure (``seconds``, ``images_per_second`` or ``bytes``), the ``limit`` it is measured against
+in the same unit, and ``ratio``: how many times as good as the limit, above 1 is better.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Seconds = npt.NDArray[np.float64]
+Row = dict[str, Any]
+Ways = Mapping[str, Callable[[], object]]
+PACKAGES = ("torch", "torchvision", "triton", "timm", "numba", "numpy", "pillow", "simplejpeg", "ffcv", "grad-cam")
+
+
+def hardware() -> dict[str, Any]:
+    """CPU, usable cores, memory, and the GPU with its driver if there is one."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    found: dict[str, Any] = {
+        "cpu": next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if torch.cuda.is_available():
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+        found["gpu"] = torch.cuda.get_device_name()
+        found["driver"] = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Python and those of PACKAGES that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The checkout's commit, with "+" where files differ from it, or "unknown" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    changes = subprocess.run([*git, "status", "--porcelain"], check=True, capture_output=True, text=True).stdout
+    return head.stdout.strip() + ("+" if changes else "")
+
+
+def time_pairs(ways: Ways, *, repeats: int, warmup: int = 1) -> dict[str, Seconds]:
+    """Seconds of each call, (repeats,) per way. The ways take turns, so that a noisy minute slows all of them alike."""
+    for way in ways.values():
+        for _ in range(warmup):
+            way()
+    seconds = {name: np.empty(repeats) for name in ways}
+    for i in range(repeats):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            seconds[name][i] = time.perf_counter() - begin
+    return seconds
+
+
+def compare(name: str, ours: Seconds, other: Seconds, *, against: str, images: int | None = None, **facts: Any) -> Row:
+    """A row from interleaved timings: medians, 20th and 80th percentiles of ours, and those of the pairs' ratios.
+
+    Args:
+        ours, other: (repeats,) seconds from :func:`time_pairs`, taken in turn.
+        against: what ``other`` is.
+        images: images per call; gives ``images_per_second`` in place of ``seconds``.
+        facts: more columns, such as sizes and the target of ``ratio``.
+    """
+    unit = "seconds" if images is None else "images_per_second"
+    figures, others = (ours, other) if images is None else (images / ours, images / other)
+    p20, p50, p80 = (float(q) for q in np.percentile(figures, [20, 50, 80]))
+    limit = float(np.median(others))
+    low, ratio, high = (float(q) for q in np.percentile(other / ours, [20, 50, 80]))
+    return {
+        "name": name,
+        unit: p50,
+        "p20": p20,
+        "p80": p80,
+        "limit": limit,
+        "against": against,
+        "ratio": ratio,
+        "ratio_p20": low,
+        "ratio_p80": high,
+        **facts,
+    }
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows with hardware, versions, commit and command, and show them as a table."""
+    document = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join(["python", *sys.argv]),
+        "rows": list(rows),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    for row in rows:
+        unit = next(key for key in ("seconds", "images_per_second", "bytes") if key in row)
+        target = f" (target {row['target']})" if "target" in row else ""
+        print(f"{row['name']:44} {row[unit]:12.6g} {unit:18} {row['ratio']:8.2f}x {row['against']}{target}")

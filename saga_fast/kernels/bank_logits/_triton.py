@@ -1,0 +1,121 @@
+"""bank_logits on a GPU: each program gathers tiles of bank rows into registers and reduces them there.
+
+Both directions read every drawn row once, in accesses of 16 bytes where D allows; nothing of size (B, M, D) is written.
+The backward splits M into chunks, whose partial sums (B, C, D), a thousandth of the gathered rows, a second pass
+adds in a fixed order: no atomics, the same bits from run to run. An index outside the bank reads nothing and gives NaN.
+
+Tensor names: B batch, M logits per sample, N bank rows, D features, C chunks of M.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+CHUNK = 1024  # logits per program of the backward: 2080 programs at B 32, M 65537
+TILE = 4096  # elements of a tile of rows: 32 registers a thread at 4 warps
+WIDEST = 128  # features per tile at most
+FUSION = {"enable_fp_fusion": True}  # Triton 3.9 warns where this is left open, because 3.10 changes the default
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: the kernels below run on the CPU
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def forward_kernel(
+    f_BD: tl.tensor,
+    bank_ND: tl.tensor,
+    idx_BM: tl.tensor,
+    logits_BM: tl.tensor,
+    num_rows: tl.tensor,
+    count: tl.tensor,
+    width: tl.tensor,
+    TILE_M: tl.constexpr,
+    TILE_D: tl.constexpr,
+) -> None:
+    """TILE_M logits of one sample per program; grid (B * ceil(M / TILE_M),)."""
+    tiles = tl.cdiv(count, TILE_M)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    m = tl.program_id(0) % tiles * TILE_M + tl.arange(0, TILE_M)
+    row = tl.load(idx_BM + b * count + m, mask=m < count, other=0)
+    inside = (row >= 0) & (row < num_rows)
+    total = tl.zeros((TILE_M, TILE_D), tl.float32)
+    for begin in range(0, width, TILE_D):
+        d = begin + tl.arange(0, TILE_D)
+        f = tl.load(f_BD + b * width + d, mask=d < width, other=0.0).to(tl.float32)
+        mask = inside[:, None] & (d < width)[None, :]
+        rows = tl.load(bank_ND + row[:, None] * width + d[None, :], mask=mask, other=0.0)
+        total += rows.to(tl.float32) * f[None, :]
+    logits = tl.where(inside, tl.sum(total, 1), float("nan"))
+    tl.store(logits_BM + b * count + m, logits, mask=m < count)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def backward_kernel(
+    grad_BM: tl.tensor,
+    bank_ND: tl.tensor,
+    idx_BM: tl.tensor,
+    partial_BCD: tl.tensor,
+    num_rows: tl.tensor,
+    count: tl.tensor,
+    width: tl.tensor,
+    CHUNK: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_D: tl.constexpr,
+) -> None:
+    """One chunk's share of TILE_D features' gradient per program; grid (B * C, ceil(D / TILE_D))."""
+    chunks = tl.cdiv(count, CHUNK)
+    b = (tl.program_id(0) // chunks).to(tl.int64)
+    chunk = tl.program_id(0) % chunks
+    d = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
+    total = tl.zeros((TILE_M, TILE_D), tl.float32)
+    for begin in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count), TILE_M):
+        m = begin + tl.arange(0, TILE_M)
+        row = tl.load(idx_BM + b * count + m, mask=m < count, other=0)
+        grad = tl.load(grad_BM + b * count + m, mask=m < count, other=0.0)
+        mask = ((m < count) & (row >= 0) & (row < num_rows))[:, None] & (d < width)[None, :]
+        rows = tl.load(bank_ND + row[:, None] * width + d[None, :], mask=mask, other=0.0)
+        total += grad[:, None] * rows.to(tl.float32)
+    out = partial_BCD + (b * chunks + chunk) * width + d
+    tl.store(out, tl.sum(total, 0), mask=d < width)
+
+
+def tile(width: int) -> tuple[int, int]:
+    """(TILE_M, TILE_D) for rows of ``width`` features."""
+    tile_d = min(max(triton.next_power_of_2(width), 16), WIDEST)
+    return TILE // tile_d, tile_d
+
+
+def _check(bank: Any) -> None:
+    if not (INTERPRETED or (isinstance(bank, torch.Tensor) and bank.is_cuda)):
+        raise ValueError(f"impl='triton' needs tensors on a GPU, got a bank on {bank.device}")
+    if bank.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"the bank must be float32, float16 or bfloat16 on a GPU, got {bank.dtype}")
+
+
+def bank_logits_triton(features: torch.Tensor, bank: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
+    """See :func:`saga_fast.kernels.bank_logits`."""
+    _check(bank)
+    (batch, count), (num_rows, width) = idx.shape, bank.shape
+    logits = torch.empty((batch, count), dtype=torch.float32, device=bank.device)
+    tile_m, tile_d = tile(width)
+    if logits.numel():
+        forward_kernel[(batch * triton.cdiv(count, tile_m),)](
+            features.contiguous(), bank, idx.contiguous(), logits, num_rows, count, width, tile_m, tile_d, **FUSION
+        )
+    return logits
+
+
+def bank_logits_backward_triton(grad: torch.Tensor, bank: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
+    """The features' gradient sum_m grad[b, m] * bank[idx[b, m]]: (B, M) to (B, D) float32."""
+    _check(bank)
+    (batch, count), (num_rows, width) = idx.shape, bank.shape
+    chunks = triton.cdiv(count, CHUNK)
+    partial = torch.empty((batch, chunks, width), dtype=torch.float32, device=bank.device)
+    tile_m, tile_d = tile(width)
+    if partial.numel():
+        backward_kernel[(batch * chunks, triton.cdiv(width, tile_d))](
+            grad.contiguous(), bank, idx.contiguous(), partial, num_rows, count, width, CHUNK, tile_m, tile_d, **FUSION
+        )
+    return partial.sum(1)
