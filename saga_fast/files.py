@@ -45,9 +45,9 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, or leave the old one."""
+    """Write a whole text file, or leave the old one. File names that are not UTF-8 are written as their bytes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def sha256(path: Path) -> str:

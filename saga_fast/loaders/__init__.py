@@ -78,8 +78,6 @@ def open_loader(
             raise SagaError(f"{name} must be at least {least}, got {value}")
     if drop_last and batch_size > len(folder):
         raise SagaError(f"batch_size {batch_size} is more than the {len(folder)} images in {folder.root}")
-    if isinstance(plan, CropPlan) and plan.table is not None:
-        plan.table.check(folder.fingerprint, len(folder))
     return ENGINES[engine](
         folder,
         plan,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from saga_fast.errors import SagaError
 from saga_fast.files import replacing
@@ -42,7 +42,7 @@ class BoxTable:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        count = len(self.boxes)
+        count = self.boxes.shape[0] if self.boxes.ndim else -1
         shapes = [self.boxes.shape, self.found.shape, self.pseudo_label.shape, self.score.shape]
         if shapes != [(count, 4), (count,), (count,), (count,)]:
             raise SagaError(f"a box table needs columns (N, 4), (N,), (N,), (N,), got {shapes}")
@@ -114,8 +114,9 @@ class BoxTable:
             "found_fraction": f"{self.found_fraction:.6f}",
             "created_by": f"saga-fast {__version__}",
         }
+        content = save(columns, metadata=metadata)
         with replacing(Path(path)) as temporary:
-            save_file(columns, temporary, metadata=metadata)
+            temporary.write_bytes(content)
 
     @classmethod
     def open(cls, path: Path | str) -> BoxTable:
@@ -131,7 +132,7 @@ class BoxTable:
             with safe_open(path, framework="numpy") as file:
                 metadata: dict[str, str] = file.metadata() or {}
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
             raise SagaError(f"not a box table: {path}: {error}") from error
         if metadata.get("format") != FORMAT:
             raise SagaError(f"not a box table: {path} has format {metadata.get('format')!r}, expected {FORMAT!r}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
 """More pixels than this (Pillow's own limit for a decompression bomb) are refused before memory is taken for them."""
@@ -61,6 +61,8 @@ def _decode_pillow(data: bytes) -> Pixels:
             return np.array(opaque.convert("RGB"))
     except DecodeError:
         raise
+    except UnidentifiedImageError as error:  # whose text holds an address in memory
+        raise DecodeError("not an image in a known format") from error
     except Exception as error:  # Pillow raises whatever its parsers trip over; the caller needs one kind
         raise DecodeError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 

@@ -22,7 +22,7 @@ from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.order import epoch_order
-from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.plan import Plan, check_plan
 
 Int64 = npt.NDArray[np.int64]
 
@@ -44,6 +44,7 @@ class FolderLoader:
         prefetch: int,
         pin_memory: bool,
     ) -> None:
+        check_plan(plan, source)
         self.source, self.plan, self.bad = source, plan, bad
         self.epoch = 0
         self._batch_size, self._shuffle, self._drop_last, self._seed = batch_size, shuffle, drop_last, seed
@@ -56,7 +57,8 @@ class FolderLoader:
         self.epoch = epoch
 
     def set_plan(self, plan: Plan) -> None:
-        """The plan that the next iteration takes: a new box table, say."""
+        """The plan that the next iteration takes: a new box table, say, which must be this data set's."""
+        check_plan(plan, self.source)
         self.plan = plan
 
     def __len__(self) -> int:
@@ -78,7 +80,9 @@ class FolderLoader:
                     ahead.append(self._submit(pool, work, order[start : start + self._batch_size]))
                 if not ahead:
                     return
-                yield self._finish(work, ahead.popleft())
+                batch = self._finish(work, ahead.popleft())
+                if len(batch.index):
+                    yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -131,13 +135,15 @@ class _Epoch:
     def substitute(self, index: int, taken: Int64, views: Pixels) -> int:
         """Fill a bad image's place in a training batch with another image, drawn by (seed, epoch, index).
 
-        Batches keep their size, which queues, compiled graphs and gathered losses rely on.
+        Batches keep their size, which queues, compiled graphs and gathered losses rely on. An image that is in the
+        batch already is taken only when 100 draws gave no other. What other threads have found bad by now plays no
+        part: a listed image would fail to decode just the same.
         """
         for attempt in range(1000):
             u = draw(self._seed, self._epoch, np.array([index]), purpose=SUBSTITUTE, block=attempt)[0, 0]
             candidate = int(u * len(self.source))
-            repeated = candidate in taken and len(taken) < len(self.source) - len(self._bad)
-            if candidate not in self._bad and not repeated and self.fill(np.array([candidate]), views)[0]:
+            repeated = candidate in taken and attempt < 100
+            if not repeated and candidate not in self._bad and self.fill(np.array([candidate]), views)[0]:
                 return candidate
         raise RuntimeError(f"found no substitute for image {index} in 1000 draws")
 

@@ -47,7 +47,7 @@ class ImageFolder:
             if not (self.root / name).is_dir():
                 raise SagaError(f"class {name!r} of {classes} has no folder in {self.root}")
             before = len(self.paths)
-            self.paths.extend(_walk(self.root / name, name))
+            self.paths.extend(_walk(self.root, name))
             counts.append(len(self.paths) - before)
         self.labels: npt.NDArray[np.int64] = np.repeat(np.arange(len(self.classes)), counts).astype(np.int64)
         if not self.paths and not classes:
@@ -93,18 +93,17 @@ def _read_classes(path: Path) -> set[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise SagaError(f"cannot read the class list {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SagaError(f"the class list {path} is not text: {error.reason}") from error
     return {line.split()[0] for line in lines if line.strip()}
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[str]:
-    """Relative posix paths of the images below ``folder``, a folder's own files before its subfolders'."""
-    names, subfolders = [], []
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            subfolders.append(entry.name)
-        elif _is_image(entry.name):
-            names.append(entry.name)
-    for name in sorted(names):
-        yield f"{prefix}/{name}"
-    for name in sorted(subfolders):
-        yield from _walk(folder / name, f"{prefix}/{name}")
+def _walk(root: Path, name: str) -> Iterator[str]:
+    """Relative posix paths of the images of class folder ``name``: folders sorted as strings, then their files."""
+    below = []
+    for folder, subfolders, names in os.walk(root / name, followlinks=True):
+        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
+        below.append((folder, names))
+    for folder, names in sorted(below):
+        prefix = os.path.relpath(folder, root).replace(os.sep, "/")
+        yield from (f"{prefix}/{file}" for file in sorted(names) if _is_image(file))

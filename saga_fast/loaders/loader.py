@@ -23,7 +23,7 @@ class Loader(Protocol):
         """The epoch whose order and windows the next iteration takes."""
 
     def set_plan(self, plan: Plan) -> None:
-        """The plan that the next iteration takes: a new box table, say."""
+        """The plan that the next iteration takes: a new box table, say. SagaError if it is another data set's."""
 
     def __len__(self) -> int:
         """Batches per epoch."""

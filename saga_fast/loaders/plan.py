@@ -11,6 +11,7 @@ import numpy.typing as npt
 from saga_fast.kernels import sample_windows
 from saga_fast.kernels.philox import SHARE, draw
 from saga_fast.loaders.box_table import BoxTable
+from saga_fast.loaders.image_folder import ImageFolder
 
 Int64 = npt.NDArray[np.int64]
 Views = Literal["att", "union", "mixed"]
@@ -78,11 +79,18 @@ class CropPlan:
     min_side: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if not 1 <= self.num_views <= 256:
+            raise ValueError(f"num_views must be in 1 to 256, got {self.num_views}")
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0.0 < low <= high:
+                raise ValueError(f"{name} must be an increasing pair of positive numbers, got {(low, high)}")
         if self.views not in ("att", "union", "mixed"):
             raise ValueError(f"views must be 'att', 'union' or 'mixed', got {self.views!r}")
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"share must be in [0, 1], got {self.share}")
-        if self.margin < 0.0:
+        if not self.margin >= 0.0:
             raise ValueError(f"margin must not be negative, got {self.margin}")
         if not 0.0 <= self.min_side <= 1.0:
             raise ValueError(f"min_side must be in [0, 1], got {self.min_side}")
@@ -116,6 +124,16 @@ class CropPlan:
             scale=self.scale,
             ratio=self.ratio,
         )
+
+
+def check_plan(plan: Plan, source: ImageFolder) -> None:
+    """Refuse a plan whose box table was made for another data set.
+
+    Raises:
+        SagaError: see :meth:`BoxTable.check`.
+    """
+    if isinstance(plan, CropPlan) and plan.table is not None:
+        plan.table.check(source.fingerprint, len(source))
 
 
 def widen_boxes(boxes: npt.NDArray[np.float32], *, margin: float, min_side: float) -> npt.NDArray[np.float32]:

@@ -1,0 +1,220 @@
+"""decode_image: every file becomes RGB, JPEGs bit for bit as Pillow's, and what is no image says so."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from saga_fast.loaders import decode
+from saga_fast.loaders.decode import DecodeError, decode_image
+
+NDArray = npt.NDArray[Any]
+HEIGHT, WIDTH = 37, 45  # odd, and no multiple of a JPEG's blocks
+
+
+def picture() -> NDArray:
+    """Smooth colours with noise on top, (HEIGHT, WIDTH, 3) uint8."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).resize((WIDTH, HEIGHT))
+    return (np.asarray(coarse) * 0.8 + rng.integers(0, 50, (HEIGHT, WIDTH, 3))).astype(np.uint8)
+
+
+RGB = picture()
+GREY = RGB[..., 1]
+ALPHA = np.arange(HEIGHT * WIDTH, dtype=np.uint32).reshape(HEIGHT, WIDTH).astype(np.uint8)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(data: bytes) -> NDArray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def png(width: int, height: int, bits: int, colour: int, rows: bytes = b"") -> bytes:
+    """A PNG made by hand, for what Pillow cannot write: ``rows`` are big-endian samples without filter bytes."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    stride = len(rows) // height
+    filtered = b"".join(b"\0" + rows[row * stride : (row + 1) * stride] for row in range(height)) if rows else b""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(filtered)) + chunk(b"IEND", b"")
+
+
+def assert_pixels(pixels: NDArray, expected: NDArray) -> None:
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous and pixels.flags.writeable
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("quality", [30, 95])
+def test_jpeg_is_pillows(progressive: bool, subsampling: str, quality: int) -> None:
+    data = encode(Image.fromarray(RGB), "JPEG", progressive=progressive, subsampling=subsampling, quality=quality)
+    assert_pixels(decode_image(data), by_pillow(data))
+
+
+def test_grey_jpeg_is_pillows() -> None:
+    data = encode(Image.fromarray(GREY), "JPEG")
+    pixels = decode_image(data)
+    assert_pixels(pixels, by_pillow(data))
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_cmyk_jpeg_is_pillows_to_rounding() -> None:
+    data = encode(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=95)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "CMYK"
+    difference = np.abs(decode_image(data).astype(np.int64) - by_pillow(data))
+    # The two libraries round c * k / 255 differently.
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (5, 3)])
+def test_jpeg_with_stray_bytes_is_pillows(corner: tuple[int, int]) -> None:
+    # libjpeg warns of bytes between two segments and decodes; cameras and editors do write such files.
+    data = encode(Image.fromarray(RGB[corner[0] :, corner[1] :]), "JPEG")
+    at = data.index(b"\xff\xdb")
+    stray = data[:at] + b"\0\0\0\0" + data[at:]
+    assert_pixels(decode_image(stray), by_pillow(data))
+
+
+def palette_image() -> Image.Image:
+    return Image.fromarray(RGB).quantize(17)
+
+
+def expected_of_palette() -> NDArray:
+    image = palette_image()
+    palette = image.getpalette()
+    assert palette is not None
+    colours: NDArray = np.array(palette, np.uint8).reshape(-1, 3)
+    return np.take(colours, np.asarray(image), axis=0)
+
+
+LOSSLESS: dict[str, tuple[bytes, NDArray]] = {
+    "RGB PNG": (encode(Image.fromarray(RGB), "PNG"), RGB),
+    "RGB PNG with a transparent colour": (encode(Image.fromarray(RGB), "PNG", transparency=(1, 2, 3)), RGB),
+    "RGBA PNG": (encode(Image.fromarray(np.dstack([RGB, ALPHA])), "PNG"), RGB),
+    "LA PNG": (encode(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "PNG"), np.dstack([GREY] * 3)),
+    "L PNG": (encode(Image.fromarray(GREY), "PNG"), np.dstack([GREY] * 3)),
+    "1 PNG": (encode(Image.fromarray(GREY > 99), "PNG"), np.dstack([np.where(GREY > 99, 255, 0)] * 3)),
+    "P PNG": (encode(palette_image(), "PNG"), expected_of_palette()),
+    "P PNG, a transparent index": (encode(palette_image(), "PNG", transparency=3), expected_of_palette()),
+    "P PNG, alpha table": (encode(palette_image(), "PNG", transparency=bytes(range(17))), expected_of_palette()),
+    "RGB WebP": (encode(Image.fromarray(RGB), "WEBP", lossless=True), RGB),
+    "RGBA WebP": (encode(Image.fromarray(np.dstack([RGB, ALPHA])), "WEBP", lossless=True, exact=True), RGB),
+    "RGB BMP": (encode(Image.fromarray(RGB), "BMP"), RGB),
+    "RGB TIFF": (encode(Image.fromarray(RGB), "TIFF"), RGB),
+    "RGB PPM": (encode(Image.fromarray(RGB), "PPM"), RGB),
+    "L PGM": (encode(Image.fromarray(GREY), "PPM"), np.dstack([GREY] * 3)),
+    "one pixel": (encode(Image.fromarray(RGB[:1, :1]), "PNG"), RGB[:1, :1]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_every_mode_becomes_rgb(name: str) -> None:
+    data, expected = LOSSLESS[name]
+    assert_pixels(decode_image(data), expected.astype(np.uint8))
+
+
+def test_lossy_webp_is_pillows() -> None:
+    data = encode(Image.fromarray(RGB), "WEBP", quality=60)
+    assert_pixels(decode_image(data), by_pillow(data))
+
+
+@pytest.mark.parametrize(("channels", "colour"), [(1, 0), (2, 4), (3, 2), (4, 6)], ids=["L", "LA", "RGB", "RGBA"])
+def test_16_bit_png_keeps_the_upper_8_bits(channels: int, colour: int) -> None:
+    levels = np.random.default_rng(1).integers(0, 2**16, (HEIGHT, WIDTH, channels), np.uint16)
+    levels[0, 0], levels[0, 1] = 65535, 255
+    data = png(WIDTH, HEIGHT, 16, colour, levels.astype(">u2").tobytes())
+    upper = (levels >> 8).astype(np.uint8)
+    assert_pixels(decode_image(data), upper[..., :3] if channels > 2 else np.dstack([upper[..., 0]] * 3))
+
+
+def test_16_bit_pgm_keeps_the_upper_8_bits() -> None:
+    levels = np.random.default_rng(2).integers(0, 2**16, (HEIGHT, WIDTH), np.uint16)
+    data = f"P5 {WIDTH} {HEIGHT} 65535\n".encode() + levels.astype(">u2").tobytes()
+    assert_pixels(decode_image(data), np.dstack([(levels >> 8).astype(np.uint8)] * 3))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_ignored(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turn by 90 degrees
+    image = Image.fromarray(RGB)
+    turned = encode(image, kind, exif=exif)
+    with Image.open(io.BytesIO(turned)) as opened:
+        assert opened.getexif()[0x0112] == 6
+    assert_pixels(decode_image(turned), decode_image(encode(image, kind)))
+
+
+def assert_refused(data: bytes) -> str:
+    with pytest.raises(DecodeError) as error:
+        decode_image(data)
+    reason = str(error.value)
+    assert reason and "\n" not in reason
+    return reason
+
+
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "WEBP", "BMP", "PPM"])
+def test_cut_files_are_refused(kind: str, part: float) -> None:
+    options: dict[str, Any] = {"progressive": True} if kind == "progressive" else {}
+    data = encode(Image.fromarray(RGB), "JPEG" if options else kind, **options)
+    decode_image(data)
+    assert_refused(data[: int(part * len(data))])
+
+
+GARBAGE = {
+    "empty": b"",
+    "one byte": b"\xff",
+    "zeros": bytes(1000),
+    "noise": np.random.default_rng(3).bytes(1000),
+    "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "JPEG's first bytes, then noise": b"\xff\xd8\xff\xe0" + np.random.default_rng(4).bytes(1000),
+    "JPEG's first and last bytes": b"\xff\xd8\xff\xd9",
+    "PNG's signature, then noise": b"\x89PNG\r\n\x1a\n" + np.random.default_rng(5).bytes(1000),
+    "PNG without pixels": png(9, 9, 8, 2),
+    "PNG of no width": png(0, 9, 8, 2),
+    "WebP's signature, then noise": b"RIFF\x64\0\0\0WEBPVP8 " + np.random.default_rng(6).bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_what_is_no_image_is_refused(name: str) -> None:
+    assert_refused(GARBAGE[name])
+
+
+def test_the_reason_holds_no_address() -> None:
+    # It tells the reader nothing, and two runs' lists of bad images would differ.
+    assert "0x" not in assert_refused(GARBAGE["html"])
+
+
+def test_too_many_pixels_are_refused_by_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    jpeg = encode(Image.fromarray(RGB), "JPEG")
+    header = jpeg[: jpeg.index(b"\xff\xda") + 14]  # up to the first pixel's data
+    for data in (jpeg, header, encode(Image.fromarray(RGB), "PNG"), png(WIDTH, HEIGHT, 8, 2)):
+        assert f"{WIDTH} x {HEIGHT} pixels" in assert_refused(data)
+    monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH)
+    assert_pixels(decode_image(jpeg), by_pillow(jpeg))
+
+
+def test_a_decompression_bomb_is_refused() -> None:
+    # 10 GB of pixels each, announced by files of less than 2 kB.
+    jpeg = encode(Image.fromarray(RGB[:8, :8]), "JPEG")
+    at = jpeg.index(b"\xff\xc0") + 5
+    for data in (png(60000, 60000, 8, 2), jpeg[:at] + struct.pack(">HH", 60000, 60000) + jpeg[at + 4 :]):
+        assert "pixels" in assert_refused(data)
