@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -29,22 +27,11 @@ def choose(implementations: Mapping[str, Callable[..., Any]], impl: str | None, 
             raise ValueError(
                 f"no implementation for arrays on a GPU yet, have {sorted(implementations)}; move them to the CPU"
             )
-    # Triton's interpreter runs its kernels on tensors in main memory, to test them.
-    interpreted = isinstance(array, torch.Tensor) and os.environ.get("TRITON_INTERPRET") == "1"
-    absent = {"numba"} if gpu else set() if interpreted else {"triton"}
-    usable = sorted(set(implementations) - absent)
+    # What Triton refuses it says itself: only its own files know whether its interpreter runs kernels on the CPU.
+    usable = sorted(name for name in implementations if not (gpu and name == "numba"))
     if impl not in usable:
         raise ValueError(f"impl must be one of {usable} for arrays on the {'GPU' if gpu else 'CPU'}, got {impl!r}")
     return implementations[impl]
-
-
-def lazy(module: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of ``module``, imported at its first call: without a GPU nobody needs Triton."""
-
-    def call(*arguments: Any) -> Any:
-        return getattr(import_module(module), name)(*arguments)
-
-    return call
 
 
 def on_gpu(array: Array) -> bool:

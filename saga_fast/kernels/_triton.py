@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +14,17 @@ from saga_fast.kernels._dispatch import Array
 # resolves the names in annotations and knows no others.
 jit: Callable[[Callable[..., Any]], Any] = triton.jit
 
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""TRITON_INTERPRET was 1 when Triton was imported: its kernels run on the CPU, on tensors in main memory."""
+
 # Multiply-adds may fuse; said aloud because Triton 3.9 warns that its default will change.
 FUSION: dict[str, Any] = {"enable_fp_fusion": True}
+
+
+def refuse_cpu(array: Array) -> None:
+    """Raise ``ValueError`` for an array that Triton cannot reach."""
+    if not isinstance(array, torch.Tensor) or (array.device.type == "cpu" and not INTERPRETED):
+        raise ValueError("impl must be one of ['numba', 'reference'] for arrays on the CPU, got 'triton'")
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -29,6 +37,6 @@ def upload(array: Array, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return torch.as_tensor(array).to(like.device, dtype, non_blocking=True).contiguous()
 
 
-def device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
-    """Launch on the GPU that ``tensor`` lies on, whichever is current."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def device_of(tensor: torch.Tensor) -> torch.cuda.device:
+    """Context: launch on the GPU that ``tensor`` lies on, whichever is current. Does nothing for other tensors."""
+    return torch.cuda.device(tensor.device.index if tensor.is_cuda else -1)

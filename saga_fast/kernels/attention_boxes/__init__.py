@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from saga_fast.kernels._dispatch import Array, choose, lazy
+from saga_fast.kernels._dispatch import Array, choose
 from saga_fast.kernels.attention_boxes._numba import attention_boxes_numba
 from saga_fast.kernels.attention_boxes.reference import attention_boxes_reference
+
+
+def _by_triton(*arguments: Any) -> Any:
+    from saga_fast.kernels.attention_boxes._triton import attention_boxes_triton
+
+    return attention_boxes_triton(*arguments)
+
 
 IMPLEMENTATIONS = {
     "reference": attention_boxes_reference,
     "numba": attention_boxes_numba,
-    "triton": lazy("saga_fast.kernels.attention_boxes._triton", "attention_boxes_triton"),
+    "triton": _by_triton,
 }
 Normalize = Literal["minmax", "max"]
 AnyArray = TypeVar("AnyArray", bound=Array)

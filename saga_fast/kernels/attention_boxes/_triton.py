@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors
+from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors, refuse_cpu
 from saga_fast.kernels.attention_boxes._triton_box import store_box
 from saga_fast.kernels.attention_boxes.reference import bicubic_matrix
 
@@ -181,6 +181,7 @@ def attention_boxes_triton(
     features: torch.Tensor, weights: torch.Tensor, delta: float, size: int, normalize: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`saga_fast.kernels.attention_boxes`."""
+    refuse_cpu(features)
     batch, channels, u, v = features.shape
     positions = u * v
     last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from saga_fast.kernels._dispatch import AnyArray, Array, choose, lazy, on_gpu, to_numpy
+from saga_fast.kernels._dispatch import AnyArray, Array, choose, on_gpu, to_numpy
 from saga_fast.kernels.augment._numba import augment_numba
 from saga_fast.kernels.augment.reference import augment_reference
 from saga_fast.kernels.sample_photometrics.fields import PHOTOMETRIC_FIELDS, check_blur
 
+
+def _by_triton(*arguments: Any) -> Any:
+    from saga_fast.kernels.augment._triton import augment_triton
+
+    return augment_triton(*arguments)
+
+
 IMPLEMENTATIONS = {
     "reference": augment_reference,
     "numba": augment_numba,
-    "triton": lazy("saga_fast.kernels.augment._triton", "augment_triton"),
+    "triton": _by_triton,
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

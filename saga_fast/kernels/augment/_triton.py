@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from saga_fast.kernels._dispatch import Array
-from saga_fast.kernels._triton import FUSION, device_of, jit, upload
+from saga_fast.kernels._triton import FUSION, device_of, jit, refuse_cpu, upload
 from saga_fast.kernels.augment._triton_pixels import before_contrast, gray, jitter
 from saga_fast.kernels.sample_photometrics import fields
 
@@ -248,6 +248,7 @@ def augment_triton(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """See :func:`saga_fast.kernels.augment`."""
+    refuse_cpu(views)
     batch, num_views, side = views.shape[:3]
     views = views.contiguous()
     tiles = triton.cdiv(side * side, PIXELS)

@@ -7,22 +7,35 @@ from typing import Any, TypeVar
 
 import torch
 
-from saga_fast.kernels._dispatch import Array, choose, lazy, to_numpy
+from saga_fast.kernels._dispatch import Array, choose, to_numpy
 from saga_fast.kernels.bank_logits._numba import bank_logits_backward_numba, bank_logits_numba
 from saga_fast.kernels.bank_logits.reference import bank_logits_backward_reference, bank_logits_reference
 
 AnyArray = TypeVar("AnyArray", bound=Array)
 INT64 = ("int64", "torch.int64")
 
+
+def _forward_triton(*arguments: Any) -> Any:
+    from saga_fast.kernels.bank_logits._triton import bank_logits_triton
+
+    return bank_logits_triton(*arguments)
+
+
+def _backward_triton(*arguments: Any) -> Any:
+    from saga_fast.kernels.bank_logits._triton import bank_logits_backward_triton
+
+    return bank_logits_backward_triton(*arguments)
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array], Any]] = {
     "reference": bank_logits_reference,
     "numba": bank_logits_numba,
-    "triton": lazy("saga_fast.kernels.bank_logits._triton", "bank_logits_triton"),
+    "triton": _forward_triton,
 }
 BACKWARDS: dict[str, Callable[[Array, Array, Array], Any]] = {
     "reference": bank_logits_backward_reference,
     "numba": bank_logits_backward_numba,
-    "triton": lazy("saga_fast.kernels.bank_logits._triton", "bank_logits_backward_triton"),
+    "triton": _backward_triton,
 }
 
 

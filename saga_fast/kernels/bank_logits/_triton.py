@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from saga_fast.kernels._triton import FUSION as FUSION
-from saga_fast.kernels._triton import device_of, jit
+from saga_fast.kernels._triton import device_of, jit, refuse_cpu
 
 CHUNK = 1024  # logits per program of the backward: 2080 programs at B 32, M 65537
 TILE = 4096  # elements of a tile of rows: 32 registers a thread at 4 warps
@@ -87,6 +87,7 @@ def tile(width: int) -> tuple[int, int]:
 
 
 def _check(bank: torch.Tensor) -> None:
+    refuse_cpu(bank)
     if bank.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the bank must be float32, float16 or bfloat16 on a GPU, got {bank.dtype}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saga_fast.kernels._dispatch import AnyArray, Array, choose, lazy
+from saga_fast.kernels._dispatch import AnyArray, Array, choose
 from saga_fast.kernels.augment import augment, check_finish, check_format
 from saga_fast.kernels.crop_resize import check_windows, crop_resize
 
@@ -28,10 +28,16 @@ def _in_a_row(
     return augment(views, photometrics, mean, std, channels_last=channels_last, dtype=dtype, impl=impl)
 
 
+def _by_triton(*arguments: Any) -> Any:
+    from saga_fast.kernels.crop_augment._triton import crop_augment_triton
+
+    return crop_augment_triton(*arguments)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "reference": partial(_in_a_row, "reference"),
     "numba": partial(_in_a_row, "numba"),
-    "triton": lazy("saga_fast.kernels.crop_augment._triton", "crop_augment_triton"),
+    "triton": _by_triton,
 }
 
 

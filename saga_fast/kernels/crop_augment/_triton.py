@@ -12,7 +12,7 @@ import torch
 import triton.language as tl
 
 from saga_fast.kernels._dispatch import Array
-from saga_fast.kernels._triton import FUSION, device_of, jit, upload
+from saga_fast.kernels._triton import FUSION, device_of, jit, refuse_cpu, upload
 from saga_fast.kernels.augment._triton import CONTRAST, FIELDS, finish
 from saga_fast.kernels.augment._triton_pixels import before_contrast
 from saga_fast.kernels.crop_resize._triton import TILE_X, TILE_Y, crop_resize_triton, store_crop, tiles
@@ -52,6 +52,7 @@ def crop_augment_triton(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """See :func:`saga_fast.kernels.crop_augment`."""
+    refuse_cpu(images)
     batch, num_views = windows.shape[:2]
     images = images.contiguous()
     sums = torch.empty((batch * num_views, tiles(size)), dtype=torch.float32, device=images.device)

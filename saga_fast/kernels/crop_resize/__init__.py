@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
-from saga_fast.kernels._dispatch import AnyArray, Array, choose, lazy, on_gpu, to_numpy
+from saga_fast.kernels._dispatch import AnyArray, Array, choose, on_gpu, to_numpy
 from saga_fast.kernels.crop_resize._numba import crop_resize_image, crop_resize_numba
 from saga_fast.kernels.crop_resize.reference import crop_resize_reference
+
+
+def _by_triton(*arguments: Any) -> Any:
+    from saga_fast.kernels.crop_resize._triton import crop_resize_triton
+
+    return crop_resize_triton(*arguments)
+
 
 IMPLEMENTATIONS = {
     "reference": crop_resize_reference,
     "numba": crop_resize_numba,
-    "triton": lazy("saga_fast.kernels.crop_resize._triton", "crop_resize_triton"),
+    "triton": _by_triton,
 }
 
 __all__ = ["check_windows", "crop_resize", "crop_resize_image"]

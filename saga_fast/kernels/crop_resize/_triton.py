@@ -1,8 +1,8 @@
 """crop_resize on the GPU: one launch, no intermediate; each output pixel adds its own taps of the stored image.
 
-Every tap is read through the cache, where the four or so output pixels that share it find it again; device memory is
-read once. A separable version would read a factor of about half the taps per axis less, but only through a
-scratch image or shared memory: at ImageNet's sizes (3 to 4 taps an axis) there is nothing to gain.
+Every tap is read through the cache, where the few output pixels that share it find it again; device memory is read
+once. The work grows with the taps of both axes multiplied: some 10 reads of a pixel where a 500 px image becomes a view
+of 224 px. A separable version, through shared memory, would pay where images are stored many times larger.
 
 Positions are exact integers in units of 1 / (2 size) of a pixel, so a tap is never lost to rounding.
 """
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from saga_fast.kernels._dispatch import Array
-from saga_fast.kernels._triton import FUSION, device_of, jit, upload
+from saga_fast.kernels._triton import FUSION, device_of, jit, refuse_cpu, upload
 
 TILE_Y, TILE_X = 16, 64  # 8 pixels per thread; a warp's 32 lanes are neighbours in a row
 
@@ -147,6 +147,7 @@ def tiles(size: int) -> int:
 
 def crop_resize_triton(images: torch.Tensor, windows: Array, size: int, flip: Array | None) -> torch.Tensor:
     """See :func:`saga_fast.kernels.crop_resize`; images (B, H, W, 3), windows (B, V, 4), flip (B, V)."""
+    refuse_cpu(images)
     batch, num_views = windows.shape[:2]
     images = images.contiguous()
     windows = upload(windows, images, torch.int32)
