@@ -8,6 +8,7 @@ arrays NumPy arrays.
 from saga_fast.kernels.attention_boxes import attention_boxes
 from saga_fast.kernels.augment import augment
 from saga_fast.kernels.bank_logits import bank_logits
+from saga_fast.kernels.crop_augment import crop_augment
 from saga_fast.kernels.crop_resize import crop_resize
 from saga_fast.kernels.sample_photometrics import PHOTOMETRIC_FIELDS, PhotometricRecipe, sample_photometrics
 from saga_fast.kernels.sample_windows import sample_windows
@@ -18,6 +19,7 @@ __all__ = [
     "attention_boxes",
     "augment",
     "bank_logits",
+    "crop_augment",
     "crop_resize",
     "sample_photometrics",
     "sample_windows",

@@ -20,15 +20,23 @@ def choose(implementations: Mapping[str, Callable[..., Any]], impl: str | None, 
         ValueError: ``impl`` is not one of the op's implementations, or the op has none for the array's device.
             An explicit choice never falls back.
     """
+    gpu = on_gpu(array)
     if impl is None:
-        impl = "triton" if isinstance(array, torch.Tensor) and array.is_cuda else "numba"
+        impl = "triton" if gpu else "numba"
         if impl not in implementations:
             raise ValueError(
                 f"no implementation for arrays on a GPU yet, have {sorted(implementations)}; move them to the CPU"
             )
-    if impl not in implementations:
-        raise ValueError(f"impl must be one of {sorted(implementations)}, got {impl!r}")
+    # What Triton refuses it says itself: only its own files know whether its interpreter runs kernels on the CPU.
+    usable = sorted(name for name in implementations if not (gpu and name == "numba"))
+    if impl not in usable:
+        raise ValueError(f"impl must be one of {usable} for arrays on the {'GPU' if gpu else 'CPU'}, got {impl!r}")
     return implementations[impl]
+
+
+def on_gpu(array: Array) -> bool:
+    """Whether reading ``array`` on the host would wait for a GPU."""
+    return isinstance(array, torch.Tensor) and array.is_cuda
 
 
 def to_numpy(array: Array, dtype: Any = None) -> NDArray:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from saga_fast.kernels._dispatch import Array, choose
 from saga_fast.kernels.attention_boxes._numba import attention_boxes_numba
 from saga_fast.kernels.attention_boxes.reference import attention_boxes_reference
 
-IMPLEMENTATIONS = {"reference": attention_boxes_reference, "numba": attention_boxes_numba}
+
+def _by_triton(*arguments: Any) -> Any:
+    from saga_fast.kernels.attention_boxes._triton import attention_boxes_triton
+
+    return attention_boxes_triton(*arguments)
+
+
+IMPLEMENTATIONS = {
+    "reference": attention_boxes_reference,
+    "numba": attention_boxes_numba,
+    "triton": _by_triton,
+}
 Normalize = Literal["minmax", "max"]
 AnyArray = TypeVar("AnyArray", bound=Array)
 
@@ -35,7 +46,8 @@ def attention_boxes(
         delta: threshold on the scaled heatmap, in [0, 1).
         size: side of the upsampled map in pixels: the grid that box edges lie on.
         normalize: ``"minmax"`` maps [min, max] of each coarse map to [0, 1]; ``"max"`` divides by its maximum.
-        impl: ``None`` picks by device; ``"numba"`` or ``"reference"`` (float64 NumPy) never falls back.
+        impl: ``None`` picks by device; ``"numba"`` (CPU), ``"triton"`` (GPU) or ``"reference"`` (float64 NumPy) never
+            falls back.
 
     Returns:
         boxes (B, 4) float32 [x_min, y_min, w, h], normalised to [0, 1], and found (B,) bool. A map that is zero,

@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from saga_fast.kernels._dispatch import Array, NDArray, like, to_numpy
 from saga_fast.kernels._jit import FAST_SUMS, PARALLEL_LOCK, jit, prange
@@ -126,8 +125,6 @@ def _boxes_nhwc(
 
 def attention_boxes_numba(features: Array, weights: Array, delta: float, size: int, normalize: str) -> tuple[Any, Any]:
     """See :func:`saga_fast.kernels.attention_boxes`."""
-    if isinstance(features, torch.Tensor) and features.is_cuda:
-        raise ValueError("impl='numba' needs arrays on the CPU, got features on a GPU")
     a = to_numpy(features)
     a = a if a.dtype == np.float32 else a.astype(np.float32)  # float16: Numba has no arithmetic for it on the CPU
     w_BC = np.ascontiguousarray(to_numpy(weights), dtype=np.float32)

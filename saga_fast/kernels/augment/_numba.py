@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import torch
 
-from saga_fast.kernels._dispatch import Array, like, to_numpy
+from saga_fast.kernels._dispatch import Array, to_numpy
 from saga_fast.kernels._jit import FAST_SUMS, PARALLEL_LOCK, jit, prange
 from saga_fast.kernels.sample_photometrics.fields import (
     BLUR_RADIUS,
@@ -204,21 +204,19 @@ def _augment(views: Any, photometrics: Any, scale: Any, offset: Any, out: Any, t
 
 
 def augment_numba(
-    views: Array, photometrics: Array | None, mean: Sequence[float], std: Sequence[float], channels_last: bool
+    views: Array,
+    photometrics: Array | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels_last: bool,
+    dtype: torch.dtype,
 ) -> Any:
     """See :func:`saga_fast.kernels.augment`."""
-    if isinstance(views, torch.Tensor) and views.is_cuda:
-        raise ValueError("impl='numba' needs arrays on the CPU, got views on a GPU")
     batch, num_views, side = views.shape[:3]
     views_np = np.ascontiguousarray(to_numpy(views)).reshape(-1, side, side, 3)
     parameters = np.zeros((0, len(PHOTOMETRIC_FIELDS)), np.float32)
     if photometrics is not None:
         parameters = np.ascontiguousarray(to_numpy(photometrics, np.float32)).reshape(-1, len(PHOTOMETRIC_FIELDS))
-        too_wide = (parameters[:, BLUR_SIGMA] > 0.0) & (parameters[:, BLUR_RADIUS] >= side)
-        if too_wide.any():
-            raise ValueError(
-                f"blur radius {parameters[too_wide, BLUR_RADIUS].max():.0f} reaches beyond views of {side} px"
-            )
     scale = 1.0 / np.asarray(std, np.float64)
     offset = (-np.asarray(mean, np.float64) * scale).astype(np.float32)
     if channels_last:
@@ -229,6 +227,8 @@ def augment_numba(
     with PARALLEL_LOCK:
         threads = numba.get_num_threads()
         _augment(views_np, parameters, scale.astype(np.float32), offset, planar, threads)
-    if channels_last:
-        return like(out.reshape(batch, num_views, side, side, 3), views).permute(0, 1, 4, 2, 3)
-    return like(out.reshape(batch, num_views, 3, side, side), views)
+    shaped = out.reshape(batch, num_views, *((side, side, 3) if channels_last else (3, side, side)))
+    if not isinstance(views, torch.Tensor):
+        return shaped
+    result = torch.from_numpy(shaped).to(dtype)
+    return result.permute(0, 1, 4, 2, 3) if channels_last else result

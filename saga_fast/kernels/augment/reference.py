@@ -63,7 +63,12 @@ def blur(image: NDArray, sigma: float, radius: int) -> NDArray:
 
 
 def augment_reference(
-    views: Array, photometrics: Array | None, mean: Sequence[float], std: Sequence[float], channels_last: bool
+    views: Array,
+    photometrics: Array | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels_last: bool,
+    dtype: torch.dtype,
 ) -> Any:
     """See :func:`saga_fast.kernels.augment`."""
     views_np = to_numpy(views)
@@ -72,8 +77,6 @@ def augment_reference(
         image = views_np[n, v] / 255.0
         if photometrics is not None:
             p = to_numpy(photometrics)[n, v].astype(np.float64)
-            if p[BLUR_SIGMA] > 0.0 and p[BLUR_RADIUS] >= image.shape[0]:
-                raise ValueError(f"blur radius {p[BLUR_RADIUS]:.0f} reaches beyond views of {image.shape[0]} px")
             image = image[:, ::-1] if p[FLIP] else image
             image = np.repeat((image @ GRAY)[..., None], 3, -1) if p[GRAYSCALE] == 2.0 else image
             image = jitter(image, p)
@@ -81,7 +84,9 @@ def augment_reference(
             image = blur(image, p[BLUR_SIGMA], int(p[BLUR_RADIUS])) if p[BLUR_SIGMA] > 0.0 else image
             image = np.where(image >= p[SOLARIZE], 1.0 - image, image)
         out[n, v] = ((image - np.asarray(mean)) / np.asarray(std)).transpose(2, 0, 1)
-    result = like(out, views)
+    if not isinstance(views, torch.Tensor):
+        return out
+    result = like(out, views).to(dtype)
     if channels_last:
         result = result.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, views.shape[:2])
     return result

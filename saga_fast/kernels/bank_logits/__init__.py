@@ -15,16 +15,16 @@ AnyArray = TypeVar("AnyArray", bound=Array)
 INT64 = ("int64", "torch.int64")
 
 
-def _forward_triton(features: Any, bank: Any, idx: Any) -> Any:
+def _forward_triton(*arguments: Any) -> Any:
     from saga_fast.kernels.bank_logits._triton import bank_logits_triton
 
-    return bank_logits_triton(features, bank, idx)
+    return bank_logits_triton(*arguments)
 
 
-def _backward_triton(grad: Any, bank: Any, idx: Any) -> Any:
+def _backward_triton(*arguments: Any) -> Any:
     from saga_fast.kernels.bank_logits._triton import bank_logits_backward_triton
 
-    return bank_logits_backward_triton(grad, bank, idx)
+    return bank_logits_backward_triton(*arguments)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Array, Array, Array], Any]] = {

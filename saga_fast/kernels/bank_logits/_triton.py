@@ -9,20 +9,19 @@ Tensor names: B batch, M logits per sample, N bank rows, D features, C chunks of
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
+from saga_fast.kernels._triton import FUSION as FUSION
+from saga_fast.kernels._triton import device_of, jit, refuse_cpu
+
 CHUNK = 1024  # logits per program of the backward: 2080 programs at B 32, M 65537
 TILE = 4096  # elements of a tile of rows: 32 registers a thread at 4 warps
 WIDEST = 128  # features per tile at most
-FUSION = {"enable_fp_fusion": True}  # Triton 3.9 warns where this is left open, because 3.10 changes the default
-INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: the kernels below run on the CPU
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit
 def forward_kernel(
     f_BD: tl.tensor,
     bank_ND: tl.tensor,
@@ -51,7 +50,7 @@ def forward_kernel(
     tl.store(logits_BM + b * count + m, logits, mask=m < count)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@jit
 def backward_kernel(
     grad_BM: tl.tensor,
     bank_ND: tl.tensor,
@@ -87,9 +86,8 @@ def tile(width: int) -> tuple[int, int]:
     return TILE // tile_d, tile_d
 
 
-def _check(bank: Any) -> None:
-    if not (INTERPRETED or (isinstance(bank, torch.Tensor) and bank.is_cuda)):
-        raise ValueError(f"impl='triton' needs tensors on a GPU, got a bank on {bank.device}")
+def _check(bank: torch.Tensor) -> None:
+    refuse_cpu(bank)
     if bank.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"the bank must be float32, float16 or bfloat16 on a GPU, got {bank.dtype}")
 
@@ -100,10 +98,12 @@ def bank_logits_triton(features: torch.Tensor, bank: torch.Tensor, idx: torch.Te
     (batch, count), (num_rows, width) = idx.shape, bank.shape
     logits = torch.empty((batch, count), dtype=torch.float32, device=bank.device)
     tile_m, tile_d = tile(width)
+    grid = (batch * triton.cdiv(count, tile_m),)
     if logits.numel():
-        forward_kernel[(batch * triton.cdiv(count, tile_m),)](
-            features.contiguous(), bank, idx.contiguous(), logits, num_rows, count, width, tile_m, tile_d, **FUSION
-        )
+        with device_of(bank):
+            forward_kernel[grid](
+                features.contiguous(), bank, idx.contiguous(), logits, num_rows, count, width, tile_m, tile_d, **FUSION
+            )
     return logits
 
 
@@ -114,8 +114,9 @@ def bank_logits_backward_triton(grad: torch.Tensor, bank: torch.Tensor, idx: tor
     chunks = triton.cdiv(count, CHUNK)
     partial = torch.empty((batch, chunks, width), dtype=torch.float32, device=bank.device)
     tile_m, tile_d = tile(width)
+    grid = (batch * chunks, triton.cdiv(width, tile_d))
+    tensors = (grad.contiguous(), bank, idx.contiguous(), partial)
     if partial.numel():
-        backward_kernel[(batch * chunks, triton.cdiv(width, tile_d))](
-            grad.contiguous(), bank, idx.contiguous(), partial, num_rows, count, width, CHUNK, tile_m, tile_d, **FUSION
-        )
+        with device_of(bank):
+            backward_kernel[grid](*tensors, num_rows, count, width, CHUNK, tile_m, tile_d, **FUSION)
     return partial.sum(1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from saga_fast.kernels._dispatch import NDArray
+from saga_fast.kernels._dispatch import Array, like, to_numpy
 from saga_fast.kernels._jit import FAST_SUMS, PARALLEL_LOCK, jit, prange
 
 _HALF = np.float32(0.5)
@@ -131,9 +131,14 @@ def _crop_resize_batch(images: Any, windows: Any, out: Any) -> None:
         )
 
 
-def crop_resize_numba(images: NDArray, windows: NDArray, size: int) -> NDArray:
-    """See :func:`saga_fast.kernels.crop_resize`; images (B, H, W, 3), windows (B, V, 4)."""
+def crop_resize_numba(images: Array, windows: Array, size: int, flip: Array | None) -> Any:
+    """See :func:`saga_fast.kernels.crop_resize`; images (B, H, W, 3), windows (B, V, 4), flip (B, V)."""
     views = np.empty((*windows.shape[:2], size, size, 3), np.uint8)
     with PARALLEL_LOCK:
-        _crop_resize_batch(np.ascontiguousarray(images), np.ascontiguousarray(windows), views)
-    return views
+        _crop_resize_batch(
+            np.ascontiguousarray(to_numpy(images)), np.ascontiguousarray(to_numpy(windows), np.int32), views
+        )
+    if flip is not None:
+        mirrored = to_numpy(flip, np.bool_)
+        views[mirrored] = views[mirrored][:, :, ::-1]
+    return like(views, images)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from saga_fast.kernels._dispatch import NDArray
+from saga_fast.kernels._dispatch import Array, NDArray, like, to_numpy
 
 
 def triangle_matrix(size: int, length: int) -> NDArray:
@@ -18,13 +20,16 @@ def triangle_matrix(size: int, length: int) -> NDArray:
     return weights
 
 
-def crop_resize_reference(images: NDArray, windows: NDArray, size: int) -> NDArray:
-    """See :func:`saga_fast.kernels.crop_resize`; images (B, H, W, 3), windows (B, V, 4)."""
+def crop_resize_reference(images: Array, windows: Array, size: int, flip: Array | None) -> Any:
+    """See :func:`saga_fast.kernels.crop_resize`; images (B, H, W, 3), windows (B, V, 4), flip (B, V)."""
+    images_np, windows = to_numpy(images), to_numpy(windows)
     views = np.empty((*windows.shape[:2], size, size, 3), np.uint8)
     for n, v in np.ndindex(*windows.shape[:2]):
         top, left, height, width = windows[n, v]
-        crop = images[n, top : top + height, left : left + width].astype(np.float64)
+        crop = images_np[n, top : top + height, left : left + width].astype(np.float64)
         rows, columns = triangle_matrix(size, int(height)), triangle_matrix(size, int(width))
         resized = np.einsum("yi,ijc,xj->yxc", rows, crop, columns, optimize=True)
         views[n, v] = np.floor(resized + 0.5)
-    return views
+        if flip is not None and flip[n, v]:
+            views[n, v] = views[n, v, :, ::-1]
+    return like(views, images)

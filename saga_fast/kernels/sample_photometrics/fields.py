@@ -29,6 +29,13 @@ PHOTOMETRIC_FIELDS = (
 (FLIP, ORDER, _, _, _, BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE, BLUR_SIGMA, BLUR_RADIUS, SOLARIZE) = range(13)
 
 
+def check_blur(photometrics: NDArray, side: int) -> None:
+    """Raise ``ValueError`` for parameters (..., P) whose blur reaches beyond views of ``side`` px reflected once."""
+    radius = photometrics[..., BLUR_RADIUS][photometrics[..., BLUR_SIGMA] > 0.0]
+    if (radius >= side).any():
+        raise ValueError(f"blur radius {radius.max():.0f} reaches beyond views of {side} px")
+
+
 def recipe_numbers(recipe: PhotometricRecipe) -> NDArray:
     """(17,) float64 in the order in which the samplers read them."""
     return np.array(

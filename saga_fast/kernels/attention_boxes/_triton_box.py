@@ -1,0 +1,155 @@
+"""The second half of attention_boxes on the GPU: from one image's coarse map in registers to its box (Eq. 4).
+
+Bound by arithmetic: size^2 * taps multiply-adds per image. The heatmap exists as one tile of registers at a time, and a
+block of its rows is skipped where the bound sum_i |row weight| * max|upsampled row i| is not above delta.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from saga_fast.kernels._triton import jit
+
+
+@jit
+def _taps(y0: tl.tensor, u: tl.constexpr, SIZE: tl.constexpr, YB: tl.constexpr) -> tl.tensor:
+    """First and one past the last coarse row that rows y0 to y0 + YB - 1 of the heatmap depend on."""
+    # floor(centre) = ((2 y + 1) u + SIZE) // (2 SIZE) - 1; the taps are one before it to two after it.
+    y1 = tl.minimum(y0 + YB, SIZE) - 1
+    first = tl.maximum(((2 * y0 + 1) * u + SIZE) // (2 * SIZE) - 2, 0)
+    return first, tl.minimum(((2 * y1 + 1) * u + SIZE) // (2 * SIZE) + 2, u)
+
+
+@jit
+def _bound(
+    largest: tl.tensor,
+    rows_t: tl.tensor,
+    y0: tl.tensor,
+    u: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIDE: tl.constexpr,
+    YB: tl.constexpr,
+) -> tl.tensor:
+    """A number that no value of the block of rows from y0 exceeds: max_y sum_i |w[y, i]| * largest[i]."""
+    y = y0 + tl.arange(0, YB)
+    first, end = _taps(y0, u, SIZE, YB)
+    bound = tl.zeros([YB], tl.float32)
+    for i in range(first, end):
+        bound += tl.abs(tl.load(rows_t + i * SIDE + y)) * tl.load(largest + i)
+    return tl.max(bound, axis=0)
+
+
+@jit
+def _heat(
+    upsampled: tl.tensor,
+    rows_t: tl.tensor,
+    y0: tl.tensor,
+    x: tl.tensor,
+    u: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIDE: tl.constexpr,
+    YB: tl.constexpr,
+    XB: tl.constexpr,
+) -> tl.tensor:
+    """(YB, XB) of the heatmap: rows from y0, columns x; 0 outside it, which no threshold lies below."""
+    y = y0 + tl.arange(0, YB)
+    first, end = _taps(y0, u, SIZE, YB)
+    heat = tl.zeros([YB, XB], tl.float32)
+    for i in range(first, end):
+        heat += tl.load(rows_t + i * SIDE + y)[:, None] * tl.load(upsampled + i * SIDE + x)[None, :]
+    return heat
+
+
+@jit
+def store_box(
+    coarse_P: tl.tensor,
+    n: tl.tensor,
+    scratch: tl.tensor,
+    rows_t: tl.tensor,
+    columns_t: tl.tensor,
+    boxes: tl.tensor,
+    found: tl.tensor,
+    delta: tl.tensor,
+    u: tl.constexpr,
+    v: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIDE: tl.constexpr,
+    MINMAX: tl.constexpr,
+    P_PAD: tl.constexpr,
+    UB: tl.constexpr,
+    YB: tl.constexpr,
+    XB: tl.constexpr,
+) -> None:
+    """ReLU, scaling, separable bicubic, threshold and box of image n.
+
+    scratch (u * (v + SIDE + 1),) float32: the scaled map, its rows upsampled, and the largest magnitude of each;
+    rows_t (u, SIDE) and columns_t (v, SIDE) are the transposed bicubic matrices. SIDE is SIZE filled up to whole blocks
+    with zero weights, so that no load needs a mask.
+    """
+    P: tl.constexpr = u * v
+    p = tl.arange(0, P_PAD)
+    broken = tl.max(tl.where((p < P) & ~(tl.abs(coarse_P) < float("inf")), 1, 0), axis=0)
+    relu = tl.where(coarse_P > 0.0, coarse_P, 0.0)
+    high = tl.max(tl.where(p < P, relu, 0.0), axis=0)
+    low = tl.min(tl.where(p < P, relu, float("inf")), axis=0)
+    usable = (broken == 0) & (high > low)
+    offset = low if MINMAX else 0.0
+    span = tl.where(usable, high - offset, 1.0)
+    scaled = scratch
+    upsampled = scratch + P
+    largest = upsampled + u * SIDE
+    tl.store(scaled + p, tl.div_rn(relu - offset, span), mask=p < P)
+    threshold = tl.where(usable, delta, float("inf"))  # an unusable map has no pixel above it
+    tl.debug_barrier()
+
+    for i0 in range(0, u, UB):
+        i = i0 + tl.arange(0, UB)
+        bound = tl.zeros([UB], tl.float32)
+        for x0 in range(0, SIDE, XB):
+            x = x0 + tl.arange(0, XB)
+            line = tl.zeros([UB, XB], tl.float32)
+            for j in range(v):
+                m = tl.load(scaled + i * v + j, mask=i < u, other=0.0)
+                line += m[:, None] * tl.load(columns_t + j * SIDE + x)[None, :]
+            tl.store(upsampled + i[:, None] * SIDE + x[None, :], line, mask=(i < u)[:, None])
+            bound = tl.maximum(bound, tl.max(tl.abs(line), axis=1))
+        tl.store(largest + i, bound, mask=i < u)
+    tl.debug_barrier()
+
+    # Columns need every block, rows only the first and the last block with a pixel above the threshold: those two are
+    # computed again, which costs less than a reduction over x in every block.
+    BLOCKS: tl.constexpr = SIDE // YB
+    left, right, first_block, last_block = SIZE, -1, BLOCKS, -1
+    for x0 in range(0, SIDE, XB):
+        x = x0 + tl.arange(0, XB)
+        first_X, last_X = tl.full([XB], BLOCKS, tl.int32), tl.full([XB], -1, tl.int32)
+        for block in range((SIZE + YB - 1) // YB):
+            if _bound(largest, rows_t, block * YB, u, SIZE, SIDE, YB) > threshold:
+                hit = tl.max(_heat(upsampled, rows_t, block * YB, x, u, SIZE, SIDE, YB, XB), axis=0) > threshold
+                first_X = tl.minimum(first_X, tl.where(hit, block, BLOCKS))
+                last_X = tl.maximum(last_X, tl.where(hit, block, -1))
+        left = tl.minimum(left, tl.min(tl.where(last_X >= 0, x, SIZE), axis=0))
+        right = tl.maximum(right, tl.max(tl.where(last_X >= 0, x, -1), axis=0))
+        first_block = tl.minimum(first_block, tl.min(first_X, axis=0))
+        last_block = tl.maximum(last_block, tl.max(last_X, axis=0))
+    top, bottom = SIZE, -1
+    if right >= 0:
+        y = tl.arange(0, YB)[:, None]
+        for x0 in range(0, SIDE, XB):
+            x = x0 + tl.arange(0, XB)
+            hit = _heat(upsampled, rows_t, first_block * YB, x, u, SIZE, SIDE, YB, XB) > threshold
+            top = tl.minimum(top, first_block * YB + tl.min(tl.min(tl.where(hit, y, SIZE), axis=0), axis=0))
+            hit = _heat(upsampled, rows_t, last_block * YB, x, u, SIZE, SIDE, YB, XB) > threshold
+            bottom = tl.maximum(bottom, last_block * YB + tl.max(tl.max(tl.where(hit, y, -SIZE), axis=0), axis=0))
+
+    is_found = right >= 0
+    left, top = tl.where(is_found, left, 0), tl.where(is_found, top, 0)
+    width = tl.where(is_found, right + 1 - left, SIZE)
+    height = tl.where(is_found, bottom + 1 - top, SIZE)
+    # Correctly rounded float32 quotients of small integers equal the oracle's float64 quotients rounded to float32.
+    side = tl.full([], SIZE, tl.float32)
+    tl.store(boxes + 4 * n, tl.div_rn(left.to(tl.float32), side))
+    tl.store(boxes + 4 * n + 1, tl.div_rn(top.to(tl.float32), side))
+    tl.store(boxes + 4 * n + 2, tl.div_rn(width.to(tl.float32), side))
+    tl.store(boxes + 4 * n + 3, tl.div_rn(height.to(tl.float32), side))
+    tl.store(found + n, tl.where(is_found, 1, 0).to(tl.uint8))
