@@ -28,6 +28,10 @@ def normalized(
     photometrics: Tensor | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """Views (B, V, S, S, 3) uint8 on the CPU -> (B, V, 3, S, S) float32 on ``device``, augmented and normalised."""
-    augmented = augment(views, photometrics, encoder.mean, encoder.std, channels_last=channels_last)
-    return augmented.to(device, non_blocking=True)
+    """Views (B, V, S, S, 3) uint8 -> (B, V, 3, S, S) float32 on ``device``, augmented and normalised there.
+
+    Bytes are uploaded, a quarter of the floats; a GPU augments with the Triton kernels.
+    """
+    parameters = None if photometrics is None else photometrics.to(device, non_blocking=True)
+    uploaded = views.to(device, non_blocking=True)
+    return augment(uploaded, parameters, encoder.mean, encoder.std, channels_last=channels_last)
