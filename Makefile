@@ -37,11 +37,13 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.made pyproject.toml
+	@echo 'installing saga-fast and what it needs: some minutes, once'
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
 # FFCV is built from source: it needs a C++ compiler, OpenCV, libturbojpeg and pkg-config.
 $(VENV)/.installed-test: $(VENV)/.made pyproject.toml
+	@echo 'installing saga-fast with every extra: some minutes, once'
 	./tools/system-packages.sh
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ffcv,dali]'
 	touch $@
