@@ -33,6 +33,7 @@ BACKBONES: list[tuple[dict[str, Any], str]] = [
     (SMALL_RESNET, "layer4"),
     ({"name": "test_convnext"}, "stages"),
     ({"name": "mobilenetv3_small_050"}, "blocks"),
+    ({"name": "test_mambaout"}, "stages"),
     ({**RESNET, "args": {**RESNET["args"], "global_pool": "max"}}, "layer4"),
 ]
 
@@ -77,13 +78,15 @@ def autograd_weights(model: Method, layer: str, x: Tensor, score: Score) -> tupl
         kept.clear()
         z = model.projector(model.encoder(image[None]))[0]
         (a,) = kept
+        # The images are square: a map that is not is (1, u, v, C), as timm's NHWC families have it.
+        order = (2, 0, 1) if a.shape[2] != a.shape[3] else (0, 1, 2)
         if score == "activation":
-            alpha = torch.ones_like(a[0, :, 0, 0])
+            alpha = torch.ones(a[0].permute(order).shape[0], dtype=torch.float64)
         else:
             target = z[z.argmax()] if score == "pseudo_label" else 0.5 * (z**2).sum()
             (gradient,) = torch.autograd.grad(target, a)
-            alpha = gradient[0].mean((1, 2))
-        maps.append(a[0].detach())
+            alpha = gradient[0].permute(order).mean((1, 2))
+        maps.append(a[0].permute(order).detach())
         alphas.append(alpha)
         outputs.append(z.detach())
     return torch.stack(maps), torch.stack(alphas), torch.stack(outputs)

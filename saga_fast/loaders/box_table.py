@@ -131,16 +131,20 @@ class BoxTable:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata: dict[str, str] = file.metadata() or {}
+                _check_format(metadata, path)  # before reading what may be gigabytes of another program's weights
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
             raise SagaError(f"not a box table: {path}: {error}") from error
-        if metadata.get("format") != FORMAT:
-            raise SagaError(f"not a box table: {path} has format {metadata.get('format')!r}, expected {FORMAT!r}")
-        if metadata.get("version") != VERSION:
-            raise SagaError(f"{path} has version {metadata.get('version')!r}, this saga-fast reads {VERSION!r}")
         if {name: column.dtype for name, column in columns.items()} != {n: np.dtype(t) for n, t in COLUMNS.items()}:
             raise SagaError(f"{path} has the wrong columns: { {n: str(c.dtype) for n, c in columns.items()} }")
         try:
             return cls(**(columns | {"found": columns["found"].astype(np.bool_)}), metadata=metadata)
         except SagaError as error:
             raise SagaError(f"{path}: {error}") from error
+
+
+def _check_format(metadata: Mapping[str, str], path: Path) -> None:
+    if metadata.get("format") != FORMAT:
+        raise SagaError(f"not a box table: {path} has format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata.get("version") != VERSION:
+        raise SagaError(f"{path} has version {metadata.get('version')!r}, this saga-fast reads {VERSION!r}")

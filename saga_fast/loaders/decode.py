@@ -14,8 +14,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 178_956_970
-"""More pixels than this (Pillow's own limit for a decompression bomb) are refused before memory is taken for them."""
+MAX_PIXELS = 89_478_485
+"""More pixels than this (where Pillow warns of a decompression bomb) are refused before memory is taken for them."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,7 +44,7 @@ def decode_image(data: bytes) -> Pixels:
             pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
         except ValueError:
-            pass  # CMYK, or something libjpeg calls a recoverable error: Pillow knows which of them are an image
+            pass  # something that libjpeg calls a recoverable error: Pillow knows which of them are an image
     return _decode_pillow(data)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saga_fast.kernels._dispatch import NDArray
-from saga_fast.kernels._jit import PARALLEL_LOCK, jit, prange
+from saga_fast.kernels._jit import jit
 from saga_fast.kernels.philox import WINDOW, uniforms
 from saga_fast.kernels.sample_windows.reference import SNAP
 
@@ -44,11 +44,12 @@ def sample_window(
     out[2], out[3] = crop_h, crop_w
 
 
-@jit(parallel=True)
+# Serial for the reason given in philox.py.
+@jit()
 def _sample_windows(
     boxes: Any, sizes: Any, seed: Any, epoch: Any, indices: Any, scale: Any, ratio: Any, out: Any
 ) -> None:
-    for n in prange(boxes.shape[0]):
+    for n in range(boxes.shape[0]):
         for view in range(boxes.shape[1]):
             sample_window(
                 boxes[n, view], sizes[n, 0], sizes[n, 1], seed, epoch, indices[n], view, scale, ratio, out[n, view]
@@ -67,6 +68,5 @@ def sample_windows_numba(
     """See :func:`saga_fast.kernels.sample_windows`; boxes (B, V, 4)."""
     windows = np.empty(boxes.shape, np.int32)
     s, r = (float(scale[0]), float(scale[1])), (float(ratio[0]), float(ratio[1]))
-    with PARALLEL_LOCK:
-        _sample_windows(np.ascontiguousarray(boxes), sizes, np.uint64(seed), epoch, indices, s, r, windows)
+    _sample_windows(np.ascontiguousarray(boxes), sizes, np.uint64(seed), epoch, indices, s, r, windows)
     return windows
