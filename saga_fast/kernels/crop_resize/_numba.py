@@ -48,7 +48,7 @@ def _pixel(_context: Any, line: Any, at: Any, weights: Any, row: Any, taps: Any,
             for k in range(1, taps.literal_value):
                 total = builder.fadd(total, term(args[4].type(k)), flags=("contract",))
         else:
-            total_at = cgutils.alloca_once_value(builder, four([0.0] * 4))
+            total_at = cgutils.alloca_once_value(builder, four([0.0] * 4))  # type: ignore[no-untyped-call]
             with cgutils.for_range(builder, args[4]) as loop:
                 builder.store(builder.fadd(builder.load(total_at), term(loop.index), flags=("contract",)), total_at)
             total = builder.load(total_at)
