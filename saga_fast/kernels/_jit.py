@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.extending
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,6 +28,11 @@ def jit(
     if inline:
         options["inline"] = "always"
     return cast(Callable[[Function], Function], numba.njit(**options))
+
+
+def intrinsic(generator: Callable[..., Any]) -> Callable[..., Any]:
+    """``numba.extending.intrinsic``, for instructions that Numba has no words for; literal integers arrive as such."""
+    return cast(Callable[..., Any], numba.extending.intrinsic(prefer_literal=True)(generator))
 
 
 prange = numba.prange

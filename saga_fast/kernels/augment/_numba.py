@@ -30,19 +30,35 @@ from saga_fast.kernels.sample_photometrics.fields import (
 )
 
 _0, _1 = np.float32(0.0), np.float32(1.0)
+_255 = np.float32(255.0)
+_U1, _U2, _U3 = np.uint64(1), np.uint64(2), np.uint64(3)
 _R, _G, _B = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 
 
-@jit()
+@jit(fastmath=FAST_SUMS)
 def _load(view: Any, flip: Any, planes: Any) -> None:
-    """(S, S, 3) uint8 to (3, S * S) float32 in [0, 1], mirrored if asked."""
+    """(S, S, 3) uint8 to (3, S * S) float32 in [0, 1], mirrored if asked.
+
+    Row slices and unsigned indices, which spare Numba's test for negative ones, vectorise: 36 us for 132.
+    """
     side = view.shape[0]
-    step, start = (-1, side - 1) if flip else (1, 0)
+    pixels, last = np.uint64(side), np.uint64(side - 1)
     for y in range(side):
-        for x in range(side):
-            source = start + step * x
-            for c in range(3):
-                planes[c, y * side + x] = np.float32(view[y, source, c]) / np.float32(255.0)
+        row = view[y].reshape(3 * side)
+        begin, end = y * side, (y + 1) * side
+        red, green, blue = planes[0, begin:end], planes[1, begin:end], planes[2, begin:end]
+        if flip:
+            for x in range(pixels):
+                at = _U3 * (last - x)
+                red[x] = np.float32(row[at]) / _255
+                green[x] = np.float32(row[at + _U1]) / _255
+                blue[x] = np.float32(row[at + _U2]) / _255
+        else:
+            for x in range(pixels):
+                at = _U3 * x
+                red[x] = np.float32(row[at]) / _255
+                green[x] = np.float32(row[at + _U1]) / _255
+                blue[x] = np.float32(row[at + _U2]) / _255
 
 
 @jit(fastmath=FAST_SUMS)
@@ -57,14 +73,15 @@ def _blend_constant(planes: Any, factor: Any, other: Any) -> None:
 
 @jit(fastmath=FAST_SUMS)
 def _mean_gray(planes: Any) -> Any:
-    """Sums of rows of 256 in float32, added in float64: 50,000 values keep 7 digits."""
+    """Sums of slices of 256 in float32, added in float64: 50,000 values keep 7 digits; 7 us for 31."""
     red, green, blue = planes[0], planes[1], planes[2]
     count = red.shape[0]
     total = 0.0
     for begin in range(0, count, 256):
         part: Any = _0
-        for i in range(begin, min(begin + 256, count)):
-            part += _R * red[i] + _G * green[i] + _B * blue[i]
+        r, g, b = red[begin : begin + 256], green[begin : begin + 256], blue[begin : begin + 256]
+        for i in range(r.shape[0]):
+            part += _R * r[i] + _G * g[i] + _B * b[i]
         total += part
     return np.float32(total / count)
 
@@ -126,31 +143,40 @@ def _reflect(i: Any, side: Any) -> Any:
 
 @jit(fastmath=FAST_SUMS)
 def _blur(planes: Any, side: Any, sigma: Any, radius: Any, rows: Any) -> None:
-    """Separable Gaussian with reflected borders; taps beyond 3.5 sigma (0.05 % of the weight) are left out."""
+    """Separable Gaussian with reflected borders; taps beyond 3.5 sigma (0.05 % of the weight) are left out.
+
+    The two taps at one distance have one weight, so they are added first: 142 us for 290 at sigma 1.
+    """
     radius = min(radius, np.int64(np.ceil(3.5 * sigma)))
-    taps = np.empty(2 * radius + 1, np.float32)
-    for k in range(2 * radius + 1):
-        taps[k] = np.exp(-0.5 * ((k - radius) / sigma) ** 2)
-    taps /= taps.sum()
+    taps = np.empty(radius + 1, np.float32)
+    for k in range(radius + 1):
+        taps[k] = np.exp(-0.5 * (k / sigma) ** 2)
+    taps /= 2.0 * taps.sum() - taps[0]
     padded = np.empty(side + 2 * radius, np.float32)
+    inside = padded[radius : radius + side]
     for c in range(3):
         plane = planes[c].reshape(side, side)
         for y in range(side):
-            line = rows[y]
-            line[:] = _0
-            for k in range(2 * radius + 1):
-                w, source = taps[k], plane[_reflect(y + k - radius, side)]
+            middle, line, weight = plane[y], rows[y], taps[0]
+            for x in range(side):
+                line[x] = weight * middle[x]
+            for k in range(1, radius + 1):
+                above, below, weight = plane[_reflect(y - k, side)], plane[_reflect(y + k, side)], taps[k]
                 for x in range(side):
-                    line[x] += w * source[x]
+                    line[x] += weight * (above[x] + below[x])
         for y in range(side):
-            for x in range(side + 2 * radius):
-                padded[x] = rows[y, _reflect(x - radius, side)]
-            line = plane[y]
-            line[:] = _0
-            for k in range(2 * radius + 1):
-                w, source = taps[k], padded[k : k + side]
+            row, line, weight = rows[y], plane[y], taps[0]
+            for x in range(side):
+                inside[x] = row[x]
+            for x in range(radius):
+                padded[x] = row[radius - x]
+                padded[radius + side + x] = row[side - 2 - x]
+            for x in range(side):
+                line[x] = weight * row[x]
+            for k in range(1, radius + 1):
+                left, right, weight = padded[radius - k : radius - k + side], padded[radius + k :], taps[k]
                 for x in range(side):
-                    line[x] += w * source[x]
+                    line[x] += weight * (left[x] + right[x])
 
 
 @jit()
@@ -175,19 +201,33 @@ def _photometric(planes: Any, side: Any, p: Any, rows: Any) -> None:
 
 
 @jit(fastmath=FAST_SUMS)
-def _store(planes: Any, threshold: Any, scale: Any, offset: Any, out: Any) -> None:
-    """Solarize and normalise into out (3, S * S), any strides."""
-    for c in range(3):
-        plane, target, a, b = planes[c], out[c], scale[c], offset[c]
-        for i in range(plane.shape[0]):
-            x = plane[i]
-            x = _1 - x if x >= threshold else x
-            target[i] = a * x + b
+def _store(planes: Any, threshold: Any, scale: Any, offset: Any, channels_last: Any, out: Any) -> None:
+    """Solarize and normalise into out (3 S * S,), which is (S * S, 3) or (3, S * S).
+
+    Pixel by pixel for channels_last: 21 us, where plane after plane with a stride of 3 takes 62.
+    """
+    count = planes.shape[1]
+    if channels_last:
+        red, green, blue = planes[0], planes[1], planes[2]
+        for i in range(count):
+            r, g, b = red[i], green[i], blue[i]
+            to = _U3 * np.uint64(i)
+            out[to] = scale[0] * (_1 - r if r >= threshold else r) + offset[0]
+            out[to + _U1] = scale[1] * (_1 - g if g >= threshold else g) + offset[1]
+            out[to + _U2] = scale[2] * (_1 - b if b >= threshold else b) + offset[2]
+    else:
+        for c in range(3):
+            plane, target, a, b = planes[c], out[c * count : (c + 1) * count], scale[c], offset[c]
+            for i in range(count):
+                x = plane[i]
+                target[i] = a * (_1 - x if x >= threshold else x) + b
 
 
 @jit(parallel=True)
-def _augment(views: Any, photometrics: Any, scale: Any, offset: Any, out: Any, threads: Any) -> None:
-    """views (N, S, S, 3), photometrics (N, P) or (0, P) for none, out (N, 3, S * S)."""
+def _augment(
+    views: Any, photometrics: Any, scale: Any, offset: Any, channels_last: Any, out: Any, threads: Any
+) -> None:
+    """views (N, S, S, 3), photometrics (N, P) or (0, P) for none, out (N, 3 S * S)."""
     count, side = views.shape[0], views.shape[1]
     for t in prange(threads):
         # Buffers once per thread: 750 kB at 224, which malloc would otherwise map and unmap for every view.
@@ -197,10 +237,10 @@ def _augment(views: Any, photometrics: Any, scale: Any, offset: Any, out: Any, t
                 p = photometrics[n]
                 _load(views[n], p[FLIP] != _0, planes)
                 _photometric(planes, side, p, rows)
-                _store(planes, p[SOLARIZE], scale, offset, out[n])
+                _store(planes, p[SOLARIZE], scale, offset, channels_last, out[n])
             else:
                 _load(views[n], False, planes)
-                _store(planes, np.float32(2.0), scale, offset, out[n])
+                _store(planes, np.float32(2.0), scale, offset, channels_last, out[n])
 
 
 def augment_numba(
@@ -219,14 +259,10 @@ def augment_numba(
         parameters = np.ascontiguousarray(to_numpy(photometrics, np.float32)).reshape(-1, len(PHOTOMETRIC_FIELDS))
     scale = 1.0 / np.asarray(std, np.float64)
     offset = (-np.asarray(mean, np.float64) * scale).astype(np.float32)
-    if channels_last:
-        out = np.empty((len(views_np), side * side, 3), np.float32)
-        planar = out.transpose(0, 2, 1)
-    else:
-        out = planar = np.empty((len(views_np), 3, side * side), np.float32)
+    out = np.empty((len(views_np), 3 * side * side), np.float32)
     with PARALLEL_LOCK:
         threads = numba.get_num_threads()
-        _augment(views_np, parameters, scale.astype(np.float32), offset, planar, threads)
+        _augment(views_np, parameters, scale.astype(np.float32), offset, channels_last, out, threads)
     shaped = out.reshape(batch, num_views, *((side, side, 3) if channels_last else (3, side, side)))
     if not isinstance(views, torch.Tensor):
         return shaped
