@@ -106,13 +106,18 @@ def compare(name: str, ours: Seconds, other: Seconds, *, against: str, images: i
     }
 
 
+def command() -> str:
+    """How the script was called; of absolute paths the last part, because results are passed on."""
+    return " ".join(["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.argv)])
+
+
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows with hardware, versions, commit and command, and show them as a table."""
     document = {
         "hardware": hardware(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "rows": list(rows),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
