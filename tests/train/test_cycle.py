@@ -1,13 +1,8 @@
-"""The training cycle end to end on tiny runs: what a run leaves behind, and that a killed one ends like any other."""
+"""The training cycle end to end on tiny runs: what a run does and leaves behind."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from run_folders import MOCO, crash_at, figures, rows_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from timm.models import register_model
 from torch import Tensor, nn
 
 from saga_fast import load_model
 from saga_fast.attention import build_box_table
-from saga_fast.checkpoint import read_checkpoint, save_checkpoint
-from saga_fast.cli import main
+from saga_fast.checkpoint import read_checkpoint
 from saga_fast.errors import SagaError
 from saga_fast.files import sha256
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, WholePlan, open_loader
@@ -32,65 +27,6 @@ from saga_fast.train import cycle, epoch
 from saga_fast.train.config import TrainConfig, load_config
 from saga_fast.train.cycle import train
 from saga_fast.train.metrics import read_metrics
-
-MOCO = "method={name: mocov2, temperature: 0.2, projection_dim: 12, queue_size: 20, momentum: 0.9}"  # 20 % 8 != 0
-TIMING = ("images_per_second", "data_wait", "seconds")
-
-
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every tensor, number and string of nested dicts and lists, with its path."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{prefix}/{key}")
-    elif isinstance(value, list | tuple):
-        for at, item in enumerate(value):
-            yield from leaves(item, f"{prefix}/{at}")
-    else:
-        yield prefix, value
-
-
-def figures(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without what a clock measured."""
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in read_metrics(run)]
-
-
-def assert_same_run(run: Path, reference: Path) -> None:
-    """last.pt bit for bit, the box tables' columns, and the figures."""
-    own, expected = (read_checkpoint(folder / "last.pt") for folder in (run, reference))
-    for content in (own, expected):
-        del content["config"]["out"]
-        if content["box_table"]:
-            del content["box_table"]["sha256"]  # of a file that names the hash of a last.pt that names the run folder
-    own_leaves, expected_leaves = dict(leaves(own)), dict(leaves(expected))
-    assert own_leaves.keys() == expected_leaves.keys()
-    assert sum(isinstance(value, Tensor) for value in expected_leaves.values()) > 100
-    for name, value in expected_leaves.items():
-        if isinstance(value, Tensor):
-            assert own_leaves[name].dtype == value.dtype, name
-            assert torch.equal(own_leaves[name], value), name
-        else:
-            assert own_leaves[name] == value, name
-    tables = sorted(path.name for path in (reference / "att").glob("*"))
-    assert sorted(path.name for path in (run / "att").glob("*")) == tables
-    for name in tables:
-        table, other = BoxTable.open(run / "att" / name), BoxTable.open(reference / "att" / name)
-        for column in ("boxes", "found", "pseudo_label", "score"):
-            np.testing.assert_array_equal(getattr(table, column), getattr(other, column))
-    assert figures(run) == figures(reference)
-
-
-def rows_of(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [row for row in read_metrics(run) if row["kind"] == kind]
-
-
-@pytest.fixture(scope="module")
-def finished_moco(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("moco") / "finished"
-    train(load_config(tiny_yaml, [f"out={folder}", MOCO]))
-    return folder
-
-
-# ---------------------------------------------------------------- what a run leaves behind
 
 
 def test_run_folder(finished_run: Path, tiny_yaml: Path) -> None:
@@ -325,255 +261,6 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 # ---------------------------------------------------------------- killed and resumed
 
 
-def test_runs_are_reproducible(finished_run: Path, tiny_yaml: Path, tmp_path: Path) -> None:
-    """What the comparisons below rest on; the number of decoding threads does not matter."""
-    run = tmp_path / "run"
-    torch.rand(7)
-    train(load_config(tiny_yaml, [f"out={run}", "data.threads=1", "data.prefetch=0"]))
-    state = read_checkpoint(run / "last.pt")
-    reference = read_checkpoint(finished_run / "last.pt")
-    state["config"]["data"] = reference["config"]["data"]
-    save_checkpoint(run / "last.pt", {key: state[key] for key in state if key not in ("format", "version")})
-    assert_same_run(run, finished_run)
-
-
-def test_sigkill_in_the_saga_phase(tiny_yaml: Path, tmp_path: Path) -> None:
-    """`kill -9` of a real process, in the middle of the six epochs between two renewals, then `--resume`."""
-    overrides = ["saga.epochs=18", "attention.period=6", "evaluate.every=5"]
-    reference, run = tmp_path / "reference", tmp_path / "run"
-    train(load_config(tiny_yaml, [f"out={reference}", *overrides]))
-
-    command = ["train", "--config", str(tiny_yaml), "--out", str(run), "--set", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in another number of threads may round differently
-    with (tmp_path / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "saga_fast", *command], env=environment, stdout=log, stderr=log
-        )
-        while process.poll() is None and not any(row["epoch"] >= 3 for row in rows_of(run, "epoch")):
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
-    killed_at = read_checkpoint(run / "last.pt")["epoch"]
-    assert 2 <= killed_at < 19
-
-    assert main([*command, "--resume"]) == 0
-    assert_same_run(run, reference)
-    (resumed_in,) = [row["seconds"] for row in rows_of(run, "epoch") if row["epoch"] == killed_at + 1]
-    assert resumed_in > 0.0
-
-
-class Crash(BaseException):
-    """Ends a run the way a signal does: nothing catches it."""
-
-
-def crash_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int, *, after: bool = False) -> None:
-    """Let ``module.name`` raise at its ``call``-th call, before or after doing its work."""
-    real, calls = getattr(module, name), 0
-
-    def crash(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and not after:
-            raise Crash
-        result = real(*arguments, **options)
-        if calls == call:
-            raise Crash
-        return result
-
-    monkeypatch.setattr(module, name, crash)
-
-
-def half_written(_: Any, file: Any) -> None:
-    file.write(b"PK\x03\x04 half of a checkpoint")
-    raise Crash
-
-
-CRASHES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    # 5 steps per epoch: the third step of the first, second and fourth epoch
-    "first epoch": lambda m: crash_at(m, epoch, "sample_photometrics", 3),
-    "after a renewal": lambda m: crash_at(m, epoch, "sample_photometrics", 8),
-    "between renewals": lambda m: crash_at(m, epoch, "sample_photometrics", 13),
-    "last epoch": lambda m: crash_at(m, epoch, "sample_photometrics", 23),
-    "in the attention pass": lambda m: crash_at(m, cycle, "build_box_table", 2),
-    "before a table is saved": lambda m: crash_at(m, cycle, "build_box_table", 2, after=True),
-    "in an evaluation": lambda m: crash_at(m, cycle, "knn_accuracy", 4),
-    "before the first checkpoint": lambda m: crash_at(m, cycle, "save_checkpoint", 1),
-    "before a checkpoint": lambda m: crash_at(m, cycle, "save_checkpoint", 3),
-    "after a checkpoint": lambda m: crash_at(m, cycle, "save_checkpoint", 4, after=True),
-}
-
-
-@pytest.mark.parametrize("moment", CRASHES)
-def test_crash_and_resume(
-    finished_moco: Path, tiny_yaml: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MoCo v2, whose queue, pointer and key encoder have to come back too."""
-    run = tmp_path / "run"
-    config = load_config(tiny_yaml, [f"out={run}", MOCO])
-    with monkeypatch.context() as patch:
-        CRASHES[moment](patch)
-        with pytest.raises(Crash):
-            train(config)
-    assert moment == "before the first checkpoint" or read_checkpoint(run / "last.pt")["epoch"] < 5
-    assert train(config, resume=True) == run / "last.pt"
-    assert_same_run(run, finished_moco)
-
-
-def test_crash_twice(finished_run: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tmp_path / "run"
-    config = load_config(tiny_yaml, [f"out={run}"])
-    for call in (8, 7):
-        with monkeypatch.context() as patch:
-            crash_at(patch, epoch, "sample_photometrics", call)
-            with pytest.raises(Crash):
-                train(config, resume=True)
-    train(config, resume=True)
-    assert_same_run(run, finished_run)
-
-
-def test_crash_while_a_checkpoint_is_written(
-    finished_run: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    config = load_config(tiny_yaml, [f"out={run}"])
-    with monkeypatch.context() as patch:
-        crash_at(patch, epoch, "sample_photometrics", 11)  # epochs 1 and 2 are done
-        with pytest.raises(Crash):
-            train(config)
-    before = (run / "last.pt").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", half_written)
-        with pytest.raises(Crash):
-            train(config, resume=True)
-    assert (run / "last.pt").read_bytes() == before
-    assert [row["epoch"] for row in rows_of(run, "epoch")] == [1, 2, 3]  # a row more than last.pt knows of
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "epoch", "epoch": 4, "lo')  # as a process leaves it that dies while writing
-    train(config, resume=True)
-    assert_same_run(run, finished_run)
-
-
-def test_crash_with_undecodable_images(
-    tiny_yaml: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Known bad images change the order of an epoch, so a resumed run has to know the same ones."""
-    data = tmp_path / "data"
-    shutil.copytree(images / "train", data)
-    for name in ("cat/004.jpg", "dog/011.jpg", "dog/020.jpg"):
-        (data / name).write_bytes((data / name).read_bytes()[:80])
-    overrides = [f"data={{train: {data}, threads: 2, max_bad_fraction: 0.1}}", "evaluate=null"]
-    reference = tmp_path / "reference"
-    train(load_config(tiny_yaml, [f"out={reference}", *overrides]))
-    assert read_checkpoint(reference / "last.pt")["bad_images"] == [4, 31, 40]
-    listed = [line.split("\t")[:2] for line in (reference / "bad_images.txt").read_text().splitlines()]
-    assert listed == [["4", "cat/004.jpg"], ["31", "dog/011.jpg"], ["40", "dog/020.jpg"]]
-    for call in (3, 7, 13):
-        run = tmp_path / f"run{call}"
-        config = load_config(tiny_yaml, [f"out={run}", *overrides])
-        with monkeypatch.context() as patch:
-            crash_at(patch, epoch, "sample_photometrics", call)
-            with pytest.raises(Crash):
-                train(config)
-        train(config, resume=True)
-        assert_same_run(run, reference)
-
-
-@pytest.fixture
-def interrupted(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that died in its fourth epoch, the last on the table of epoch 1's successor."""
-    run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        crash_at(patch, epoch, "sample_photometrics", 13)
-        with pytest.raises(Crash):
-            train(load_config(tiny_yaml, [f"out={run}"]))
-    return run
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("seed=1", "seed"),
-        ("batch_size=4", "batch_size"),
-        ("saga.epochs=9", "saga"),
-        ("attention.delta=0.5", "attention"),
-        ("attention=null", "attention"),
-        ("method.temperature=0.3", "method"),
-        ("encoder.stem=medium", "encoder"),
-        ("precision=bf16", "precision"),
-        ("optimizer.momentum=0.5", "optimizer"),
-    ],
-)
-def test_resume_with_another_config_is_refused(interrupted: Path, tiny_yaml: Path, override: str, named: str) -> None:
-    before = (interrupted / "last.pt").read_bytes(), (interrupted / "metrics.jsonl").read_bytes()
-    with pytest.raises(SagaError, match=rf"cannot resume {interrupted} with another {named}:"):
-        train(load_config(tiny_yaml, [f"out={interrupted}", override]), resume=True)
-    assert before == ((interrupted / "last.pt").read_bytes(), (interrupted / "metrics.jsonl").read_bytes())
-    assert load_config(interrupted / "config.yaml") == load_config(tiny_yaml, [f"out={interrupted}"])
-
-
-def test_resume_with_another_place_of_the_images(
-    interrupted: Path, finished_run: Path, tiny_yaml: Path, images: Path, tmp_path: Path
-) -> None:
-    """What does not change the result may change: where the images lie, threads, checkpoints kept."""
-    moved = tmp_path / "moved"
-    shutil.copytree(images / "train", moved)
-    overrides = [f"data.train={moved}", "data.threads=1", "checkpoint.keep_every=5"]
-    train(load_config(tiny_yaml, [f"out={interrupted}", *overrides]), resume=True)
-    assert (interrupted / "epoch_0005.pt").exists()
-    own, expected = (read_checkpoint(run / "last.pt") for run in (interrupted, finished_run))
-    for (name, tensor), (_, other) in zip(leaves(own["model"]), leaves(expected["model"]), strict=True):
-        assert torch.equal(tensor, other), name
-
-
-def test_resume_with_another_data_set_is_refused(interrupted: Path, tiny_yaml: Path, images: Path) -> None:
-    own, other = (ImageFolder(images / name).fingerprint for name in ("train", "val"))
-    with pytest.raises(SagaError, match=f"data set {own}, {images / 'val'} is {other}"):
-        train(load_config(tiny_yaml, [f"out={interrupted}", f"data.train={images / 'val'}"]), resume=True)
-
-
-@pytest.mark.parametrize("damage", ["missing", "another"])
-def test_resume_without_its_table_is_refused(interrupted: Path, tiny_yaml: Path, damage: str) -> None:
-    table = interrupted / "att/epoch_0001.safetensors"
-    if damage == "missing":
-        table.unlink()
-    else:
-        BoxTable.whole(41).save(table)
-    with pytest.raises(SagaError, match=rf"cannot resume {interrupted}: {table} is missing or not the table"):
-        train(load_config(tiny_yaml, [f"out={interrupted}"]), resume=True)
-
-
-def test_finished_run_returns_at_once(
-    finished_run: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    before = (run / "last.pt").read_bytes(), (run / "metrics.jsonl").read_text()
-    for name in ("train_epoch", "build_box_table", "knn_accuracy", "save_checkpoint"):
-        crash_at(monkeypatch, cycle, name, 1)
-    config = load_config(tiny_yaml, [f"out={run}"])
-    assert train(config, resume=True) == run / "last.pt"
-    assert before == ((run / "last.pt").read_bytes(), (run / "metrics.jsonl").read_text())
-
-
-def test_run_folder_in_use_is_refused(finished_run: Path, tiny_yaml: Path) -> None:
-    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
-    with pytest.raises(SagaError, match=f"{finished_run} holds a run already: .*--resume"):
-        train(load_config(tiny_yaml, [f"out={finished_run}"]))
-    assert before == {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
-
-
-def test_resume_without_a_run_starts_afresh(finished_run: Path, tiny_yaml: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1, "loss": 5.0}\n')  # a start that came to nothing
-    train(load_config(tiny_yaml, [f"out={run}"]), resume=True)
-    assert_same_run(run, finished_run)
-
-
-# ---------------------------------------------------------------- what can go wrong
-
-
 def test_loss_that_is_not_finite(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     crash_at(monkeypatch, cycle, "build_box_table", 1)
@@ -629,6 +316,7 @@ def test_gpu_that_is_not_there(tiny_yaml: Path, tmp_path: Path, monkeypatch: pyt
         ["precision=bf16", "channels_last=false"],
         ["channels_last=false", "optimizer={name: lars, decay_norm_and_bias: false}"],
         ["optimizer={name: adamw}", "plain={epochs: 1, lr: 1.0e-3, warmup_epochs: 1}"],
+        ["photometric={flip: 0.0, jitter: 0.0, grayscale: 0.0}"],
     ],
     ids=lambda overrides: " ".join(overrides),
 )
@@ -639,8 +327,9 @@ def test_options(tiny_yaml: Path, finished_run: Path, tmp_path: Path, method: st
     state = read_checkpoint(run / "last.pt")
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state["model"].values())
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state["model"].values())
-    first, reference = rows_of(run, "epoch")[0], rows_of(finished_run, "epoch")[0]
-    assert first["loss"] != reference["loss"]  # the option did something
+    if method != MOCO:  # the finished run is SimCLR's
+        first, reference = rows_of(run, "epoch")[0], rows_of(finished_run, "epoch")[0]
+        assert first["loss"] != reference["loss"]  # the option did something
 
 
 def test_channels_last_reaches_model_and_input(
