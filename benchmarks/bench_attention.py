@@ -26,16 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pytorch_grad_cam import GradCAM
 from torch import Tensor, nn
 
 from benchmarks.bench_folder import bind, consume
+from benchmarks.bench_kernels import DELTA, Boxes, Heatmaps, boxes_of_heatmaps
 from benchmarks.images import make_images
 from benchmarks.results import Row, Ways, compare, time_pairs, write
-from saga_fast.attention import box_iou, build_box_table, channel_weights
+from saga_fast.attention import box_iou, build_box_table
+from saga_fast.channel_weights import channel_weights
 from saga_fast.encoder import EncoderConfig
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import ImageFolder, Loader, WholePlan, open_loader
@@ -43,13 +44,9 @@ from saga_fast.methods import Method, build_method
 from saga_fast.methods.simclr import SimCLRConfig
 from saga_fast.precision import normalized
 
-DELTA = 0.7
 CPU = torch.device("cpu")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 LEAST_IOU = 0.99  # with the same upsampling; what is left is float32 rounding at the threshold
-
-Boxes = npt.NDArray[np.float32]
-Heatmaps = npt.NDArray[np.float32]
 
 
 def build_model(name: str, size: int, memory_format: torch.memory_format) -> Method:
@@ -76,18 +73,6 @@ def weights_and_boxes(model: Method, features: list[Tensor], size: int) -> None:
     for part in features:
         weights, _, _ = channel_weights(model.encoder, model.projector, part, "pseudo_label")
         attention_boxes(part, weights, delta=DELTA, size=size)
-
-
-def boxes_of_heatmaps(heatmaps: Heatmaps) -> Boxes:
-    """The rectangle around the pixels above DELTA, image by image: heatmaps (B, S, S) -> (B, 4) normalised."""
-    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(heatmaps), 1))
-    for box, heatmap in zip(boxes, heatmaps, strict=True):
-        mask = heatmap > DELTA
-        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-        if len(rows):
-            near, far = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]]) + 1
-            box[:] = np.concatenate([near, far - near]) / len(heatmap)
-    return boxes
 
 
 def upsampled(coarse: Tensor, size: int) -> Heatmaps:

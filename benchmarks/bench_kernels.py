@@ -34,6 +34,8 @@ from saga_fast.kernels import (
 )
 
 NDArray = npt.NDArray[Any]
+Boxes = npt.NDArray[np.float32]
+Heatmaps = npt.NDArray[np.float32]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 MOCO_V2 = PhotometricRecipe(flip=0.5, **JITTER, jitter=0.8, grayscale=0.2, blur=0.5)
@@ -99,6 +101,18 @@ def boxes_as_grad_cam(features: torch.Tensor, weights: torch.Tensor) -> torch.Te
         pixels = torch.nonzero(heatmap > DELTA)
         boxes.append(torch.cat([pixels.min(0)[0], pixels.max(0)[0]]) / VIEW)
     return torch.stack(boxes)
+
+
+def boxes_of_heatmaps(heatmaps: Heatmaps) -> Boxes:
+    """The rectangle around the pixels above DELTA, image by image: heatmaps (B, S, S) -> (B, 4) normalised."""
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(heatmaps), 1))
+    for box, heatmap in zip(boxes, heatmaps, strict=True):
+        mask = heatmap > DELTA
+        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        if len(rows):
+            near, far = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]]) + 1
+            box[:] = np.concatenate([near, far - near]) / len(heatmap)
+    return boxes
 
 
 def bench_attention_boxes(small: bool) -> Iterator[Row]:

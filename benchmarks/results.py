@@ -1,7 +1,7 @@
 """What every benchmark shares: interleaved timing, rows of figures, and the file they are written to.
 
-A row has a ``name``, one figure (``seconds``, ``images_per_second`` or ``bytes``), the ``limit`` it is measured against
-in the same unit, and ``ratio``: how many times as good as the limit, above 1 is better.
+A row has a ``name``, one figure (a key of UNITS), the ``limit`` it is measured against in the same unit, and ``ratio``:
+how many times as good as the limit, above 1 is better.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ import torch
 Seconds = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Ways = Mapping[str, Callable[[], object]]
+UNITS = ("seconds", "images_per_second", "bytes", "bytes_per_second", "deviation")
 PACKAGES = ("torch", "torchvision", "triton", "timm", "numba", "numpy", "pillow", "simplejpeg", "ffcv", "grad-cam")
 
 
@@ -39,7 +41,7 @@ def hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
         found["gpu"] = torch.cuda.get_device_name()
-        found["driver"] = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+        found["driver"] = _output(query) or "unknown"
     return found
 
 
@@ -57,11 +59,16 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The checkout's commit, with "+" where files differ from it, or "unknown" outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    if head.returncode:
-        return "unknown"
-    changes = subprocess.run([*git, "status", "--porcelain"], check=True, capture_output=True, text=True).stdout
-    return head.stdout.strip() + ("+" if changes else "")
+    head = _output([*git, "rev-parse", "HEAD"])
+    return head + ("+" if _output([*git, "status", "--porcelain"]) else "") if head else "unknown"
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints; nothing where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    ran = subprocess.run(command, capture_output=True, text=True)
+    return "" if ran.returncode else ran.stdout.strip()
 
 
 def time_pairs(ways: Ways, *, repeats: int, warmup: int = 1) -> dict[str, Seconds]:
@@ -111,18 +118,28 @@ def command() -> str:
     return " ".join(["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.argv)])
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows with hardware, versions, commit and command, and show them as a table."""
+def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None, show: bool = True) -> None:
+    """Write the rows with hardware, versions, commit and command, and show them as a table.
+
+    Args:
+        path: the JSON file.
+        rows: see above; one of what failed has a ``name`` and an ``error``.
+        of_commit: the commit, where this is a copy of a checkout that git does not know.
+        show: print the table.
+    """
     document = {
         "hardware": hardware(),
         "versions": versions(),
-        "commit": commit(),
+        "commit": of_commit or commit(),
         "command": command(),
         "rows": list(rows),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
-    for row in rows:
-        unit = next(key for key in ("seconds", "images_per_second", "bytes") if key in row)
+    for row in rows if show else ():
+        if "error" in row:
+            print(f"{row['name']:44} failed: {row['error']}")
+            continue
+        unit = next(key for key in UNITS if key in row)
         target = f" (target {row['target']})" if "target" in row else ""
         print(f"{row['name']:44} {row[unit]:12.6g} {unit:18} {row['ratio']:8.2f}x {row['against']}{target}")

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_fast import attention
-from saga_fast.attention import AttentionConfig, Normalize, Score, box_iou, build_box_table, channel_weights
+from saga_fast.attention import AttentionConfig, Normalize, box_iou, build_box_table
+from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BadImages, BoxTable, ImageFolder, Loader, WholePlan, open_loader

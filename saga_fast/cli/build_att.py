@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from saga_fast.attention import AttentionConfig, Normalize, Score, build_box_table
+from saga_fast.attention import AttentionConfig, Normalize, build_box_table
+from saga_fast.channel_weights import Score
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
