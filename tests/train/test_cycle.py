@@ -308,7 +308,7 @@ def test_gpu_that_is_not_there(tiny_yaml: Path, tmp_path: Path, monkeypatch: pyt
 # ---------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize("method", ["method={name: simclr, projection_dim: 12}", MOCO], ids=["simclr", "mocov2"])
+@pytest.mark.parametrize("method", ["method.name=simclr", MOCO], ids=["simclr", "mocov2"])
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -330,6 +330,16 @@ def test_options(tiny_yaml: Path, finished_run: Path, tmp_path: Path, method: st
     if method != MOCO:  # the finished run is SimCLR's
         first, reference = rows_of(run, "epoch")[0], rows_of(finished_run, "epoch")[0]
         assert first["loss"] != reference["loss"]  # the option did something
+
+
+def test_queue_takes_the_keys_of_every_step(tiny_yaml: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = [f"out={run}", MOCO, "plain.epochs=0", "saga.epochs=1", "batch_size=6", "evaluate=null"]
+    train(load_config(tiny_yaml, [*overrides, "checkpoint.keep_every=1"]))
+    start, end = (read_checkpoint(run / f"epoch_000{number}.pt")["model"] for number in (0, 1))
+    assert int(start["queue_pointer"]) == 0
+    assert int(end["queue_pointer"]) == 6 * 6 % 20  # 6 full batches of 41 images
+    assert not (start["queue"] == end["queue"]).all(1).any()
 
 
 def test_channels_last_reaches_model_and_input(
