@@ -26,7 +26,7 @@ ENGINES = {"nvidia.dali": "dali", "ffcv": "ffcv", "triton": "triton"}
 """Optional packages, each imported only in files whose path says so."""
 
 MODELS = ("torch.nn", "torch.optim", "torchvision.models", "timm", "lightly")
-KERNELS_SEE = {"numpy", "numba", "torch", "triton"}
+KERNELS_SEE = {"numpy", "numba", "llvmlite", "torch", "triton"}
 KERNELS_STANDARD_LIBRARY = {
     "__future__",
     "collections",
