@@ -7,9 +7,12 @@ task is a run of a batch's images; a thread reads, decodes and crops them into t
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from mmap import mmap
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +52,7 @@ class FolderLoader:
         self.epoch = 0
         self._batch_size, self._shuffle, self._drop_last, self._seed = batch_size, shuffle, drop_last, seed
         self._threads, self._prefetch, self._pin_memory = threads, prefetch, pin_memory
+        self._memory = _BatchMemory(keep=prefetch + 2)  # those under way, the caller's, and the one it takes next
         # Short tasks let the threads finish a batch together; 16 images amortise a task's 30 us.
         self._task_size = max(1, min(16, -(-batch_size // (2 * threads))))
 
@@ -88,7 +92,9 @@ class FolderLoader:
 
     def _submit(self, pool: ThreadPoolExecutor, work: _Epoch, indices: Int64) -> _Pending:
         shape = (len(indices), work.plan.num_views, work.plan.size, work.plan.size, 3)
-        views = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
+        views = (
+            torch.empty(shape, dtype=torch.uint8, pin_memory=True) if self._pin_memory else self._memory.tensor(shape)
+        )
         target = views.numpy()
         tasks = []
         for start in range(0, len(indices), self._task_size):
@@ -105,6 +111,28 @@ class FolderLoader:
         elif not good.all():
             indices, views = indices[good], views[torch.from_numpy(good)]
         return Batch(views, torch.from_numpy(indices), torch.from_numpy(work.source.labels[indices]))
+
+
+class _BatchMemory:
+    """Memory for batches: mappings of their own, used again once no tensor lies on them any more.
+
+    From malloc, 19 MB batches between decoded images fragment the heap: over 36 epochs of 820 images resident memory
+    grows from 754 to 946 MB; with mappings it stays below 750. A fresh mapping per batch would cost 6 % more CPU time
+    in page faults.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._free: deque[mmap] = deque(maxlen=keep)  # what a caller piled up beyond it goes back to the system
+
+    def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """uint8, not initialised."""
+        size = math.prod(shape)
+        memory = self._free.pop() if self._free else mmap(-1, size)
+        if len(memory) < size:  # that of a short last batch, or of a plan with smaller views
+            memory = mmap(-1, size)
+        values = np.frombuffer(memory, np.uint8, count=size)
+        weakref.finalize(values, self._free.append, memory).atexit = False
+        return torch.from_numpy(values.reshape(shape))
 
 
 class _Pending:

@@ -24,8 +24,8 @@ _HALF = np.float32(0.5)
 def _pixel(_context: Any, line: Any, at: Any, weights: Any, row: Any, taps: Any, out: Any, to: Any) -> Any:
     """out[to : to + 4] = sum over k < taps of weights[row, k] * line[at + 3 k : at + 3 k + 4], as vectors of four.
 
-    LLVM leaves the three channels of a loop over them scalar: two views of a photograph then take 380 us instead of
-    260. A literal ``taps`` is unrolled, which is another 80 us of it. Nothing checks the bounds: line and out are
+    LLVM leaves the three channels of a loop over them scalar: two views of a photograph take 415 us with such a loop,
+    340 with this and 260 where a literal ``taps`` unrolls it. Nothing checks the bounds: line and out are
     float32, C-contiguous, and have one value more than their last pixel; weights (n, >= taps) is contiguous too.
     """
 
