@@ -10,10 +10,11 @@ from typing import Any, get_args
 from saga_fast.attention import AttentionConfig, Normalize, build_box_table
 from saga_fast.channel_weights import Score
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
+from saga_fast.cli.options import add_loading
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, sha256
-from saga_fast.loaders import ENGINES, BadImages, ImageFolder, WholePlan, open_loader
+from saga_fast.loaders import BadImages, ImageFolder, WholePlan, open_loader
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,14 +28,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--ckpt", type=Path, required=True, metavar="PT", help="a saga-fast checkpoint")
     parser.add_argument("--data", metavar="SRC", help="folder of images; default: the checkpoint's training images")
     parser.add_argument("--out", type=Path, default=Path("att.safetensors"), metavar="T", help="default: %(default)s")
-    parser.add_argument("--engine", default="folder", metavar="E", help=f"one of {', '.join(ENGINES)}")
+    add_loading(parser)
     parser.add_argument("--delta", type=float, metavar="D", help="threshold on the scaled heatmap, in [0, 1)")
     parser.add_argument("--score", choices=get_args(Score), help="what is differentiated")
     parser.add_argument("--normalize", choices=get_args(Normalize), help="scaling of the coarse map")
     parser.add_argument("--size", type=int, metavar="S", help="input and heatmap side, pixels")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: all cores")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     parser.add_argument("--max-bad-fraction", type=float, metavar="F", help="undecodable images allowed; default: 0.01")
     parser.set_defaults(run=run)
 

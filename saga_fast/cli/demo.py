@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from saga_fast.cli.options import add_overrides
 from saga_fast.demo import run_demo
 
 
@@ -19,19 +20,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--tiny", action="store_true", help="a few dozen images and epochs: tries the machinery only")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        nargs="+",
-        default=[],
-        metavar="key=value",
-        help="override a value of configs/demo.yaml",
-    )
+    add_overrides(parser, text="override a value of configs/demo.yaml")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the demo and say where the report is."""
-    overrides = [override for group in options.overrides for override in group]
-    print(f"report: {run_demo(options.out, tiny=options.tiny, overrides=overrides)}")
+    print(f"report: {run_demo(options.out, tiny=options.tiny, overrides=options.overrides)}")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
+from saga_fast.cli.options import add_loading
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
 from saga_fast.files import write_text
-from saga_fast.loaders import ENGINES, ImageFolder, WholePlan, open_loader
+from saga_fast.loaders import ImageFolder, WholePlan, open_loader
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,10 +31,7 @@ def add_parser(subparsers: Any) -> None:
     knn.add_argument("--val", type=Path, metavar="DIR", help="query images, when SRC is the folder to look among")
     knn.add_argument("--k", type=int, nargs="+", default=[20, 200], metavar="K", help="neighbours; default: 20 200")
     knn.add_argument("--temperature", type=float, default=0.07, metavar="T", help="default: %(default)s")
-    knn.add_argument("--engine", default="folder", metavar="E", help=f"one of {', '.join(ENGINES)}")
-    knn.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: %(default)s")
-    knn.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: all cores")
-    knn.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    add_loading(knn)
     knn.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
     knn.set_defaults(run=run_knn)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from saga_fast.cli.options import add_overrides
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
@@ -27,21 +28,15 @@ def add_parser(subparsers: Any) -> None:
         metavar="PT",
         help="start from this checkpoint's weights at the SAGA phase; skips the plain phase",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        nargs="+",
-        default=[],
-        metavar="key=value",
-        help="override a config value, 'saga.epochs=20' or 'attention=null' (the fine-tuning baseline)",
+    add_overrides(
+        parser, text="override a config value, 'saga.epochs=20' or 'attention=null' (the fine-tuning baseline)"
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, and say where the checkpoint is."""
-    config = load_config(options.config, [override for group in options.overrides for override in group])
+    config = load_config(options.config, options.overrides)
     if options.out:
         config = replace(config, out=options.out)
     print(train(config, resume=options.resume, ckpt=options.ckpt, progress=True))
