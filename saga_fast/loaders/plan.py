@@ -11,7 +11,7 @@ import numpy.typing as npt
 from saga_fast.kernels import sample_windows
 from saga_fast.kernels.philox import SHARE, draw
 from saga_fast.loaders.box_table import BoxTable
-from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.loaders.source import Source
 
 Int64 = npt.NDArray[np.int64]
 Views = Literal["att", "union", "mixed"]
@@ -126,7 +126,7 @@ class CropPlan:
         )
 
 
-def check_plan(plan: Plan, source: ImageFolder) -> None:
+def check_plan(plan: Plan, source: Source) -> None:
     """Refuse a plan whose box table was made for another data set.
 
     Raises:
