@@ -1,5 +1,6 @@
 """Images in, batches out. No file here imports a model."""
 
+from saga_fast.loaders.attention_crop import AttentionCrop, AttentionCropFolder
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.box_table import BoxTable
@@ -11,6 +12,8 @@ from saga_fast.loaders.source import Source
 
 __all__ = [
     "ENGINES",
+    "AttentionCrop",
+    "AttentionCropFolder",
     "BadImages",
     "Batch",
     "BoxTable",
