@@ -33,14 +33,14 @@ class FolderLoader(Loader):
     def __init__(self, source: Source, plan: Plan, options: LoaderOptions) -> None:
         super().__init__(source, plan, options)
         # Batches under way, the caller's, and the one it takes next.
-        self._memory = _BatchMemory(keep=options.prefetch + 2)
+        self._memory = BatchMemory(keep=options.prefetch + 2)
         # Short tasks let the threads finish a batch together; 16 images amortise a task's 30 us.
         self._task_size = max(1, min(16, -(-options.batch_size // (2 * options.threads))))
 
     def __iter__(self) -> Iterator[Batch]:
         order, size = self.order(), self.options.batch_size
         starts = iter(range(0, len(order), size))
-        work = _Epoch(self.source, self.plan, self.epoch, self.options.seed, self.bad)
+        work = EpochCrops(self.source, self.plan, self.epoch, self.options.seed, self.bad)
         ahead: deque[_Pending] = deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-folder")
         try:
@@ -55,7 +55,7 @@ class FolderLoader(Loader):
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, work: _Epoch, indices: Int64) -> _Pending:
+    def _submit(self, pool: ThreadPoolExecutor, work: EpochCrops, indices: Int64) -> _Pending:
         shape = (len(indices), work.plan.num_views, work.plan.size, work.plan.size, 3)
         pinned = self.options.device.type == "cuda"
         views = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pinned else self._memory.tensor(shape)
@@ -66,18 +66,12 @@ class FolderLoader(Loader):
             tasks.append(pool.submit(work.fill, indices[part], target[part]))
         return _Pending(indices.copy(), views, tasks)
 
-    def _finish(self, work: _Epoch, pending: _Pending) -> Batch:
+    def _finish(self, work: EpochCrops, pending: _Pending) -> Batch:
         good = np.concatenate([task.result() for task in pending.tasks])
-        indices, views = pending.indices, pending.views
-        if not good.all() and self.options.shuffle:
-            for slot in np.flatnonzero(~good):
-                indices[slot] = work.substitute(int(indices[slot]), indices, views.numpy()[slot : slot + 1])
-        elif not good.all():
-            indices, views = indices[good], views[torch.from_numpy(good)]
-        return Batch(views, torch.from_numpy(indices), torch.from_numpy(work.source.labels[indices]))
+        return work.batch(pending.indices, pending.views, good, substitute=self.options.shuffle)
 
 
-class _BatchMemory:
+class BatchMemory:
     """Memory for batches: mappings of their own, used again once no tensor lies on them any more.
 
     From malloc, 19 MB batches between decoded images fragment the heap: over 36 epochs of 820 images resident memory
@@ -106,8 +100,8 @@ class _Pending:
         self.indices, self.views, self.tasks = indices, views, tasks
 
 
-class _Epoch:
-    """One epoch's plan, as the threads work it off."""
+class EpochCrops:
+    """One epoch's plan, as threads work it off image by image."""
 
     def __init__(self, source: Source, plan: Plan, epoch: int, seed: int, bad: BadImages) -> None:
         self.source, self.plan = source, plan
@@ -124,15 +118,25 @@ class _Epoch:
                 crop_resize_image(image, windows[n], views[n])
         return good
 
-    def substitute(self, index: int, taken: Int64, views: Pixels) -> int:
+    def batch(self, indices: Int64, views: torch.Tensor, good: npt.NDArray[np.bool_], *, substitute: bool) -> Batch:
+        """The batch of ``views``, in which images that are not ``good`` are substituted or left out."""
+        if not good.all() and substitute:
+            spare = np.empty((1, *views.shape[1:]), np.uint8)
+            for slot in np.flatnonzero(~good):
+                indices[slot] = self._substitute(int(indices[slot]), indices, spare)
+                views[slot] = torch.from_numpy(spare[0])
+        elif not good.all():
+            indices, views = indices[good], views[torch.from_numpy(good)]
+        return Batch(views, torch.from_numpy(indices), torch.from_numpy(self.source.labels[indices]))
+
+    def _substitute(self, index: int, taken: Int64, views: Pixels) -> int:
         """Fill a bad image's place in a training batch with another image; which one."""
         candidates = substitutes(self.source, self._bad, index, taken, seed=self._seed, epoch=self._epoch)
         return next(candidate for candidate in candidates if self.fill(np.array([candidate]), views)[0])
 
     def _read(self, index: int) -> Pixels | None:
-        path = self.source.root / self.source.paths[index]
         try:
-            return decode_image(path.read_bytes())
+            return decode_image(self.source.read(index))
         except (DecodeError, OSError) as error:
             self._bad.add(index, str(error))
             return None
