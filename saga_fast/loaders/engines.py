@@ -32,7 +32,7 @@ class Engine:
 
 
 ENGINES = {
-    "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu",), crop=("cpu",)),
+    "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu", "gpu"), crop=("cpu", "gpu")),
 }
 
 
@@ -105,6 +105,10 @@ def open_loader(
     if drop_last and batch_size > len(source):
         raise SagaError(f"batch_size {batch_size} is more than the {len(source)} images in {source.root}")
     device = torch.device(device)
+    decode = _place(engine, "decode", decode, found.decode, device)
+    crop = _place(engine, "crop", "gpu" if (decode, crop) == ("gpu", "auto") else crop, found.crop, device)
+    if (decode, crop) == ("gpu", "cpu"):
+        raise SagaError("images decoded on the GPU are cropped there: crop must be auto or gpu, got 'cpu'")
     options = LoaderOptions(
         batch_size=batch_size,
         shuffle=shuffle,
@@ -114,8 +118,8 @@ def open_loader(
         threads=threads,
         prefetch=prefetch,
         device=device,
-        decode=_place(engine, "decode", decode, found.decode, device),
-        crop=_place(engine, "crop", crop, found.crop, device),
+        decode=decode,
+        crop=crop,
     )
     module, _, name = found.loader.partition(":")
     return cast(Loader, getattr(importlib.import_module(module), name)(source, plan, options))
