@@ -7,12 +7,9 @@ task is a run of a batch's images; a thread reads, decodes and crops them into t
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from mmap import mmap
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +18,7 @@ import torch
 from saga_fast.kernels.crop_resize import crop_resize_image
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
 from saga_fast.loaders.folder_device import CropsOnDevice, Pending
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
@@ -85,28 +83,6 @@ class _CropsOnCpu:
         assert pending.views is not None
         good = np.concatenate([task.result() for task in pending.tasks])
         return self._crops.batch(pending.indices, pending.views, good, substitute=self._options.shuffle)
-
-
-class BatchMemory:
-    """Memory for batches: mappings of their own, used again once no tensor lies on them any more.
-
-    From malloc, 19 MB batches between decoded images fragment the heap: over 36 epochs of 820 images resident memory
-    grows from 754 to 946 MB; with mappings it stays below 750. A fresh mapping per batch would cost 6 % more CPU time
-    in page faults.
-    """
-
-    def __init__(self, keep: int) -> None:
-        self._free: deque[mmap] = deque(maxlen=keep)  # what a caller piled up beyond it goes back to the system
-
-    def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """uint8, not initialised."""
-        size = math.prod(shape)
-        memory = self._free.pop() if self._free else mmap(-1, size)
-        if len(memory) < size:  # that of a short last batch, or of a plan with smaller views
-            memory = mmap(-1, size)
-        values = np.frombuffer(memory, np.uint8, count=size)
-        weakref.finalize(values, self._free.append, memory).atexit = False
-        return torch.from_numpy(values.reshape(shape))
 
 
 class EpochCrops:
