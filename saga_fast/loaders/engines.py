@@ -146,6 +146,13 @@ def open_loader(
     return cast(Loader, _load(found.loader)(source, plan, options))
 
 
+def engines_for(path: Path | str) -> list[str]:
+    """The engines that read data of this form, whether or not they are installed; the first is the usual one."""
+    suffixes = {engine.suffix for engine in ENGINES.values() if engine.suffix}
+    suffix = "" if Path(path).is_dir() else Path(path).suffix
+    return [name for name, engine in ENGINES.items() if engine.suffix == (suffix if suffix in suffixes else "")]
+
+
 def usable_cores() -> int:
     """Cores that this process may use: fewer than the machine's in a container or under taskset, where Linux tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
