@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 from ffcv.fields.rgb_image import encode_jpeg
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from saga_fast.loaders.ffcv.beton import FORMAT, JPEG, RAW, SUFFIX, VERSION, rec
 from saga_fast.loaders.ffcv.decoder import decodes
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.loaders.source import fingerprint
 from saga_fast.version import __version__
 
 Mode = Literal["raw", "jpg", "smart", "proportion"]
@@ -139,21 +141,54 @@ def pack(
             if len(bad) == len(source):
                 raise SagaError(f"none of the {len(source)} images in {source.root} can be decoded: {reasons[0]}")
             records = writer.finish()
-        about = {
-            "format": FORMAT,
-            "version": VERSION,
-            "created_by": f"saga-fast {__version__}",
-            "fingerprint": source.fingerprint,
-            "beton": {"bytes": temporary.stat().st_size, "records_sha256": records_digest(records)},
-            "options": asdict(options),
-            "bad": sorted(reasons.items()),
-            "classes": source.classes,
-            "labels": source.labels.tolist(),
-            "paths": source.paths,
-        }
-        # ASCII only: names that are not UTF-8 arrive as lone surrogates, which JSON can escape and UTF-8 cannot hold.
-        temporary_sidecar.write_text(json.dumps(about), encoding="ascii")
+        write_sidecar(
+            temporary_sidecar,
+            temporary,
+            records,
+            paths=source.paths,
+            labels=source.labels.tolist(),
+            classes=source.classes,
+            bad=reasons,
+            options=asdict(options),
+        )
     return bad
+
+
+def write_sidecar(
+    path: Path,
+    beton: Path,
+    records: npt.NDArray[Any],
+    *,
+    paths: list[str],
+    labels: list[int],
+    classes: Sequence[str],
+    bad: Mapping[int, str],
+    options: Mapping[str, object],
+) -> None:
+    """Write the list that belongs beside a .beton file, which :class:`Beton` reads.
+
+    Args:
+        path: the list, ``sidecar_path(OUT)``.
+        beton: the file, complete.
+        records: what :meth:`BetonWriter.finish` gave.
+        paths, labels, classes: of all images, as :class:`ImageFolder` has them.
+        bad: why images have no record, by index.
+        options: how the images were stored, for the reader's information.
+    """
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created_by": f"saga-fast {__version__}",
+        "fingerprint": fingerprint(paths),
+        "beton": {"bytes": beton.stat().st_size, "records_sha256": records_digest(records)},
+        "options": options,
+        "bad": sorted(bad.items()),
+        "classes": classes,
+        "labels": labels,
+        "paths": paths,
+    }
+    # ASCII only: names that are not UTF-8 arrive as lone surrogates, which JSON can escape and UTF-8 cannot hold.
+    path.write_text(json.dumps(about), encoding="ascii")
 
 
 def _stored_images(
