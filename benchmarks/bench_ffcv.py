@@ -30,11 +30,11 @@ from ffcv.transforms import ToTensor
 
 from benchmarks.bench_folder import RATIO, SCALE, SEED, bind, consume, decode_bytes, half_side_boxes
 from benchmarks.images import make_images
-from benchmarks.results import Row, Ways, compare, time_pairs, write
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Place, Plan, WholePlan, open_loader
 from saga_fast.loaders.ffcv.beton import RAW, Beton, sidecar_path
 from saga_fast.loaders.ffcv.pack import PackOptions, pack, write_sidecar
 from saga_fast.loaders.ffcv.writer import BetonWriter
+from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 IMAGENET = 1_281_167
 
@@ -238,6 +238,7 @@ def main() -> None:
         records=arguments.records,
     )
     write(arguments.out, rows)
+    print(*map(line, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def make_folder(root: Path, suffixes: tuple[str, ...]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         height, width = (1, 1) if number == 5 else rng.integers(1, 90, 2)
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-        options = {"subsampling": number % 3, "progressive": number % 5 == 0} if path.suffix == ".jpg" else {}
+        options: dict[str, Any] = (
+            {"subsampling": number % 3, "progressive": number % 5 == 0} if path.suffix == ".jpg" else {}
+        )
         image.convert("L" if number % 7 == 1 else "RGB").save(path, **options)
     return root
 
@@ -250,7 +252,7 @@ def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Pa
                 loader.set_epoch(epoch)
                 list(loader)
     for function in (decode_and_crop, decode_padded):
-        assert len(function.signatures) == 1  # type: ignore[attr-defined]
+        assert len(function.signatures) == 1  # type: ignore[union-attr]
 
 
 def test_tables_are_not_kept(packed: dict[str, Path]) -> None:
