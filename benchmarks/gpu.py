@@ -48,6 +48,10 @@ def run_section(bench: Bench, name: str) -> Iterator[Row]:
     try:
         for row in section(bench):
             yield {**row, "section": name}
+        gc.collect()
+        if bench.cuda:
+            torch.cuda.synchronize()  # what a kernel did wrong is this section's error, not the next one's
+            torch.cuda.empty_cache()
     except Exception as error:  # whatever a machine or a driver comes up with: the other sections still run
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -76,9 +80,6 @@ def main() -> None:
     for name in names:
         rows += run_section(bench, name)
         write(arguments.out / "gpu.json", rows, of_commit=arguments.commit, show=name == names[-1])
-        gc.collect()
-        if bench.cuda:
-            torch.cuda.empty_cache()
     sys.exit(1 if any("error" in row for row in rows) else 0)
 
 
