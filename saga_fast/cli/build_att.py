@@ -14,7 +14,7 @@ from saga_fast.cli.options import add_loading
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, sha256
-from saga_fast.loaders import BadImages, ImageFolder, WholePlan, open_loader
+from saga_fast.loaders import BadImages, WholePlan, open_loader, open_source
 
 
 def add_parser(subparsers: Any) -> None:
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
         raise SagaError(f"--out must be a file, {options.out} is a folder")
     check_writable(options.out)
     own_classes = config.data.classes if options.data is None else None
-    source = ImageFolder(options.data or config.data.train, classes=own_classes)
+    source = open_source(options.engine, options.data or config.data.train, classes=own_classes)
     allowed = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
     bad = BadImages(source, max_fraction=allowed)
     size = config.crop.size if options.size is None else options.size

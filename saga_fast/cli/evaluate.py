@@ -13,7 +13,7 @@ from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
 from saga_fast.files import write_text
-from saga_fast.loaders import ImageFolder, WholePlan, open_loader
+from saga_fast.loaders import Source, WholePlan, open_loader, open_source
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,7 +46,7 @@ def run_knn(options: argparse.Namespace) -> None:
     config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
     model = load_model(options.ckpt).to(choose_device(options.device))
 
-    def features(source: ImageFolder) -> Any:
+    def features(source: Source) -> Any:
         loader = open_loader(
             options.engine,
             source,
@@ -58,11 +58,11 @@ def run_knn(options: argparse.Namespace) -> None:
             model, loader, precision=config.precision, channels_last=config.channels_last, progress=True
         )
 
-    bank_source = ImageFolder(train)
+    bank_source = open_source(options.engine, train)
     bank, bank_labels = features(bank_source)
     queries, labels = bank, bank_labels
     if val is not None:
-        query_source = ImageFolder(val)
+        query_source = open_source(options.engine, val)
         queries, labels = features(query_source)
         labels = align_labels(labels, query_source, bank_source)
     rows = []

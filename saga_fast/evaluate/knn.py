@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import ImageFolder, Loader
+from saga_fast.loaders import Loader, Source
 from saga_fast.methods import Method
 from saga_fast.precision import Precision, autocast, normalized
 
@@ -106,7 +106,7 @@ def knn_accuracy(
     return {k: hits[k] / len(queries) for k in ks}
 
 
-def align_labels(labels: Tensor, source: ImageFolder, target: ImageFolder) -> Tensor:
+def align_labels(labels: Tensor, source: Source, target: Source) -> Tensor:
     """Labels of ``source`` as positions in ``target``'s classes, by the folders' names.
 
     Raises:

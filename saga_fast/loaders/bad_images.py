@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from saga_fast.errors import SagaError
 from saga_fast.files import write_text
-from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.loaders.source import Source
 
 
 class BadImages:
@@ -23,7 +23,7 @@ class BadImages:
         known: indices that an earlier run found.
     """
 
-    def __init__(self, source: ImageFolder, *, max_fraction: float = 0.01, known: Iterable[int] = ()) -> None:
+    def __init__(self, source: Source, *, max_fraction: float = 0.01, known: Iterable[int] = ()) -> None:
         self._source = source
         self._max_fraction = max_fraction
         self._reasons: dict[int, str] = dict.fromkeys(known, "found by an earlier run")

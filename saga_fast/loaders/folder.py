@@ -19,69 +19,34 @@ import numpy.typing as npt
 import torch
 
 from saga_fast.kernels.crop_resize import crop_resize_image
-from saga_fast.kernels.philox import SUBSTITUTE, draw
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
-from saga_fast.loaders.image_folder import ImageFolder
-from saga_fast.loaders.order import epoch_order
-from saga_fast.loaders.plan import Plan, check_plan
-
-Int64 = npt.NDArray[np.int64]
+from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
+from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.source import Source
 
 
-class FolderLoader:
-    """See :func:`saga_fast.loaders.open_loader`, which documents the arguments."""
+class FolderLoader(Loader):
+    """See :func:`saga_fast.loaders.open_loader`."""
 
-    def __init__(
-        self,
-        source: ImageFolder,
-        plan: Plan,
-        *,
-        batch_size: int,
-        shuffle: bool,
-        drop_last: bool,
-        seed: int,
-        bad: BadImages,
-        threads: int,
-        prefetch: int,
-        pin_memory: bool,
-    ) -> None:
-        check_plan(plan, source)
-        self.source, self.plan, self.bad = source, plan, bad
-        self.epoch = 0
-        self._batch_size, self._shuffle, self._drop_last, self._seed = batch_size, shuffle, drop_last, seed
-        self._threads, self._prefetch, self._pin_memory = threads, prefetch, pin_memory
-        self._memory = _BatchMemory(keep=prefetch + 2)  # those under way, the caller's, and the one it takes next
+    def __init__(self, source: Source, plan: Plan, options: LoaderOptions) -> None:
+        super().__init__(source, plan, options)
+        # Batches under way, the caller's, and the one it takes next.
+        self._memory = BatchMemory(keep=options.prefetch + 2)
         # Short tasks let the threads finish a batch together; 16 images amortise a task's 30 us.
-        self._task_size = max(1, min(16, -(-batch_size // (2 * threads))))
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order and windows the next iteration takes."""
-        self.epoch = epoch
-
-    def set_plan(self, plan: Plan) -> None:
-        """The plan that the next iteration takes: a new box table, say, which must be this data set's."""
-        check_plan(plan, self.source)
-        self.plan = plan
-
-    def __len__(self) -> int:
-        images = len(self.source) - len(self.bad)
-        return images // self._batch_size if self._drop_last else -(-images // self._batch_size)
+        self._task_size = max(1, min(16, -(-options.batch_size // (2 * options.threads))))
 
     def __iter__(self) -> Iterator[Batch]:
-        order = epoch_order(
-            len(self.source), seed=self._seed, epoch=self.epoch, shuffle=self._shuffle, without=self.bad.indices
-        )
-        last = len(self) * self._batch_size
-        starts = iter(range(0, last, self._batch_size))
-        work = _Epoch(self.source, self.plan, self.epoch, self._seed, self.bad)
+        order, size = self.order(), self.options.batch_size
+        starts = iter(range(0, len(order), size))
+        work = EpochCrops(self.source, self.plan, self.epoch, self.options.seed, self.bad)
         ahead: deque[_Pending] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="saga-fast-folder")
+        pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-folder")
         try:
             while True:
-                while len(ahead) <= self._prefetch and (start := next(starts, None)) is not None:
-                    ahead.append(self._submit(pool, work, order[start : start + self._batch_size]))
+                while len(ahead) <= self.options.prefetch and (start := next(starts, None)) is not None:
+                    ahead.append(self._submit(pool, work, order[start : start + size]))
                 if not ahead:
                     return
                 batch = self._finish(work, ahead.popleft())
@@ -90,11 +55,10 @@ class FolderLoader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, work: _Epoch, indices: Int64) -> _Pending:
+    def _submit(self, pool: ThreadPoolExecutor, work: EpochCrops, indices: Int64) -> _Pending:
         shape = (len(indices), work.plan.num_views, work.plan.size, work.plan.size, 3)
-        views = (
-            torch.empty(shape, dtype=torch.uint8, pin_memory=True) if self._pin_memory else self._memory.tensor(shape)
-        )
+        pinned = self.options.device.type == "cuda"
+        views = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pinned else self._memory.tensor(shape)
         target = views.numpy()
         tasks = []
         for start in range(0, len(indices), self._task_size):
@@ -102,18 +66,12 @@ class FolderLoader:
             tasks.append(pool.submit(work.fill, indices[part], target[part]))
         return _Pending(indices.copy(), views, tasks)
 
-    def _finish(self, work: _Epoch, pending: _Pending) -> Batch:
+    def _finish(self, work: EpochCrops, pending: _Pending) -> Batch:
         good = np.concatenate([task.result() for task in pending.tasks])
-        indices, views = pending.indices, pending.views
-        if not good.all() and self._shuffle:
-            for slot in np.flatnonzero(~good):
-                indices[slot] = work.substitute(int(indices[slot]), indices, views.numpy()[slot : slot + 1])
-        elif not good.all():
-            indices, views = indices[good], views[torch.from_numpy(good)]
-        return Batch(views, torch.from_numpy(indices), torch.from_numpy(work.source.labels[indices]))
+        return work.batch(pending.indices, pending.views, good, substitute=self.options.shuffle)
 
 
-class _BatchMemory:
+class BatchMemory:
     """Memory for batches: mappings of their own, used again once no tensor lies on them any more.
 
     From malloc, 19 MB batches between decoded images fragment the heap: over 36 epochs of 820 images resident memory
@@ -142,10 +100,10 @@ class _Pending:
         self.indices, self.views, self.tasks = indices, views, tasks
 
 
-class _Epoch:
-    """One epoch's plan, as the threads work it off."""
+class EpochCrops:
+    """One epoch's plan, as threads work it off image by image."""
 
-    def __init__(self, source: ImageFolder, plan: Plan, epoch: int, seed: int, bad: BadImages) -> None:
+    def __init__(self, source: Source, plan: Plan, epoch: int, seed: int, bad: BadImages) -> None:
         self.source, self.plan = source, plan
         self._epoch, self._seed, self._bad = epoch, seed, bad
 
@@ -160,25 +118,25 @@ class _Epoch:
                 crop_resize_image(image, windows[n], views[n])
         return good
 
-    def substitute(self, index: int, taken: Int64, views: Pixels) -> int:
-        """Fill a bad image's place in a training batch with another image, drawn by (seed, epoch, index).
+    def batch(self, indices: Int64, views: torch.Tensor, good: npt.NDArray[np.bool_], *, substitute: bool) -> Batch:
+        """The batch of ``views``, in which images that are not ``good`` are substituted or left out."""
+        if not good.all() and substitute:
+            spare = np.empty((1, *views.shape[1:]), np.uint8)
+            for slot in np.flatnonzero(~good):
+                indices[slot] = self._substitute(int(indices[slot]), indices, spare)
+                views[slot] = torch.from_numpy(spare[0])
+        elif not good.all():
+            indices, views = indices[good], views[torch.from_numpy(good)]
+        return Batch(views, torch.from_numpy(indices), torch.from_numpy(self.source.labels[indices]))
 
-        Batches keep their size, which queues, compiled graphs and gathered losses rely on. An image that is in the
-        batch already is taken only when 100 draws gave no other. What other threads have found bad by now plays no
-        part: a listed image would fail to decode just the same.
-        """
-        for attempt in range(1000):
-            u = draw(self._seed, self._epoch, np.array([index]), purpose=SUBSTITUTE, block=attempt)[0, 0]
-            candidate = int(u * len(self.source))
-            repeated = candidate in taken and attempt < 100
-            if not repeated and candidate not in self._bad and self.fill(np.array([candidate]), views)[0]:
-                return candidate
-        raise RuntimeError(f"found no substitute for image {index} in 1000 draws")
+    def _substitute(self, index: int, taken: Int64, views: Pixels) -> int:
+        """Fill a bad image's place in a training batch with another image; which one."""
+        candidates = substitutes(self.source, self._bad, index, taken, seed=self._seed, epoch=self._epoch)
+        return next(candidate for candidate in candidates if self.fill(np.array([candidate]), views)[0])
 
     def _read(self, index: int) -> Pixels | None:
-        path = self.source.root / self.source.paths[index]
         try:
-            return decode_image(path.read_bytes())
+            return decode_image(self.source.read(index))
         except (DecodeError, OSError) as error:
             self._bad.add(index, str(error))
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.errors import SagaError
+from saga_fast.loaders.source import fingerprint
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -68,16 +68,14 @@ class ImageFolder:
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes)"
 
+    def read(self, index: int) -> bytes:
+        """See :meth:`saga_fast.loaders.source.Source.read`."""
+        return (self.root / self.paths[index]).read_bytes()
+
     @cached_property
     def fingerprint(self) -> str:
-        """The number of images and a hash of their relative paths in order: what a box table belongs to.
-
-        File contents are not read (ImageNet is 140 GB), so a folder may move, but not gain, lose or rename images.
-        """
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
-        return f"{len(self)}-{digest.hexdigest()[:16]}"
+        """See :func:`saga_fast.loaders.source.fingerprint`."""
+        return fingerprint(self.paths)
 
 
 def _is_image(name: str) -> bool:

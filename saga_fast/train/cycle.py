@@ -20,7 +20,7 @@ from saga_fast.encoder import Encoder
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
 from saga_fast.files import sha256, write_text
-from saga_fast.loaders import BadImages, BoxTable, CropPlan, ImageFolder, Loader, WholePlan, open_loader
+from saga_fast.loaders import BadImages, BoxTable, CropPlan, Loader, Source, WholePlan, open_loader, open_source
 from saga_fast.methods import build_method
 from saga_fast.train.config import CheckpointConfig, TrainConfig, config_to_dict
 from saga_fast.train.epoch import train_epoch
@@ -66,8 +66,8 @@ class _Run:
         if config.data.generate:
             make_demo_data(Path(config.data.train).parent, config.data.generate)
         self.device = choose_device(config.device)
-        self.source = ImageFolder(config.data.train, classes=config.data.classes)
-        self.val = ImageFolder(config.data.val, classes=config.data.classes) if config.data.val else None
+        self.source = self._open_source(config.data.train)
+        self.val = self._open_source(config.data.val) if config.data.val else None
 
         torch.manual_seed(config.seed)
         self.model = build_method(config.method, config.encoder, num_images=len(self.source))
@@ -157,7 +157,10 @@ class _Run:
         a = self.config.attention
         return replace(plan, table=self.table, views=a.views, share=a.share, margin=a.margin, min_side=a.min_side)
 
-    def _open(self, plan: CropPlan | WholePlan, *, shuffle: bool, source: ImageFolder | None = None) -> Loader:
+    def _open_source(self, path: str) -> Source:
+        return open_source(self.config.data.engine, path, classes=self.config.data.classes)
+
+    def _open(self, plan: CropPlan | WholePlan, *, shuffle: bool, source: Source | None = None) -> Loader:
         config = self.config
         return open_loader(
             config.data.engine,
@@ -170,7 +173,7 @@ class _Run:
             bad=self.bad if source is None else None,
             threads=config.data.threads,
             prefetch=config.data.prefetch,
-            pin_memory=self.device.type == "cuda",
+            device=self.device,
         )
 
     def _renew(self) -> None:

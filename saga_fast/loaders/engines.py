@@ -1,0 +1,155 @@
+"""The engines by name, and opening a loader with one of them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders.bad_images import BadImages
+from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.loaders.loader import Loader, LoaderOptions, Place
+from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine: its loader's class, as ``module:name`` because importing one takes seconds and may be impossible."""
+
+    loader: str
+    decode: tuple[Place, ...]
+    """Where it can decode; the first is ``auto`` on the CPU."""
+    crop: tuple[Place, ...]
+    packages: tuple[str, ...] = ()
+    """What has to be importable."""
+    install: str = ""
+
+
+ENGINES = {
+    "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu",), crop=("cpu",)),
+}
+
+
+def open_source(engine: str, path: Path | str, *, classes: Path | str | None = None) -> Source:
+    """The data set that an engine reads.
+
+    Args:
+        engine: a name in ``ENGINES``.
+        path: a folder of images.
+        classes: see :class:`ImageFolder`.
+
+    Raises:
+        SagaError: no such engine, or what :class:`ImageFolder` refuses.
+    """
+    _engine(engine)
+    return ImageFolder(path, classes=classes)
+
+
+def open_loader(
+    engine: str,
+    source: Source | Path | str,
+    plan: Plan,
+    *,
+    batch_size: int,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    seed: int = 0,
+    bad: BadImages | None = None,
+    threads: int | None = None,
+    prefetch: int = 2,
+    device: torch.device | str = "cpu",
+    decode: Place = "auto",
+    crop: Place = "auto",
+) -> Loader:
+    """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
+
+    Args:
+        engine: a name in ``ENGINES``: ``"folder"``.
+        source: a folder of images, or what :func:`open_source` gave.
+        plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
+            with a box table is checked against the data set.
+        batch_size: images per batch.
+        shuffle: a new order every epoch, by (seed, epoch); else ascending.
+        drop_last: leave out a last batch that is not full.
+        seed: keys the order.
+        bad: list of undecodable images to share between loaders. An image that cannot be decoded is added to it and
+            left out of later epochs; its place is taken by another image when ``shuffle`` is set (training) and left
+            out of the batch when it is not (attention pass, evaluation), so no index ever shifts.
+        threads: decoding threads; default: the processor cores this process may use.
+        prefetch: batches decoded ahead of the one in use, which bounds memory.
+        device: where the batches are used. For a GPU, batches on the CPU are page-locked, so that copying them does
+            not block; what is cropped on the GPU stays there.
+        decode, crop: where images are decoded and cropped: ``cpu``, ``gpu``, or ``auto``, which is the engine's choice
+            for ``device``.
+
+    Returns:
+        An iterable with ``set_epoch(epoch)``, ``set_plan(plan)``, ``len()``; iteration may be stopped at any point.
+
+    Raises:
+        SagaError: no such engine or folder, an engine that is not installed or cannot work where it is told to, a table
+            of another data set, batch_size, threads or prefetch out of range, or fewer images than one batch when
+            ``drop_last`` is set.
+    """
+    found = _engine(engine)
+    source = open_source(engine, source) if isinstance(source, Path | str) else source
+    threads = usable_cores() if threads is None else threads
+    for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):
+        if value < least:
+            raise SagaError(f"{name} must be at least {least}, got {value}")
+    if drop_last and batch_size > len(source):
+        raise SagaError(f"batch_size {batch_size} is more than the {len(source)} images in {source.root}")
+    device = torch.device(device)
+    options = LoaderOptions(
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        seed=seed,
+        bad=BadImages(source) if bad is None else bad,
+        threads=threads,
+        prefetch=prefetch,
+        device=device,
+        decode=_place(engine, "decode", decode, found.decode, device),
+        crop=_place(engine, "crop", crop, found.crop, device),
+    )
+    module, _, name = found.loader.partition(":")
+    return cast(Loader, getattr(importlib.import_module(module), name)(source, plan, options))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine's in a container or under taskset, where Linux tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _engine(name: str) -> Engine:
+    """
+    Raises:
+        SagaError: no such engine, or one that is not installed.
+    """
+    if name not in ENGINES:
+        raise SagaError(f"no such engine: {name!r}, have {', '.join(ENGINES)}")
+    engine = ENGINES[name]
+    for package in engine.packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise SagaError(f"engine {name} needs {package} ({error}): {engine.install}") from error
+    return engine
+
+
+def _place(engine: str, what: str, wanted: Place, offered: tuple[Place, ...], device: torch.device) -> Place:
+    """``wanted``, or the engine's choice for ``device`` in place of ``auto``: its first offer that works there."""
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise SagaError(f"{what} must be auto, cpu or gpu, got {wanted!r}")
+    if wanted == "auto":
+        return next(place for place in offered if place == "cpu" or device.type == "cuda")
+    if wanted not in offered:
+        raise SagaError(f"engine {engine} cannot {what} on the {wanted.upper()}, only {' or '.join(offered)}")
+    if wanted == "gpu" and device.type != "cuda":
+        raise SagaError(f"{what}: gpu needs a GPU, and this is device {device}")
+    return wanted

@@ -1,0 +1,47 @@
+"""What an engine reads: a data set's images in a fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Source(Protocol):
+    """A data set in a fixed order; position i is image index i, whatever form the images are stored in.
+
+    Attributes:
+        root: where the images are stored.
+        paths: N relative posix paths.
+        labels: (N,) int64, position in ``classes``, or -1.
+        classes: names of the classes, () for unlabelled images.
+    """
+
+    root: Path
+    paths: list[str]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """What a box table belongs to: the number of images and a hash of their paths in order."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """An image as it is stored, encoded; OSError, if it cannot be read. May be called from several threads."""
+
+
+def fingerprint(paths: list[str]) -> str:
+    """The number of images and a hash of their relative paths in order.
+
+    File contents are not read (ImageNet is 140 GB), so a data set may move or be packed, but not gain, lose or rename
+    images.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
+    return f"{len(paths)}-{digest.hexdigest()[:16]}"
