@@ -120,8 +120,10 @@ def _look(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the boxes are made of: activations (B, C, u, v) and weights (B, C), pseudo label and score (B,).
 
-    Of several branches each one's map, scaled to [0, 1], becomes a channel, and all weigh the same: the sum is their
-    average (DESIGN 1). The pseudo label is then the strongest dimension of all branches' z side by side.
+    Of several branches (CMC) each one's map, scaled to [0, 1], becomes a channel, and all weigh the same: the weighted
+    sum is their average, which ``attention_boxes`` scales like any other map. The pseudo label is then the strongest
+    dimension of all branches' z side by side, ``model.projector``'s output, while each map is its own branch's
+    strongest dimension's.
     """
     looks = []
     for branch in model.branches(images):

@@ -105,6 +105,16 @@ def test_loss_and_gradient_in_float32(loss: str) -> None:
     assert_gradient(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("loss", ["softmax", "nce"])
+def test_loss_stays_float32_under_autocast(loss: str) -> None:
+    bank, f, idx = make_bank(loss=loss).float(), F.normalize(random_rows(4, DIM).float()), torch.tensor(IDX)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = bank.contrast(f, idx).loss
+    bank = make_bank(loss=loss).float()  # Z is estimated again
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, bank.contrast(f, idx).loss, rtol=1e-6, atol=0.0)
+
+
 def test_z_is_that_of_the_first_batch_in_train_mode() -> None:
     bank, idx = make_bank(loss="nce"), torch.tensor(IDX)
     batches = [F.normalize(random_rows(4, DIM, seed=seed), dim=1) for seed in range(3)]

@@ -72,6 +72,13 @@ def test_loss_and_gradient_in_float32() -> None:
     assert_gradient(results[0][1], results[1][1])
 
 
+def test_loss_stays_float32_under_autocast() -> None:
+    z = F.normalize(random_rows(32, 16).float(), dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = invariant_spread(z, 0.1).loss
+    torch.testing.assert_close(mixed, invariant_spread(z, 0.1).loss, rtol=1e-6, atol=0.0)
+
+
 def test_forward_pairs_the_views_of_an_image() -> None:
     model = build("invspread", temperature=0.3, projection_dim=6).eval()
     assert type(model) is InvSpread is METHODS["invspread"]
