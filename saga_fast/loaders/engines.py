@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,10 +14,11 @@ import torch
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
-from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +29,29 @@ class Engine:
     decode: tuple[Place, ...]
     """Where it can decode; the first is ``auto`` on the CPU."""
     crop: tuple[Place, ...]
+    gpu_crop_on_cpu: bool = False
+    """Whether the way of ``crop="gpu"`` can be gone, and tried out, without a GPU: the CPU then does the GPU's part."""
+    source: str = "saga_fast.loaders.image_folder:ImageFolder"
+    """What it reads, as a class; see ``open_source``."""
+    suffix: str = ""
+    """That of the files it reads; none for folders."""
     packages: tuple[str, ...] = ()
     """What has to be importable."""
     install: str = ""
 
 
 ENGINES = {
-    "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu",), crop=("cpu",)),
+    "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu", "gpu"), crop=("cpu", "gpu")),
+    "ffcv": Engine(
+        loader="saga_fast.loaders.ffcv.engine:FfcvLoader",
+        decode=("cpu",),
+        crop=("cpu", "gpu"),
+        gpu_crop_on_cpu=True,
+        source="saga_fast.loaders.ffcv.beton:Beton",
+        suffix=".beton",
+        packages=("ffcv",),
+        install="apt install libopencv-dev libturbojpeg0-dev pkg-config g++, then pip install 'saga-fast[ffcv]'",
+    ),
 }
 
 
@@ -41,14 +60,15 @@ def open_source(engine: str, path: Path | str, *, classes: Path | str | None = N
 
     Args:
         engine: a name in ``ENGINES``.
-        path: a folder of images.
+        path: a folder of images, or for ``ffcv`` a file that ``saga-fast pack`` wrote.
         classes: see :class:`ImageFolder`.
 
     Raises:
-        SagaError: no such engine, or what :class:`ImageFolder` refuses.
+        SagaError: no such engine, another engine's file, or what :class:`ImageFolder` or ``Beton`` refuses.
     """
-    _engine(engine)
-    return ImageFolder(path, classes=classes)
+    found = require_engine(engine)
+    _check_form(engine, found, Path(path))
+    return cast(Source, _load(found.source)(path, classes=classes))
 
 
 def open_loader(
@@ -70,8 +90,8 @@ def open_loader(
     """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
 
     Args:
-        engine: a name in ``ENGINES``: ``"folder"``.
-        source: a folder of images, or what :func:`open_source` gave.
+        engine: a name in ``ENGINES``: ``"folder"``, ``"ffcv"``.
+        source: a folder of images, for ``"ffcv"`` a .beton file, or what :func:`open_source` gave.
         plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
             with a box table is checked against the data set.
         batch_size: images per batch.
@@ -96,8 +116,9 @@ def open_loader(
             of another data set, batch_size, threads or prefetch out of range, or fewer images than one batch when
             ``drop_last`` is set.
     """
-    found = _engine(engine)
+    found = require_engine(engine)
     source = open_source(engine, source) if isinstance(source, Path | str) else source
+    _check_form(engine, found, source.root)
     threads = usable_cores() if threads is None else threads
     for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):
         if value < least:
@@ -105,6 +126,11 @@ def open_loader(
     if drop_last and batch_size > len(source):
         raise SagaError(f"batch_size {batch_size} is more than the {len(source)} images in {source.root}")
     device = torch.device(device)
+    decode = _place(engine, "decode", decode, found.decode, device)
+    crop = "gpu" if (decode, crop) == ("gpu", "auto") else crop
+    crop = _place(engine, "crop", crop, found.crop, device, without_gpu=found.gpu_crop_on_cpu)
+    if (decode, crop) == ("gpu", "cpu"):
+        raise SagaError("images decoded on the GPU are cropped there: crop must be auto or gpu, got 'cpu'")
     options = LoaderOptions(
         batch_size=batch_size,
         shuffle=shuffle,
@@ -114,11 +140,17 @@ def open_loader(
         threads=threads,
         prefetch=prefetch,
         device=device,
-        decode=_place(engine, "decode", decode, found.decode, device),
-        crop=_place(engine, "crop", crop, found.crop, device),
+        decode=decode,
+        crop=crop,
     )
-    module, _, name = found.loader.partition(":")
-    return cast(Loader, getattr(importlib.import_module(module), name)(source, plan, options))
+    return cast(Loader, _load(found.loader)(source, plan, options))
+
+
+def engines_for(path: Path | str) -> list[str]:
+    """The engines that read data of this form, whether or not they are installed; the first is the usual one."""
+    suffixes = {engine.suffix for engine in ENGINES.values() if engine.suffix}
+    suffix = "" if Path(path).is_dir() else Path(path).suffix
+    return [name for name, engine in ENGINES.items() if engine.suffix == (suffix if suffix in suffixes else "")]
 
 
 def usable_cores() -> int:
@@ -126,8 +158,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _engine(name: str) -> Engine:
-    """
+def require_engine(name: str) -> Engine:
+    """The engine, whose packages can be imported.
+
     Raises:
         SagaError: no such engine, or one that is not installed.
     """
@@ -142,7 +175,31 @@ def _engine(name: str) -> Engine:
     return engine
 
 
-def _place(engine: str, what: str, wanted: Place, offered: tuple[Place, ...], device: torch.device) -> Place:
+def _load(name: str) -> Callable[..., object]:
+    """What ``module:name`` stands for."""
+    module, _, attribute = name.partition(":")
+    return cast(Callable[..., object], getattr(importlib.import_module(module), attribute))
+
+
+def _check_form(engine: str, found: Engine, path: Path) -> None:
+    """
+    Raises:
+        SagaError: ``path`` is what another engine reads.
+    """
+    others = {other.suffix: name for name, other in ENGINES.items() if other.suffix}
+    if path.suffix in others and not found.suffix and not path.is_dir():
+        raise SagaError(f"engine {engine} reads folders of images, {path} is for --engine {others[path.suffix]}")
+
+
+def _place(
+    engine: str,
+    what: str,
+    wanted: Place,
+    offered: tuple[Place, ...],
+    device: torch.device,
+    *,
+    without_gpu: bool = False,
+) -> Place:
     """``wanted``, or the engine's choice for ``device`` in place of ``auto``: its first offer that works there."""
     if wanted not in ("auto", "cpu", "gpu"):
         raise SagaError(f"{what} must be auto, cpu or gpu, got {wanted!r}")
@@ -150,6 +207,8 @@ def _place(engine: str, what: str, wanted: Place, offered: tuple[Place, ...], de
         return next(place for place in offered if place == "cpu" or device.type == "cuda")
     if wanted not in offered:
         raise SagaError(f"engine {engine} cannot {what} on the {wanted.upper()}, only {' or '.join(offered)}")
-    if wanted == "gpu" and device.type != "cuda":
+    if wanted == "gpu" and device.type != "cuda" and without_gpu:
+        log.warning("%s: gpu without a GPU, on device %s: the CPU does its part, which is slower", what, device)
+    elif wanted == "gpu" and device.type != "cuda":
         raise SagaError(f"{what}: gpu needs a GPU, and this is device {device}")
     return wanted

@@ -7,12 +7,9 @@ task is a run of a batch's images; a thread reads, decodes and crops them into t
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from mmap import mmap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +18,9 @@ import torch
 from saga_fast.kernels.crop_resize import crop_resize_image
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
+from saga_fast.loaders.folder_device import CropsOnDevice, Pending
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
@@ -34,70 +33,56 @@ class FolderLoader(Loader):
         super().__init__(source, plan, options)
         # Batches under way, the caller's, and the one it takes next.
         self._memory = BatchMemory(keep=options.prefetch + 2)
-        # Short tasks let the threads finish a batch together; 16 images amortise a task's 30 us.
-        self._task_size = max(1, min(16, -(-options.batch_size // (2 * options.threads))))
 
     def __iter__(self) -> Iterator[Batch]:
         order, size = self.order(), self.options.batch_size
         starts = iter(range(0, len(order), size))
-        work = EpochCrops(self.source, self.plan, self.epoch, self.options.seed, self.bad)
-        ahead: deque[_Pending] = deque()
+        work = self._work()
+        ahead: deque[Pending] = deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-folder")
         try:
             while True:
                 while len(ahead) <= self.options.prefetch and (start := next(starts, None)) is not None:
-                    ahead.append(self._submit(pool, work, order[start : start + size]))
+                    ahead.append(work.start(pool, order[start : start + size]))
                 if not ahead:
                     return
-                batch = self._finish(work, ahead.popleft())
+                batch = work.finish(ahead.popleft())
                 if len(batch.index):
                     yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, work: EpochCrops, indices: Int64) -> _Pending:
-        shape = (len(indices), work.plan.num_views, work.plan.size, work.plan.size, 3)
-        pinned = self.options.device.type == "cuda"
+    def _work(self) -> _CropsOnCpu | CropsOnDevice:
+        # Short tasks let the threads finish a batch together; 16 images amortise a task's 30 us.
+        options = self.options
+        task_size = max(1, min(16, -(-options.batch_size // (2 * options.threads))))
+        if options.crop == "gpu":
+            return CropsOnDevice(self.source, self.plan, self.epoch, options, task_size)
+        crops = EpochCrops(self.source, self.plan, self.epoch, options.seed, self.bad)
+        return _CropsOnCpu(crops, options, self._memory, task_size)
+
+
+class _CropsOnCpu:
+    """Batches whose images are read, decoded and cropped by threads, into the batch's memory."""
+
+    def __init__(self, crops: EpochCrops, options: LoaderOptions, memory: BatchMemory, task_size: int) -> None:
+        self._crops, self._options, self._memory, self._task_size = crops, options, memory, task_size
+
+    def start(self, pool: ThreadPoolExecutor, indices: Int64) -> Pending:
+        plan = self._crops.plan
+        shape = (len(indices), plan.num_views, plan.size, plan.size, 3)
+        pinned = self._options.device.type == "cuda"
         views = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pinned else self._memory.tensor(shape)
         target = views.numpy()
-        tasks = []
-        for start in range(0, len(indices), self._task_size):
-            part = slice(start, start + self._task_size)
-            tasks.append(pool.submit(work.fill, indices[part], target[part]))
-        return _Pending(indices.copy(), views, tasks)
+        parts = (slice(begin, begin + self._task_size) for begin in range(0, len(indices), self._task_size))
+        return Pending(
+            indices.copy(), [pool.submit(self._crops.fill, indices[part], target[part]) for part in parts], views
+        )
 
-    def _finish(self, work: EpochCrops, pending: _Pending) -> Batch:
+    def finish(self, pending: Pending) -> Batch:
+        assert pending.views is not None
         good = np.concatenate([task.result() for task in pending.tasks])
-        return work.batch(pending.indices, pending.views, good, substitute=self.options.shuffle)
-
-
-class BatchMemory:
-    """Memory for batches: mappings of their own, used again once no tensor lies on them any more.
-
-    From malloc, 19 MB batches between decoded images fragment the heap: over 36 epochs of 820 images resident memory
-    grows from 754 to 946 MB; with mappings it stays below 750. A fresh mapping per batch would cost 6 % more CPU time
-    in page faults.
-    """
-
-    def __init__(self, keep: int) -> None:
-        self._free: deque[mmap] = deque(maxlen=keep)  # what a caller piled up beyond it goes back to the system
-
-    def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """uint8, not initialised."""
-        size = math.prod(shape)
-        memory = self._free.pop() if self._free else mmap(-1, size)
-        if len(memory) < size:  # that of a short last batch, or of a plan with smaller views
-            memory = mmap(-1, size)
-        values = np.frombuffer(memory, np.uint8, count=size)
-        weakref.finalize(values, self._free.append, memory).atexit = False
-        return torch.from_numpy(values.reshape(shape))
-
-
-class _Pending:
-    """A batch under way."""
-
-    def __init__(self, indices: Int64, views: torch.Tensor, tasks: list[Future[npt.NDArray[np.bool_]]]) -> None:
-        self.indices, self.views, self.tasks = indices, views, tasks
+        return self._crops.batch(pending.indices, pending.views, good, substitute=self._options.shuffle)
 
 
 class EpochCrops:

@@ -1,0 +1,187 @@
+"""A .beton file as a source: FFCV's format, and beside it the list of all the images that it was packed from.
+
+The file is FFCV's, with the fields image, label and index: FFCV's own loader reads it too. A record's ``index`` is the
+image's position in the packed folder, so images that could not be decoded, which have no record, shift nothing. The
+list beside it (``X.beton.json``) keeps the paths of all images, and with them the fingerprint that box tables carry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES
+from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders.image_folder import _read_classes
+from saga_fast.loaders.source import fingerprint
+
+FORMAT = "saga-fast/beton"
+VERSION = 1
+SUFFIX = ".beton"
+FIELDS = {"image": RGBImageField, "label": IntField, "index": IntField}
+RECORD: np.dtype[Any] = get_metadata_type([field() for field in FIELDS.values()])
+RECORDS_BEGIN = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
+JPEG, RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Beton:
+    """A file that ``saga-fast pack`` wrote: the same order, paths, labels and fingerprint as the folder it came from.
+
+    Args:
+        path: the .beton file.
+        classes: a class list as for :class:`ImageFolder`; the file must have been packed with the same classes.
+
+    Attributes:
+        root: the file.
+        paths, labels, classes: those of the packed folder, undecodable images included.
+        bad: index and reason of the images that could not be decoded and have no record.
+        row: (N,) int64, an image's record, -1 where it has none. M records:
+        begins, lengths: (M,) int64, where in the file the record's image lies, bytes.
+        sizes: (M, 2) int64, height and width.
+        jpeg: (M,) bool; else raw pixels.
+        largest_jpeg: pixels of the largest of them.
+
+    Raises:
+        SagaError: no such file, not one that ``saga-fast pack`` wrote, cut short, or packed with other
+            classes than asked for.
+    """
+
+    def __init__(self, path: Path | str, *, classes: Path | str | None = None) -> None:
+        self.root = Path(path)
+        if self.root.is_dir() or self.root.suffix != SUFFIX:
+            raise SagaError(
+                f"the ffcv engine reads .beton files, not {self.root}: pack a folder with saga-fast pack DIR OUT.beton"
+            )
+        if not self.root.is_file():
+            raise SagaError(f"no such file: {self.root}")
+        about = _read_sidecar(sidecar_path(self.root))
+        self.paths: list[str] = about["paths"]
+        self.labels: Int64 = np.array(about["labels"], np.int64)
+        self.classes: tuple[str, ...] = tuple(about["classes"])
+        self.bad: dict[int, str] = {int(index): str(reason) for index, reason in about["bad"]}
+        self.fingerprint = fingerprint(self.paths)
+        if classes is not None and tuple(sorted(_read_classes(Path(classes)))) != self.classes:
+            raise SagaError(
+                f"{self.root} was packed with other classes than {classes} lists: pack again with --classes {classes}"
+            )
+        records = self._read_records(about)
+        self.row: Int64 = np.full(len(self.paths), -1, np.int64)
+        self.row[records["f2"]] = np.arange(len(records))
+        self.sizes: Int64 = np.stack([records["f0"]["height"], records["f0"]["width"]], 1).astype(np.int64)
+        self.jpeg: npt.NDArray[np.bool_] = records["f0"]["mode"] == JPEG
+        self.largest_jpeg = int(self.sizes[self.jpeg].prod(1).max(initial=0))
+        with self.root.open("rb") as file:
+            self._memory = mmap(file.fileno(), 0, access=ACCESS_READ)
+        self._bytes = len(self._memory)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"Beton({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes, {len(self.bad)} bad)"
+
+    def read(self, index: int) -> bytes:
+        """See :meth:`saga_fast.loaders.source.Source.read`; raw pixels as a PPM file."""
+        row = self.row[index]
+        if row < 0:
+            raise OSError(f"{self.root} has no record of image {index}: {self.bad[index]}")
+        begin, length = int(self.begins[row]), int(self.lengths[row])
+        stored = self._memory[begin : begin + length]
+        height, width = self.sizes[row]
+        return stored if self.jpeg[row] else b"P6\n%d %d\n255\n" % (width, height) + stored
+
+    def address(self) -> int:
+        """Where the file lies in this process's memory, as long as this source lives.
+
+        Raises:
+            SagaError: the file was cut since it was opened. Reading beyond its end would end the process.
+        """
+        if self._memory.size() < self._bytes:
+            raise SagaError(f"{self.root} was cut from {self._bytes} to {self._memory.size()} bytes while in use")
+        return int(np.frombuffer(self._memory, np.uint8, count=1).ctypes.data)
+
+    def _read_records(self, about: dict[str, Any]) -> npt.NDArray[Any]:
+        """The records, after everything that a reader will rely on was checked; sets ``begins`` and ``lengths``."""
+        expected = about["beton"]
+        actual = self.root.stat().st_size
+        if actual != expected["bytes"]:
+            raise SagaError(
+                f"{self.root} has {actual} bytes, {sidecar_path(self.root).name} says {expected['bytes']}:"
+                " it was cut short, or the two are of different files; pack again"
+            )
+        header = np.fromfile(self.root, HeaderType, count=1)[0]
+        count, table_begin = int(header["num_samples"]), int(header["alloc_table_ptr"])
+        fits = RECORDS_BEGIN + count * RECORD.itemsize <= table_begin
+        fits &= table_begin + count * ALLOC_TABLE_TYPE.itemsize == actual
+        if int(header["version"]) != CURRENT_VERSION or int(header["num_fields"]) != len(FIELDS) or not fits:
+            raise SagaError(f"{self.root} is damaged, or not a file that saga-fast pack wrote: its header does not fit")
+        records = np.fromfile(self.root, RECORD, count=count, offset=RECORDS_BEGIN)
+        if records_digest(records) != expected["records_sha256"]:
+            raise SagaError(
+                f"{sidecar_path(self.root).name} belongs to another file than {self.root}, or one of them is damaged:"
+                " pack again"
+            )
+        table = np.fromfile(self.root, ALLOC_TABLE_TYPE, count=count, offset=table_begin)
+        image = records["f0"]
+        self.begins: Int64 = image["data_ptr"].astype(np.int64)
+        self.lengths: Int64 = table["size"].astype(np.int64)
+        pixel_bytes = image["height"].astype(np.int64) * image["width"] * 3
+        good = (table["ptr"] == image["data_ptr"]) & (self.begins >= RECORDS_BEGIN) & (self.lengths > 0)
+        good &= (self.begins + self.lengths <= table_begin) & (pixel_bytes > 0)
+        good &= (image["mode"] == JPEG) | ((image["mode"] == RAW) & (self.lengths == pixel_bytes))
+        without = set(range(len(self.paths))) - set(records["f2"].tolist())
+        if not good.all() or without != set(self.bad) or len(without) + count != len(self.paths):
+            raise SagaError(
+                f"{self.root} is damaged: its records do not fit the file or the list beside it; pack again"
+            )
+        return records
+
+
+def sidecar_path(beton: Path) -> Path:
+    """The list beside a .beton file."""
+    return beton.with_name(f"{beton.name}.json")
+
+
+def records_digest(records: npt.NDArray[Any]) -> str:
+    """What ties the list to the file: a hash of the records, which hold every image's place, size, label and index."""
+    return hashlib.sha256(records.tobytes()).hexdigest()
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        SagaError: it is missing, unreadable, or not such a list.
+    """
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SagaError(
+            f"{path} is missing: the list of images that saga-fast pack writes beside the .beton file;"
+            " keep the two together, or pack again"
+        ) from error
+    except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise SagaError(f"cannot read {path}: {error}") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise SagaError(f"{path} is not the list of images that saga-fast pack writes: expected format {FORMAT!r}")
+    if about.get("version") != VERSION:
+        raise SagaError(f"{path} has version {about.get('version')!r}, this saga-fast reads {VERSION!r}")
+    paths, labels = about.get("paths"), about.get("labels")
+    if (
+        not isinstance(paths, list)
+        or not isinstance(labels, list)
+        or len(paths) != len(labels)
+        or not {"beton", "bad", "classes"} <= set(about)
+        or fingerprint(paths) != about.get("fingerprint")
+    ):
+        raise SagaError(f"{path} is damaged: its paths do not fit its fingerprint; pack again")
+    return about

@@ -1,0 +1,95 @@
+"""Stored images to views: one decode and V crops per image, in one compiled function without the GIL.
+
+Legend: n images, V views, S side of a view. ``base`` is the address at which the file lies in memory.
+"""
+
+from __future__ import annotations
+
+from mmap import PAGESIZE
+from typing import Any
+
+import numpy as np
+from numba import carray  # type: ignore[attr-defined]
+
+from saga_fast.kernels._jit import jit
+from saga_fast.kernels.crop_resize import crop_resize_image
+from saga_fast.loaders.ffcv.turbojpeg import (
+    RGB,
+    WILL_NEED,
+    advise,
+    decompress,
+    destroy,
+    init_decompress,
+    pointer,
+)
+
+
+@jit()
+def _announce(base: Any, begins: Any, lengths: Any) -> None:
+    """Let the system read the images from the disk at once, if it must, instead of page by page as they are touched."""
+    for n in range(begins.shape[0]):
+        begin = base + begins[n]
+        page = begin - begin % PAGESIZE
+        advise(page, begin + lengths[n] - page, WILL_NEED)
+
+
+@jit()
+def decode_and_crop(
+    base: Any, begins: Any, lengths: Any, jpeg: Any, sizes: Any, windows: Any, scratch: Any, views: Any, good: Any
+) -> None:
+    """Decode each image once and cut all of its views out of it. Compiled once: no table or plan is part of it.
+
+    Args:
+        base: int, see above.
+        begins, lengths: (n,) int64, where the image lies in the file and how many bytes it takes.
+        jpeg: (n,) bool, else raw pixels, which are cropped where they lie.
+        sizes: (n, 2) int64 height and width.
+        windows: (n, V, 4) int32, inside the images.
+        scratch: uint8 with room for the largest JPEG's pixels.
+        views: (n, V, S, S, 3) uint8, written.
+        good: (n,) bool, written: False where the JPEG cannot be decoded.
+    """
+    _announce(base, begins, lengths)
+    handle = init_decompress()
+    for n in range(begins.shape[0]):
+        height, width = sizes[n, 0], sizes[n, 1]
+        source = base + begins[n]
+        good[n] = True
+        if jpeg[n]:
+            pixels = scratch[: height * width * 3].reshape(height, width, 3)
+            good[n] = decompress(handle, source, lengths[n], scratch.ctypes.data, width, 0, height, RGB, 0) == 0
+        else:
+            pixels = carray(pointer(source), (height, width, 3))
+        if good[n]:
+            crop_resize_image(pixels, windows[n], views[n])
+    destroy(handle)
+
+
+@jit()
+def decode_padded(base: Any, begins: Any, lengths: Any, jpeg: Any, sizes: Any, images: Any, good: Any) -> None:
+    """Decode images to the top left of ``images`` (n, H, W, 3) uint8; the rest of it stays as it is.
+
+    The other arguments are those of :func:`decode_and_crop`.
+    """
+    _announce(base, begins, lengths)
+    handle = init_decompress()
+    row = images.shape[2] * 3
+    for n in range(begins.shape[0]):
+        height, width = sizes[n, 0], sizes[n, 1]
+        source = base + begins[n]
+        good[n] = True
+        if jpeg[n]:
+            target = images[n].ctypes.data
+            good[n] = decompress(handle, source, lengths[n], target, width, row, height, RGB, 0) == 0
+        else:
+            images[n, :height, :width] = carray(pointer(source), (height, width, 3))
+    destroy(handle)
+
+
+def decodes(data: bytes, height: int, width: int) -> bool:
+    """Whether :func:`decode_and_crop` can decode this JPEG, whose header says ``height`` and ``width``."""
+    content = np.frombuffer(data, np.uint8)
+    images, good = np.empty((1, height, width, 3), np.uint8), np.zeros(1, np.bool_)
+    begins, lengths = np.zeros(1, np.int64), np.array([len(data)])
+    decode_padded(content.ctypes.data, begins, lengths, np.ones(1, np.bool_), np.array([[height, width]]), images, good)
+    return bool(good[0])

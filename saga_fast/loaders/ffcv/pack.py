@@ -1,0 +1,261 @@
+"""A folder of images into a .beton file and the list beside it."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from ffcv.fields.rgb_image import encode_jpeg
+from tqdm import tqdm
+
+from saga_fast.errors import SagaError
+from saga_fast.files import replacing
+from saga_fast.loaders.bad_images import BadImages
+from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, Pixels, decode_image
+from saga_fast.loaders.ffcv.beton import FORMAT, JPEG, RAW, SUFFIX, VERSION, records_digest, sidecar_path
+from saga_fast.loaders.ffcv.decoder import decodes
+from saga_fast.loaders.ffcv.writer import BetonWriter
+from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.loaders.source import fingerprint
+from saga_fast.version import __version__
+
+Mode = Literal["raw", "jpg", "smart", "proportion"]
+MAX_SIDE = 65_500
+"""What a JPEG can hold; FFCV's records end at 65,535."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How images are stored; names and meaning are those of FFCV's ``RGBImageField``.
+
+    Args:
+        mode: ``raw`` pixels; ``jpg``; ``smart``: JPEG for images of more than ``smart_threshold`` bytes of pixels;
+            ``proportion``: JPEG with probability ``compress_probability``, drawn by index.
+        max_resolution: larger images are shrunk to this longest side (OpenCV's INTER_AREA, as FFCV does).
+        quality: of images that have to be encoded. A JPEG that keeps its size is stored as it is.
+        compress_probability: see ``proportion``.
+        smart_threshold: see ``smart``.
+
+    Raises:
+        SagaError: a value out of its range.
+    """
+
+    mode: Mode = "jpg"
+    max_resolution: int | None = None
+    quality: int = 90
+    compress_probability: float = 0.5
+    smart_threshold: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("raw", "jpg", "smart", "proportion"):
+            raise SagaError(f"mode must be raw, jpg, smart or proportion, got {self.mode!r}")
+        if self.max_resolution is not None and self.max_resolution < 1:
+            raise SagaError(f"max_resolution must be at least 1, got {self.max_resolution}")
+        if not 1 <= self.quality <= 100:
+            raise SagaError(f"quality must be in 1 to 100, got {self.quality}")
+        if not 0.0 <= self.compress_probability <= 1.0:
+            raise SagaError(f"compress_probability must be in [0, 1], got {self.compress_probability}")
+        if (self.smart_threshold is None) == (self.mode == "smart") or (self.smart_threshold or 0) < 0:
+            raise SagaError(f"mode smart, and no other, needs a smart_threshold in bytes, got {self.smart_threshold}")
+
+    def compresses(self, index: int, height: int, width: int) -> bool:
+        """Whether an image of this size is stored as JPEG."""
+        if self.mode == "proportion":
+            return bool(np.random.default_rng([0, index]).random() < self.compress_probability)
+        if self.smart_threshold is not None:
+            return height * width * 3 > self.smart_threshold
+        return self.mode == "jpg"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An image as the file holds it."""
+
+    mode: int
+    height: int
+    width: int
+    data: bytes
+
+
+def pack(
+    source: ImageFolder,
+    out: Path,
+    options: PackOptions,
+    *,
+    workers: int,
+    chunk_size: int = 16,
+    max_bad_fraction: float = 0.01,
+    force: bool = False,
+    progress: bool = False,
+) -> BadImages:
+    """Pack a folder into ``out`` and the list beside it; both appear whole or not at all.
+
+    Args:
+        source: the images.
+        out: the .beton file.
+        options: how images are stored.
+        workers: threads that read, decode and encode.
+        chunk_size: images that a thread takes at a time.
+        max_bad_fraction: undecodable images allowed; they are in the list, with the reason, and not in the file.
+        force: replace an existing file.
+        progress: show a bar.
+
+    Returns:
+        The undecodable images.
+
+    Raises:
+        SagaError: ``out`` is no .beton name or exists, no or too few images can be decoded.
+        OSError: ``out`` cannot be written; an existing file is as it was.
+    """
+    if out.suffix != SUFFIX or out.is_dir():
+        raise SagaError(f"the file to write must be named OUT{SUFFIX}, got {out}")
+    sidecar = sidecar_path(out)
+    if not force and (found := [path for path in (out, sidecar) if path.exists()]):
+        raise SagaError(f"{found[0]} exists: remove it, name another file, or add --force")
+    for name, value in (("workers", workers), ("chunk_size", chunk_size)):
+        if value < 1:
+            raise SagaError(f"{name} must be at least 1, got {value}")
+    bad, reasons = BadImages(source, max_fraction=max_bad_fraction), {}
+    with replacing(out) as temporary, replacing(sidecar) as temporary_sidecar:
+        with (
+            BetonWriter(temporary, len(source)) as writer,
+            tqdm(total=len(source), desc="pack", unit=" images", disable=not progress) as bar,
+        ):
+            for index, stored in _stored_images(source, options, workers, chunk_size):
+                if isinstance(stored, _Stored):
+                    writer.add(index=index, label=int(source.labels[index]), **asdict(stored))
+                else:
+                    reasons[index] = stored
+                    bad.add(index, stored)
+                bar.update()
+            if len(bad) == len(source):
+                raise SagaError(f"none of the {len(source)} images in {source.root} can be decoded: {reasons[0]}")
+            records = writer.finish()
+        write_sidecar(
+            temporary_sidecar,
+            temporary,
+            records,
+            paths=source.paths,
+            labels=source.labels.tolist(),
+            classes=source.classes,
+            bad=reasons,
+            options=asdict(options),
+        )
+    return bad
+
+
+def write_sidecar(
+    path: Path,
+    beton: Path,
+    records: npt.NDArray[Any],
+    *,
+    paths: list[str],
+    labels: list[int],
+    classes: Sequence[str],
+    bad: Mapping[int, str],
+    options: Mapping[str, object],
+) -> None:
+    """Write the list that belongs beside a .beton file, which :class:`Beton` reads.
+
+    Args:
+        path: the list, ``sidecar_path(OUT)``.
+        beton: the file, complete.
+        records: what :meth:`BetonWriter.finish` gave.
+        paths, labels, classes: of all images, as :class:`ImageFolder` has them.
+        bad: why images have no record, by index.
+        options: how the images were stored, for the reader's information.
+    """
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created_by": f"saga-fast {__version__}",
+        "fingerprint": fingerprint(paths),
+        "beton": {"bytes": beton.stat().st_size, "records_sha256": records_digest(records)},
+        "options": options,
+        "bad": sorted(bad.items()),
+        "classes": classes,
+        "labels": labels,
+        "paths": paths,
+    }
+    # ASCII only: names that are not UTF-8 arrive as lone surrogates, which JSON can escape and UTF-8 cannot hold.
+    path.write_text(json.dumps(about), encoding="ascii")
+
+
+def _stored_images(
+    source: ImageFolder, options: PackOptions, workers: int, chunk_size: int
+) -> Iterator[tuple[int, _Stored | str]]:
+    """Every index in order with what is stored, or why nothing is; at most two chunks per worker are held."""
+
+    def read(indices: Sequence[int]) -> list[_Stored | str]:
+        return [_read(source.root / source.paths[index], index, options) for index in indices]
+
+    chunks = iter([range(i, min(i + chunk_size, len(source))) for i in range(0, len(source), chunk_size)])
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="saga-fast-pack")
+    ahead: deque[tuple[Sequence[int], Future[list[_Stored | str]]]] = deque()
+    try:
+        while True:
+            for chunk in islice(chunks, 2 * workers - len(ahead)):
+                ahead.append((chunk, pool.submit(read, chunk)))
+            if not ahead:
+                return
+            indices, stored = ahead.popleft()
+            yield from zip(indices, stored.result(), strict=True)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(path: Path, index: int, options: PackOptions) -> _Stored | str:
+    try:
+        return _store(path.read_bytes(), index, options)
+    except (DecodeError, OSError) as error:
+        return str(error)
+
+
+def _store(data: bytes, index: int, options: PackOptions) -> _Stored:
+    """
+    Raises:
+        DecodeError: not an image that can be decoded and stored.
+    """
+    if size := _jpeg_size(data):
+        kept = options.max_resolution is None or max(size) <= options.max_resolution
+        if kept and options.compresses(index, *size) and decodes(data, *size):
+            return _Stored(JPEG, *size, data)
+    pixels = _shrink(decode_image(data), options.max_resolution)
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_SIDE:
+        raise DecodeError(f"{width} x {height} pixels: a .beton file holds sides up to {MAX_SIDE}")
+    if options.compresses(index, height, width):
+        return _Stored(JPEG, height, width, encode_jpeg(pixels, options.quality).tobytes())
+    return _Stored(RAW, height, width, pixels.tobytes())
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG that may be stored as it is, if its bytes decode."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width) if height * width <= MAX_PIXELS and max(height, width) <= MAX_SIDE else None
+
+
+def _shrink(pixels: Pixels, max_resolution: int | None) -> Pixels:
+    """FFCV's rule, but no side below one pixel."""
+    height, width = pixels.shape[:2]
+    if max_resolution is None or max(height, width) <= max_resolution:
+        return pixels
+    ratio = max_resolution / max(height, width)
+    shape = max(int(ratio * width), 1), max(int(ratio * height), 1)
+    shrunk: Pixels = np.asarray(cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA), np.uint8)
+    return shrunk

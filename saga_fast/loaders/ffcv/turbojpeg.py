@@ -1,0 +1,67 @@
+"""libturbojpeg for compiled code: the library that FFCV itself was built with, called with the exact DCT.
+
+FFCV's own ``imdecode`` asks for the fast DCT, some levels beside what other readers of a JPEG see, so its views would
+not be those of the folder engine. The functions below are known to LLVM by name, not by address, so that Numba can keep
+compiled code for the next process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import ffcv._libffcv
+import llvmlite.binding
+from llvmlite import ir
+from numba.core import types
+
+from saga_fast.kernels._jit import intrinsic
+
+RGB = 0  # TJPF_RGB
+WILL_NEED = 3  # MADV_WILLNEED
+_BYTES: Any = types.CPointer(types.uint8)  # type: ignore[no-untyped-call]
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    """The C function, looked up among FFCV's extension and the libraries that it is linked with."""
+    address = ctypes.cast(getattr(_LIBRARY, name), ctypes.c_void_p).value
+    llvmlite.binding.add_symbol(f"saga_fast_{name}", address)
+    return types.ExternalFunction(f"saga_fast_{name}", result(*arguments))
+
+
+_LIBRARY = ctypes.CDLL(ffcv._libffcv.__file__)
+
+init_decompress = _function("tjInitDecompress", types.intp)
+"""() -> handle, for one thread at a time."""
+
+destroy = _function("tjDestroy", types.int32, types.intp)
+"""(handle) -> 0."""
+
+decompress = _function(
+    "tjDecompress2",
+    types.int32,
+    types.intp,
+    types.intp,
+    types.uint64,
+    types.intp,
+    types.int32,
+    types.int32,
+    types.int32,
+    types.int32,
+    types.int32,
+)
+"""(handle, source, bytes, target, width, bytes per row, height, pixel format, flags) -> 0, or -1 for what libjpeg
+refuses or warns of. Flags 0: the accurate DCT and smooth chroma, as simplejpeg and Pillow decode."""
+
+advise = _function("madvise", types.int32, types.intp, types.uint64, types.int32)
+"""(address of a page, bytes, advice) -> 0 or -1."""
+
+
+@intrinsic
+def pointer(_context: Any, _address: Any) -> Any:
+    """The bytes at an address, for ``numba.carray``. Whoever owns them must outlive the use."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return _BYTES(types.intp), generate

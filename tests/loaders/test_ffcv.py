@@ -1,0 +1,349 @@
+"""The ffcv engine: the folder engine's batches, from a packed file.
+
+FFCV is imported in fixtures and tests only: where it is missing, they fail with the line that installs it.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from saga_fast.cli import main
+from saga_fast.errors import SagaError
+from saga_fast.loaders import BadImages, Batch, BoxTable, CropPlan, Loader, Plan, Source, WholePlan, open_loader
+from saga_fast.loaders.engines import require_engine
+
+NDArray = npt.NDArray[Any]
+N = 60
+SIZE = 16
+CROPS = CropPlan(size=SIZE, seed=5)
+Columns = tuple[NDArray, NDArray, NDArray]
+
+
+def make_folder(root: Path, suffixes: tuple[str, ...]) -> Path:
+    """60 images of many sizes in three classes; JPEGs with every chroma subsampling, some progressive, some grey."""
+    rng = np.random.default_rng(0)
+    for number in range(N):
+        path = root / f"class {number % 3}" / f"{number:02}{suffixes[number % len(suffixes)]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = (1, 1) if number == 5 else rng.integers(1, 90, 2)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        options: dict[str, Any] = (
+            {"subsampling": number % 3, "progressive": number % 5 == 0} if path.suffix == ".jpg" else {}
+        )
+        image.convert("L" if number % 7 == 1 else "RGB").save(path, **options)
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ffcv() -> None:
+    require_engine("ffcv")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where what is packed as raw pixels, and as JPEG, comes from."""
+    root = tmp_path_factory.mktemp("images")
+    return {
+        "raw": make_folder(root / "raw", (".jpg", ".png", ".webp", ".bmp")),
+        "jpg": make_folder(root / "jpg", (".jpg",)),
+    }
+
+
+@pytest.fixture(scope="module")
+def packed(folders: dict[str, Path]) -> dict[str, Path]:
+    """The .beton of each folder."""
+    for mode, folder in folders.items():
+        assert main(["pack", str(folder), f"{folder}.beton", "--mode", mode, "--workers", "2"]) == 0
+    return {mode: Path(f"{folder}.beton") for mode, folder in folders.items()}
+
+
+def make_table(n: int, *, seed: int = 0) -> BoxTable:
+    rng = np.random.default_rng(seed)
+    near = rng.uniform(0, 0.7, (n, 2))
+    boxes = np.concatenate([near, rng.uniform(0.3, 1, (n, 2)) * (1 - near)], 1).astype(np.float32)
+    return BoxTable(boxes, np.ones(n, np.bool_), np.zeros(n, np.int32), np.zeros(n, np.float32))
+
+
+def open_beton(path: Source | Path | str, plan: Plan = CROPS, **options: Any) -> Loader:
+    usual: dict[str, Any] = {"batch_size": 8, "threads": 2}
+    return open_loader("ffcv", path, plan, **(usual | options))
+
+
+def joined(batches: Iterable[Batch]) -> Columns:
+    """Views (M, V, S, S, 3), index (M,) and label (M,) of an epoch."""
+    parts = [(batch.views.numpy(), batch.index.numpy(), batch.label.numpy()) for batch in batches]
+    views, index, label = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return views, index, label
+
+
+def assert_same(ours: Iterable[Batch], expected: Iterable[Batch]) -> None:
+    for one, other in zip(ours, expected, strict=True):
+        assert one.index.tolist() == other.index.tolist()
+        assert one.label.tolist() == other.label.tolist()
+        np.testing.assert_array_equal(one.views.numpy(), other.views.numpy())
+
+
+def engine_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("saga-fast")]
+
+
+PLANS: dict[str, Callable[[int], Plan]] = {
+    "plain": lambda _: CROPS,
+    "att": lambda seed: CropPlan(size=7, seed=1, num_views=3, table=make_table(N, seed=seed)),
+    "mixed": lambda seed: CropPlan(size=SIZE, seed=1, table=make_table(N, seed=seed), views="mixed", margin=0.2),
+    "union": lambda seed: CropPlan(size=SIZE, seed=1, table=make_table(N, seed=seed), views="union"),
+    "whole": lambda _: WholePlan(size=SIZE),
+}
+
+
+@pytest.mark.parametrize("crop", ["cpu", "gpu"])
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_batches_are_the_folder_engines(
+    folders: dict[str, Path], packed: dict[str, Path], mode: str, plan: Callable[[int], Plan], crop: Any
+) -> None:
+    # JPEGs are stored as they are and decoded by the same rules, so both modes are equal to the byte.
+    shuffle = mode == "raw"
+    ours = open_beton(packed[mode], plan(0), shuffle=shuffle, crop=crop)
+    expected = open_loader("folder", folders[mode], plan(0), batch_size=8, threads=2, shuffle=shuffle)
+    for epoch in (0, 1):  # the second with another table
+        for loader in (ours, expected):
+            loader.set_plan(plan(epoch))
+            loader.set_epoch(epoch)
+        assert_same(ours, expected)
+
+
+def test_cropping_for_a_gpu_without_one_is_said_once(packed: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    loader = open_beton(packed["raw"], crop="gpu")
+    list(loader)
+    list(loader)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "without a GPU" in caplog.text
+    caplog.clear()
+    open_beton(packed["raw"])
+    assert not caplog.records
+
+
+def test_padded_images_stay_within_bounds(packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from saga_fast.loaders.ffcv import engine
+
+    expected = list(open_beton(packed["jpg"], batch_size=30))
+    for limit in (1, 50_000):
+        monkeypatch.setattr(engine, "PADDED_BYTES", limit)
+        assert_same(open_beton(packed["jpg"], batch_size=30, crop="gpu"), expected)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{"threads": 1}, {"threads": 9}, {"prefetch": 0}, {"prefetch": 50}, {"batch_size": 1}, {"batch_size": 100}],
+    ids=repr,
+)
+def test_threads_batches_and_prefetch_change_nothing(
+    packed: dict[str, Path], options: dict[str, Any], shuffle: bool
+) -> None:
+    plan = CropPlan(size=SIZE, seed=2, table=make_table(N), views="union")
+    expected = joined(open_beton(packed["jpg"], plan, shuffle=shuffle))
+    for ours, theirs in zip(joined(open_beton(packed["jpg"], plan, shuffle=shuffle, **options)), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_in_sequence_nothing_is_dropped_and_nothing_padded(packed: dict[str, Path]) -> None:
+    loader = open_beton(packed["raw"], WholePlan(size=SIZE), batch_size=16)
+    batches = list(loader)
+    assert [len(batch.index) for batch in batches] == [16, 16, 16, 12]
+    assert len(loader) == 4
+    assert joined(batches)[1].tolist() == list(range(N))
+    assert all(batch.views.is_contiguous() for batch in batches)
+
+
+def test_drop_last_drops_the_batch_that_is_not_full(packed: dict[str, Path]) -> None:
+    loader = open_beton(packed["raw"], batch_size=16, shuffle=True, drop_last=True)
+    batches = list(loader)
+    assert len(loader) == 3
+    assert [len(batch.index) for batch in batches] == [16, 16, 16]
+    everything = joined(open_beton(packed["raw"], batch_size=16, shuffle=True))[1]
+    assert joined(batches)[1].tolist() == everything[:48].tolist()
+    assert sorted(everything.tolist()) == list(range(N))
+    assert everything.tolist() != list(range(N))
+
+
+def test_plan_and_epoch_are_taken_by_the_next_iteration(packed: dict[str, Path]) -> None:
+    loader = open_beton(packed["jpg"], shuffle=True, prefetch=1)
+    old = list(open_beton(packed["jpg"], shuffle=True))
+    running = iter(loader)
+    batches = [next(running)]
+    plan = CropPlan(size=9, seed=5, num_views=1, table=make_table(N))
+    loader.set_plan(plan)
+    loader.set_epoch(4)
+    batches.extend(running)
+    assert_same(batches, old)  # the epoch under way stays itself
+    fresh = open_beton(packed["jpg"], plan, shuffle=True)
+    fresh.set_epoch(4)
+    assert_same(loader, fresh)
+
+
+def test_two_iterations_at_once_do_not_disturb_each_other(packed: dict[str, Path]) -> None:
+    loader = open_beton(packed["jpg"], shuffle=True)
+    expected = list(loader)
+    pairs = list(zip(loader, loader, strict=True))
+    for side in range(2):
+        assert_same([pair[side] for pair in pairs], expected)
+
+
+def test_stopping_early_leaves_no_thread_and_the_loader_usable(packed: dict[str, Path]) -> None:
+    loader = open_beton(packed["jpg"], batch_size=2, shuffle=True)
+    expected = list(loader)
+    for stop in (1, 3):
+        for number, _ in enumerate(loader, 1):
+            assert engine_threads()
+            if number == stop:
+                break
+        assert not engine_threads()
+    with pytest.raises(ZeroDivisionError):
+        for batch in loader:
+            len(batch.index) / 0
+    assert not engine_threads()
+    assert_same(loader, expected)
+    assert not engine_threads()
+
+
+def test_an_exception_in_a_thread_reaches_the_caller(packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from saga_fast.loaders.ffcv import engine
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError(len(arguments))
+
+    loader = open_beton(packed["jpg"])
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "decode_and_crop", fail)
+        with pytest.raises(ZeroDivisionError):
+            next(iter(loader))
+    assert not engine_threads()
+    assert len(joined(loader)[1]) == N
+
+
+def test_a_batch_stays_valid_and_may_be_written_to(packed: dict[str, Path]) -> None:
+    loader = open_beton(packed["jpg"], prefetch=0, batch_size=4)
+    held = list(loader)
+    copies = [batch.views.clone() for batch in held]
+    for batch in loader:
+        for tensor in (batch.views, batch.index, batch.label):
+            tensor.fill_(77)
+    assert all((batch.views == copy).all() for batch, copy in zip(held, copies, strict=True))
+    assert_same(loader, held)
+
+
+def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Path]) -> None:
+    from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_padded
+
+    for seed, (mode, path) in enumerate(packed.items()):
+        for crop in ("cpu", "gpu"):
+            loader = open_beton(path, batch_size=7 + seed, shuffle=mode == "raw", crop=crop, threads=1 + seed)
+            for epoch, plan in enumerate((CROPS, *(make(seed) for make in PLANS.values()))):
+                loader.set_plan(plan)
+                loader.set_epoch(epoch)
+                list(loader)
+    for function in (decode_and_crop, decode_padded):
+        assert len(function.signatures) == 1  # type: ignore[union-attr]
+
+
+def test_tables_are_not_kept(packed: dict[str, Path]) -> None:
+    loader = open_beton(packed["raw"])
+    table = make_table(N)
+    kept = weakref.ref(table)
+    loader.set_plan(CropPlan(size=SIZE, seed=1, table=table))
+    list(loader)
+    loader.set_plan(CROPS)
+    del table
+    assert kept() is None
+
+
+def test_more_records_than_16_bits_count(tmp_path: Path) -> None:
+    from saga_fast.loaders.ffcv.beton import RAW, sidecar_path
+    from saga_fast.loaders.ffcv.pack import write_sidecar
+    from saga_fast.loaders.ffcv.writer import BetonWriter
+
+    count, gone = 70_000, 123
+    path, paths = tmp_path / "many.beton", [f"a/{i:06}.png" for i in range(count)]
+    with BetonWriter(path, count) as writer:
+        for i in range(count):
+            if i != gone:
+                writer.add(index=i, label=i % 1000, mode=RAW, height=1, width=1, data=i.to_bytes(3, "little"))
+        records = writer.finish()
+    labels = [i % 1000 for i in range(count)]
+    about: dict[str, Any] = {"paths": paths, "labels": labels, "classes": ["a"], "bad": {gone: "noise"}, "options": {}}
+    write_sidecar(sidecar_path(path), path, records, **about)
+    table = make_table(count)
+    loader = open_beton(path, CropPlan(size=1, seed=0, table=table), batch_size=10_000, shuffle=True)
+    views, index, label = joined(loader)
+    levels = views.reshape(-1, 2, 3).astype(np.int64)
+    np.testing.assert_array_equal(levels @ [1, 256, 65536], np.stack([index, index], 1))
+    np.testing.assert_array_equal(label, index % 1000)
+    assert sorted(index.tolist()) == [i for i in range(count) if i != gone]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> tuple[Path, list[int]]:
+    """A file of which two images could not be packed, and in which a third was overwritten since."""
+    from saga_fast.loaders.ffcv.beton import Beton
+
+    root = tmp_path / "images"
+    make_folder(root, (".jpg",))
+    for number, content in ((3, b""), (41, b"<html>404</html>")):
+        (root / f"class {number % 3}" / f"{number:02}.jpg").write_bytes(content)
+    path = tmp_path / "damaged.beton"
+    assert main(["pack", str(root), str(path), "--max-bad-fraction", "0.1"]) == 0
+    source = Beton(path)
+    missing = sorted(source.bad)
+    assert [source.paths[index][-6:-4] for index in missing] == ["03", "41"]
+    later = 30
+    row = source.row[later]
+    with path.open("r+b") as file:
+        file.seek(int(source.begins[row]))
+        file.write(b"\0" * 20)
+    return path, [*missing, later]
+
+
+def test_images_that_were_not_packed_are_bad_from_the_start(damaged: tuple[Path, list[int]]) -> None:
+    from saga_fast.loaders.ffcv.beton import Beton
+
+    path, bad = damaged
+    with pytest.raises(SagaError, match=r"1 of 60 images.*damaged\.beton.*03.jpg"):
+        open_beton(path)  # one percent is the default
+    beton = Beton(path)
+    listed = BadImages(beton, max_fraction=0.1)
+    loader = open_beton(beton, bad=listed, batch_size=10)
+    assert listed.indices.tolist() == sorted(bad[:2])
+    assert len(loader) == 6
+    seen = joined(loader)[1].tolist()  # in sequence: the third is found on the way and left out
+    assert seen == [index for index in range(N) if index not in bad]
+    assert listed.indices.tolist() == sorted(bad)
+    listed.write(path.parent / "bad_images.txt")
+    reasons = [line.split("\t")[2] for line in (path.parent / "bad_images.txt").read_text().splitlines()]
+    assert sum("not an image" in reason for reason in reasons) == 2
+    assert sum("damaged JPEG in damaged.beton" in reason for reason in reasons) == 1
+
+
+@pytest.mark.parametrize("crop", ["cpu", "gpu"])
+def test_a_damaged_images_place_is_taken_in_training(damaged: tuple[Path, list[int]], crop: Any) -> None:
+    from saga_fast.loaders.ffcv.beton import Beton
+
+    path, bad = damaged
+    beton = Beton(path)
+    loader = open_beton(beton, shuffle=True, bad=BadImages(beton, max_fraction=0.1), crop=crop, batch_size=58)
+    views, index, _ = joined(loader)
+    assert len(index) == 58
+    assert not set(bad) & set(index.tolist())
+    doubled = next(i for i in range(N) if index.tolist().count(i) == 2)  # 58 places, 57 good images
+    first, second = np.flatnonzero(index == doubled)
+    np.testing.assert_array_equal(views[first], views[second])
+    assert len(loader) == 1
+    assert sorted(joined(loader)[1].tolist()) == [i for i in range(N) if i not in bad]
