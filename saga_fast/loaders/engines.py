@@ -33,6 +33,13 @@ class Engine:
 
 ENGINES = {
     "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu",), crop=("cpu",)),
+    "dali": Engine(
+        loader="saga_fast.loaders.dali:DaliLoader",
+        decode=("gpu", "cpu"),
+        crop=("gpu", "cpu"),
+        packages=("nvidia.dali",),
+        install="pip install 'saga-fast[dali]' (Linux only)",
+    ),
 }
 
 
@@ -70,7 +77,7 @@ def open_loader(
     """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
 
     Args:
-        engine: a name in ``ENGINES``: ``"folder"``.
+        engine: a name in ``ENGINES``: ``"folder"`` or ``"dali"``.
         source: a folder of images, or what :func:`open_source` gave.
         plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
             with a box table is checked against the data set.
