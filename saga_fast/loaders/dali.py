@@ -244,7 +244,6 @@ def _crop_on_gpu(read: _Read, images: Any, views: torch.Tensor) -> torch.Tensor:
     if len(read.own_rows):
         views[torch.from_numpy(read.own_rows)] = torch.from_numpy(read.own_views).to(views.device)
     windows = torch.from_numpy(read.windows).to(views.device)
-    with torch.cuda.device(views.device):
-        for n, row in enumerate(read.rows.tolist()):
-            views[row] = crop_resize(from_dlpack(images[n]), windows[n], views.shape[2])
+    for n, row in enumerate(read.rows.tolist()):
+        views[row] = crop_resize(from_dlpack(images[n]), windows[n], views.shape[2])
     return views

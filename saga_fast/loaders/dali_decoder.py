@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -132,6 +133,10 @@ class Decoder:
                 return
             self._pipeline.release_outputs()
         self._pipeline.reset()
+        # DALI's buffers, 15 to 36 MB and of another size every batch, leave holes in the heap of each thread that they
+        # came from: 600 images an epoch, resident memory goes from 869 to 1077 MB in 45 epochs without this and stays
+        # below 850 with it, which takes 5 ms.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _number(gpu: torch.device) -> int:
