@@ -34,8 +34,8 @@ def make_folder(root: Path, suffixes: tuple[str, ...]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         height, width = (1, 1) if number == 5 else rng.integers(1, 90, 2)
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-        options = {"subsampling": number % 3, "progressive": number % 5 == 0} if path.suffix == ".jpg" else {}
-        image.convert("L" if number % 7 == 1 else "RGB").save(path, **options)
+        jpeg: dict[str, Any] = {"subsampling": number % 3, "progressive": number % 5 == 0}
+        image.convert("L" if number % 7 == 1 else "RGB").save(path, **(jpeg if path.suffix == ".jpg" else {}))
     return root
 
 
@@ -249,8 +249,8 @@ def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Pa
                 loader.set_plan(plan)
                 loader.set_epoch(epoch)
                 list(loader)
-    for function in (decode_and_crop, decode_padded):
-        assert len(function.signatures) == 1  # type: ignore[attr-defined]
+    functions: list[Any] = [decode_and_crop, decode_padded]
+    assert [len(function.signatures) for function in functions] == [1, 1]
 
 
 def test_tables_are_not_kept(packed: dict[str, Path]) -> None:
