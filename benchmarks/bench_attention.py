@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from benchmarks.bench_folder import bind, consume
 from benchmarks.bench_kernels import DELTA, Boxes, Heatmaps, boxes_of_heatmaps
 from benchmarks.images import make_images
-from benchmarks.results import Row, Ways, compare, time_pairs, write
 from saga_fast.attention import box_iou, build_box_table
 from saga_fast.channel_weights import channel_weights
 from saga_fast.encoder import EncoderConfig
@@ -43,6 +42,7 @@ from saga_fast.loaders import ImageFolder, Loader, WholePlan, open_loader
 from saga_fast.methods import Method, build_method
 from saga_fast.methods.simclr import SimCLRConfig
 from saga_fast.precision import normalized
+from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 CPU = torch.device("cpu")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -225,6 +225,7 @@ def main() -> None:
                 repeats=arguments.repeats,
             )
     write(arguments.out, rows)
+    print(*map(line, rows), sep="\n")
 
 
 if __name__ == "__main__":

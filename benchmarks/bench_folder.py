@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.images import make_images
-from benchmarks.results import Row, Ways, compare, time_pairs, write
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
 from saga_fast.loaders.decode import decode_image
+from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, RATIO = (0.2, 1.0), (3.0 / 4.0, 4.0 / 3.0)  # MoCo's RandomResizedCrop
@@ -230,6 +230,7 @@ def main() -> None:
         repeats=arguments.repeats,
     )
     write(arguments.out, rows)
+    print(*map(line, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
-from benchmarks.results import Row, Ways, compare, time_pairs, write
 from saga_fast.kernels import (
     PhotometricRecipe,
     attention_boxes,
@@ -32,6 +31,7 @@ from saga_fast.kernels import (
     sample_photometrics,
     sample_windows,
 )
+from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 NDArray = npt.NDArray[Any]
 Boxes = npt.NDArray[np.float32]
@@ -339,7 +339,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="these ops only")
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that the script runs, measures nothing")
     arguments = parser.parse_args()
-    write(arguments.out, [row for name in arguments.only for row in BENCHMARKS[name](arguments.small)])
+    rows = [row for name in arguments.only for row in BENCHMARKS[name](arguments.small)]
+    write(arguments.out, rows)
+    print(*map(line, rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks import gpu_checks, gpu_kernels, gpu_models
 from benchmarks.gpu_timing import Bench
-from benchmarks.results import Row, write
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
+from saga_fast.profile.figures import Row, line, write
 
 Section = Callable[[Bench], Iterator[Row]]
 SECTIONS: dict[str, tuple[Section, float]] = {
@@ -75,10 +75,11 @@ def main() -> None:
     rows: list[Row] = []
     for name in names:
         rows += run_section(bench, name)
-        write(arguments.out / "gpu.json", rows, of_commit=arguments.commit, show=name == names[-1])
+        write(arguments.out / "gpu.json", rows, of_commit=arguments.commit)
         gc.collect()
         if bench.cuda:
             torch.cuda.empty_cache()
+    print(*map(line, rows), sep="\n")
     sys.exit(1 if any("error" in row for row in rows) else 0)
 
 

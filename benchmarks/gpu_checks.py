@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.bench_kernels import MEAN, MOCO_V2, STD
 from benchmarks.gpu_timing import Bench
-from benchmarks.results import Row
 from saga_fast.kernels import (
     PHOTOMETRIC_FIELDS,
     PhotometricRecipe,
@@ -28,6 +27,7 @@ from saga_fast.kernels import (
     sample_photometrics,
     sample_windows,
 )
+from saga_fast.profile.figures import Row
 
 EVERYTHING = PhotometricRecipe(
     flip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, grayscale=0.3, blur=0.5, solarize=0.5

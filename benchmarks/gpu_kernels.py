@@ -31,7 +31,6 @@ from benchmarks.bench_kernels import (
     scaled_heatmaps,
 )
 from benchmarks.gpu_timing import Bench, Way, against_bytes, rotation, time_ways
-from benchmarks.results import Row, compare
 from saga_fast.kernels import (
     attention_boxes,
     augment,
@@ -41,6 +40,7 @@ from saga_fast.kernels import (
     sample_photometrics,
     sample_windows,
 )
+from saga_fast.profile.figures import Row, compare
 
 BUDGET = 0.002  # seconds for two finished views of 256 images, on a GPU
 

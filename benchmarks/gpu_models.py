@@ -25,13 +25,13 @@ from benchmarks.bench_kernels import MEAN, MOCO_V2, RATIO, SCALE, STD, boxes_of_
 from benchmarks.gpu_kernels import boxes_by_torch
 from benchmarks.gpu_timing import Bench, Way, autocast, time_ways
 from benchmarks.images import make_images
-from benchmarks.results import Row, Seconds, compare
 from saga_fast.channel_weights import channel_weights
 from saga_fast.encoder import EncoderConfig
 from saga_fast.kernels import attention_boxes, crop_augment, sample_photometrics, sample_windows
 from saga_fast.methods import Method, MethodConfig, build_method
 from saga_fast.methods.mocov2 import MoCoV2Config
 from saga_fast.methods.simclr import SimCLRConfig
+from saga_fast.profile.figures import Row, Seconds, compare
 from saga_fast.train.optimizer import OptimizerConfig, build_optimizer
 
 IMAGENET = 1_281_167

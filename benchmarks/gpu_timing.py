@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.results import Row, Seconds, compare, time_pairs
+from saga_fast.profile.figures import Row, Seconds, compare, time_pairs
 
 Call = Callable[[], object]
 cuda: Any = torch.cuda  # its events and streams are not typed

@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.kernels import attention_boxes
-from saga_fast.loaders import BoxTable, Loader
+from saga_fast.loaders import Batch, BoxTable, Loader
 from saga_fast.loaders.plan import Views
 from saga_fast.methods import Method
 from saga_fast.precision import Precision, autocast, normalized
@@ -89,20 +90,25 @@ def build_box_table(
     """
     table = BoxTable.whole(len(loader.source))
     size = loader.plan.size if size is None else size
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         with tqdm(total=len(table), desc="attention", unit="img", disable=None if progress else True) as bar:
             for batch in loader:
-                images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
-                with torch.no_grad(), autocast(device, precision):
-                    features = model.encoder.features(images)
-                weights, label, value = channel_weights(model.encoder, model.projector, features, score)
-                boxes, found = attention_boxes(features, weights, delta=delta, size=size, normalize=normalize)
                 rows = batch.index.numpy()
-                table.boxes[rows], table.found[rows] = boxes.cpu().numpy(), found.cpu().numpy()
-                table.pseudo_label[rows], table.score[rows] = label.cpu().numpy(), value.cpu().numpy()
+                found_in_batch = boxes_of_batch(
+                    model,
+                    batch,
+                    delta=delta,
+                    size=size,
+                    normalize=normalize,
+                    score=score,
+                    precision=precision,
+                    channels_last=channels_last,
+                )
+                table.boxes[rows], table.found[rows], table.pseudo_label[rows], table.score[rows] = (
+                    column.cpu().numpy() for column in found_in_batch
+                )
                 bar.update(len(rows))
     finally:
         model.train(was_training)
@@ -114,6 +120,31 @@ def build_box_table(
         "attention_score": score,
     }
     return BoxTable(table.boxes, table.found, table.pseudo_label, table.score, {**described, **(metadata or {})})
+
+
+def boxes_of_batch(
+    model: Method,
+    batch: Batch,
+    *,
+    delta: float,
+    size: int,
+    normalize: Normalize,
+    score: Score,
+    precision: Precision,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The attention pass of one batch of whole images, for a model in eval mode; arguments as above.
+
+    Returns:
+        boxes (B, 4) float32, found (B,) bool, pseudo label (B,) int64 and score (B,) float32, on the model's device.
+    """
+    device = next(model.parameters()).device
+    images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
+    with torch.no_grad(), autocast(device, precision):
+        features = model.encoder.features(images)
+    weights, label, value = channel_weights(model.encoder, model.projector, features, score)
+    boxes, found = attention_boxes(features, weights, delta=delta, size=size, normalize=normalize)
+    return boxes, found, label, value
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.results import compare, time_pairs
+from saga_fast.profile.figures import compare, time_pairs
 
 ROOT = Path(__file__).parent.parent
 

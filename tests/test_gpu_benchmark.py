@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import gpu, gpu_kernels
 from benchmarks.gpu_timing import Bench
-from benchmarks.results import UNITS, Row
+from saga_fast.profile.figures import UNITS, Row
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--device", "cpu", "--small", "--seed", "0"]

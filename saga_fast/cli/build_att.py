@@ -10,11 +10,11 @@ from typing import Any, get_args
 from saga_fast.attention import AttentionConfig, Normalize, build_box_table
 from saga_fast.channel_weights import Score
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
-from saga_fast.cli.options import add_loading
+from saga_fast.cli.options import add_loading, chosen_source, loading
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, sha256
-from saga_fast.loaders import BadImages, WholePlan, open_loader, open_source
+from saga_fast.loaders import BadImages, WholePlan, open_loader
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out.is_dir():
         raise SagaError(f"--out must be a file, {options.out} is a folder")
     check_writable(options.out)
-    own_classes = config.data.classes if options.data is None else None
-    source = open_source(options.engine, options.data or config.data.train, classes=own_classes)
+    engine, source = chosen_source(options, config.data)
     allowed = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
     bad = BadImages(source, max_fraction=allowed)
     size = config.crop.size if options.size is None else options.size
@@ -55,12 +54,11 @@ def run(options: argparse.Namespace) -> None:
     if not 0.0 <= delta < 1.0:
         raise SagaError(f"--delta must be in [0, 1), got {delta}")
     loader = open_loader(
-        options.engine,
+        engine,
         source,
         WholePlan(size=size),
-        batch_size=options.batch_size,
-        threads=options.threads,
         bad=bad,
+        **loading(options),
     )
     start = time.perf_counter()
     table = build_box_table(

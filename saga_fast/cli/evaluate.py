@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
-from saga_fast.cli.options import add_loading
+from saga_fast.cli.options import add_loading, chosen_engine, loading
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
@@ -43,26 +43,26 @@ def run_knn(options: argparse.Namespace) -> None:
     train, val = options.data, options.val
     if val is None and (options.data / "train").is_dir() and (options.data / "val").is_dir():
         train, val = options.data / "train", options.data / "val"
+    engine = chosen_engine(options, train)
     config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
     model = load_model(options.ckpt).to(choose_device(options.device))
 
     def features(source: Source) -> Any:
         loader = open_loader(
-            options.engine,
+            engine,
             source,
             WholePlan(size=config.crop.size),
-            batch_size=options.batch_size,
-            threads=options.threads,
+            **loading(options),
         )
         return extract_features(
             model, loader, precision=config.precision, channels_last=config.channels_last, progress=True
         )
 
-    bank_source = open_source(options.engine, train)
+    bank_source = open_source(engine, train)
     bank, bank_labels = features(bank_source)
     queries, labels = bank, bank_labels
     if val is not None:
-        query_source = open_source(options.engine, val)
+        query_source = open_source(engine, val)
         queries, labels = features(query_source)
         labels = align_labels(labels, query_source, bank_source)
     rows = []

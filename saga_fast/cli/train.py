@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import add_overrides
+from saga_fast.cli.options import add_engine, add_overrides
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
@@ -28,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="PT",
         help="start from this checkpoint's weights at the SAGA phase; skips the plain phase",
     )
+    add_engine(parser, default="the config's")
     add_overrides(
         parser, text="override a config value, 'saga.epochs=20' or 'attention=null' (the fine-tuning baseline)"
     )
@@ -39,4 +40,6 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     if options.out:
         config = replace(config, out=options.out)
+    if options.engine:
+        config = replace(config, data=replace(config.data, engine=options.engine))
     print(train(config, resume=options.resume, ckpt=options.ckpt, progress=True))

@@ -15,9 +15,34 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # kernels test for them.
 FAST_SUMS = {"reassoc", "contract"}
 
-# Numba's fallback threading layer (workqueue) aborts the process when two Python threads start parallel kernels at
-# once. A parallel kernel takes all cores anyway, so one at a time costs nothing.
-PARALLEL_LOCK = threading.Lock()
+
+class _ParallelLock:
+    """Held around every parallel kernel.
+
+    Numba's fallback threading layer (workqueue) aborts the process when two Python threads start parallel kernels at
+    once. A parallel kernel takes all cores anyway, so one at a time costs nothing.
+
+    Numba's OpenMP layer calls ``omp_set_num_threads`` on the thread that starts it, and torch, which shares the OpenMP
+    library, would compute with that many threads from then on, whatever it was told, and round differently. The call
+    holds for its thread alone, so a thread of its own makes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._started = threading.Lock(), False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if not self._started:
+            starter = threading.Thread(target=numba.get_num_threads)
+            starter.start()
+            starter.join()
+            self._started = True
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+PARALLEL_LOCK = _ParallelLock()
 
 
 def jit(

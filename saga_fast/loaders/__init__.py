@@ -1,9 +1,10 @@
 """Images in, batches out. No file here imports a model."""
 
+from saga_fast.loaders.attention_crop import AttentionCrop, AttentionCropFolder
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.box_table import BoxTable
-from saga_fast.loaders.engines import ENGINES, open_loader, open_source
+from saga_fast.loaders.engines import ENGINES, engines_for, open_loader, open_source, usable_cores
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.loader import Loader, Place
 from saga_fast.loaders.plan import CropPlan, Plan, WholePlan
@@ -11,6 +12,8 @@ from saga_fast.loaders.source import Source
 
 __all__ = [
     "ENGINES",
+    "AttentionCrop",
+    "AttentionCropFolder",
     "BadImages",
     "Batch",
     "BoxTable",
@@ -21,6 +24,8 @@ __all__ = [
     "Plan",
     "Source",
     "WholePlan",
+    "engines_for",
     "open_loader",
     "open_source",
+    "usable_cores",
 ]

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, on the CPU.
+    """One batch, on the CPU, but for views that were cropped on a GPU.
 
     Attributes:
         views: (B, V, S, S, 3) uint8, before photometric augmentation and normalisation.

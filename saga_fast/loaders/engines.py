@@ -41,7 +41,7 @@ class Engine:
 
 
 ENGINES = {
-    "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu",), crop=("cpu",)),
+    "folder": Engine(loader="saga_fast.loaders.folder:FolderLoader", decode=("cpu", "gpu"), crop=("cpu", "gpu")),
     "ffcv": Engine(
         loader="saga_fast.loaders.ffcv.engine:FfcvLoader",
         decode=("cpu",),
@@ -126,6 +126,11 @@ def open_loader(
     if drop_last and batch_size > len(source):
         raise SagaError(f"batch_size {batch_size} is more than the {len(source)} images in {source.root}")
     device = torch.device(device)
+    decode = _place(engine, "decode", decode, found.decode, device)
+    crop = "gpu" if (decode, crop) == ("gpu", "auto") else crop
+    crop = _place(engine, "crop", crop, found.crop, device, without_gpu=found.gpu_crop_on_cpu)
+    if (decode, crop) == ("gpu", "cpu"):
+        raise SagaError("images decoded on the GPU are cropped there: crop must be auto or gpu, got 'cpu'")
     options = LoaderOptions(
         batch_size=batch_size,
         shuffle=shuffle,
@@ -135,10 +140,17 @@ def open_loader(
         threads=threads,
         prefetch=prefetch,
         device=device,
-        decode=_place(engine, "decode", decode, found.decode, device),
-        crop=_place(engine, "crop", crop, found.crop, device, without_gpu=found.gpu_crop_on_cpu),
+        decode=decode,
+        crop=crop,
     )
     return cast(Loader, _load(found.loader)(source, plan, options))
+
+
+def engines_for(path: Path | str) -> list[str]:
+    """The engines that read data of this form, whether or not they are installed; the first is the usual one."""
+    suffixes = {engine.suffix for engine in ENGINES.values() if engine.suffix}
+    suffix = "" if Path(path).is_dir() else Path(path).suffix
+    return [name for name, engine in ENGINES.items() if engine.suffix == (suffix if suffix in suffixes else "")]
 
 
 def usable_cores() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
+from saga_fast.loaders.folder_device import CropsOnDevice, Pending
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
@@ -32,58 +33,60 @@ class FolderLoader(Loader):
         super().__init__(source, plan, options)
         # Batches under way, the caller's, and the one it takes next.
         self._memory = BatchMemory(keep=options.prefetch + 2)
-        # Short tasks let the threads finish a batch together; 16 images amortise a task's 30 us.
-        self._task_size = max(1, min(16, -(-options.batch_size // (2 * options.threads))))
 
     def __iter__(self) -> Iterator[Batch]:
         order, size = self.order(), self.options.batch_size
         starts = iter(range(0, len(order), size))
-        work = _Epoch(self.source, self.plan, self.epoch, self.options.seed, self.bad)
-        ahead: deque[_Pending] = deque()
+        work = self._work()
+        ahead: deque[Pending] = deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-folder")
         try:
             while True:
                 while len(ahead) <= self.options.prefetch and (start := next(starts, None)) is not None:
-                    ahead.append(self._submit(pool, work, order[start : start + size]))
+                    ahead.append(work.start(pool, order[start : start + size]))
                 if not ahead:
                     return
-                batch = self._finish(work, ahead.popleft())
+                batch = work.finish(ahead.popleft())
                 if len(batch.index):
                     yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, work: _Epoch, indices: Int64) -> _Pending:
-        shape = (len(indices), work.plan.num_views, work.plan.size, work.plan.size, 3)
-        pinned = self.options.device.type == "cuda"
+    def _work(self) -> _CropsOnCpu | CropsOnDevice:
+        # Short tasks let the threads finish a batch together; 16 images amortise a task's 30 us.
+        options = self.options
+        task_size = max(1, min(16, -(-options.batch_size // (2 * options.threads))))
+        if options.crop == "gpu":
+            return CropsOnDevice(self.source, self.plan, self.epoch, options, task_size)
+        crops = EpochCrops(self.source, self.plan, self.epoch, options.seed, self.bad)
+        return _CropsOnCpu(crops, options, self._memory, task_size)
+
+
+class _CropsOnCpu:
+    """Batches whose images are read, decoded and cropped by threads, into the batch's memory."""
+
+    def __init__(self, crops: EpochCrops, options: LoaderOptions, memory: BatchMemory, task_size: int) -> None:
+        self._crops, self._options, self._memory, self._task_size = crops, options, memory, task_size
+
+    def start(self, pool: ThreadPoolExecutor, indices: Int64) -> Pending:
+        plan = self._crops.plan
+        shape = (len(indices), plan.num_views, plan.size, plan.size, 3)
+        pinned = self._options.device.type == "cuda"
         views = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pinned else self._memory.tensor(shape)
         target = views.numpy()
-        tasks = []
-        for start in range(0, len(indices), self._task_size):
-            part = slice(start, start + self._task_size)
-            tasks.append(pool.submit(work.fill, indices[part], target[part]))
-        return _Pending(indices.copy(), views, tasks)
+        parts = (slice(begin, begin + self._task_size) for begin in range(0, len(indices), self._task_size))
+        return Pending(
+            indices.copy(), [pool.submit(self._crops.fill, indices[part], target[part]) for part in parts], views
+        )
 
-    def _finish(self, work: _Epoch, pending: _Pending) -> Batch:
+    def finish(self, pending: Pending) -> Batch:
+        assert pending.views is not None
         good = np.concatenate([task.result() for task in pending.tasks])
-        indices, views = pending.indices, pending.views
-        if not good.all() and self.options.shuffle:
-            for slot in np.flatnonzero(~good):
-                indices[slot] = work.substitute(int(indices[slot]), indices, views.numpy()[slot : slot + 1])
-        elif not good.all():
-            indices, views = indices[good], views[torch.from_numpy(good)]
-        return Batch(views, torch.from_numpy(indices), torch.from_numpy(work.source.labels[indices]))
+        return self._crops.batch(pending.indices, pending.views, good, substitute=self._options.shuffle)
 
 
-class _Pending:
-    """A batch under way."""
-
-    def __init__(self, indices: Int64, views: torch.Tensor, tasks: list[Future[npt.NDArray[np.bool_]]]) -> None:
-        self.indices, self.views, self.tasks = indices, views, tasks
-
-
-class _Epoch:
-    """One epoch's plan, as the threads work it off."""
+class EpochCrops:
+    """One epoch's plan, as threads work it off image by image."""
 
     def __init__(self, source: Source, plan: Plan, epoch: int, seed: int, bad: BadImages) -> None:
         self.source, self.plan = source, plan
@@ -100,15 +103,25 @@ class _Epoch:
                 crop_resize_image(image, windows[n], views[n])
         return good
 
-    def substitute(self, index: int, taken: Int64, views: Pixels) -> int:
+    def batch(self, indices: Int64, views: torch.Tensor, good: npt.NDArray[np.bool_], *, substitute: bool) -> Batch:
+        """The batch of ``views``, in which images that are not ``good`` are substituted or left out."""
+        if not good.all() and substitute:
+            spare = np.empty((1, *views.shape[1:]), np.uint8)
+            for slot in np.flatnonzero(~good):
+                indices[slot] = self._substitute(int(indices[slot]), indices, spare)
+                views[slot] = torch.from_numpy(spare[0])
+        elif not good.all():
+            indices, views = indices[good], views[torch.from_numpy(good)]
+        return Batch(views, torch.from_numpy(indices), torch.from_numpy(self.source.labels[indices]))
+
+    def _substitute(self, index: int, taken: Int64, views: Pixels) -> int:
         """Fill a bad image's place in a training batch with another image; which one."""
         candidates = substitutes(self.source, self._bad, index, taken, seed=self._seed, epoch=self._epoch)
         return next(candidate for candidate in candidates if self.fill(np.array([candidate]), views)[0])
 
     def _read(self, index: int) -> Pixels | None:
-        path = self.source.root / self.source.paths[index]
         try:
-            return decode_image(path.read_bytes())
+            return decode_image(self.source.read(index))
         except (DecodeError, OSError) as error:
             self._bad.add(index, str(error))
             return None

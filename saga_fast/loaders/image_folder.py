@@ -68,6 +68,10 @@ class ImageFolder:
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes)"
 
+    def read(self, index: int) -> bytes:
+        """See :meth:`saga_fast.loaders.source.Source.read`."""
+        return (self.root / self.paths[index]).read_bytes()
+
     @cached_property
     def fingerprint(self) -> str:
         """See :func:`saga_fast.loaders.source.fingerprint`."""

@@ -46,16 +46,27 @@ class Loader(ABC):
         plan: what the next iteration takes.
         bad: images that cannot be decoded.
         epoch: what the next iteration takes.
+        start_batch: the first batch that the next iteration takes.
     """
 
     def __init__(self, source: Source, plan: Plan, options: LoaderOptions) -> None:
         check_plan(plan, source)
         self.source, self.plan, self.bad, self.epoch = source, plan, options.bad, 0
+        self.start_batch = 0
         self.options = options
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose order and windows the next iteration takes."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """The epoch whose order and windows the next iteration takes, and the first of its batches that it yields.
+
+        (epoch, batch) is the whole position of a loader: the batches from ``start_batch`` on are those that an
+        iteration from the epoch's beginning yields there, if ``bad`` holds what it held at that beginning.
+
+        Raises:
+            ValueError: ``start_batch`` is negative.
+        """
+        if start_batch < 0:
+            raise ValueError(f"start_batch must not be negative, got {start_batch}")
+        self.epoch, self.start_batch = epoch, start_batch
 
     def set_plan(self, plan: Plan) -> None:
         """The plan that the next iteration takes: a new box table, say. SagaError if it is another data set's."""
@@ -63,7 +74,7 @@ class Loader(ABC):
         self.plan = plan
 
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """Batches per epoch, from its beginning."""
         images, size = len(self.source) - len(self.bad), self.options.batch_size
         return images // size if self.options.drop_last else -(-images // size)
 
@@ -72,7 +83,7 @@ class Loader(ABC):
         """The epoch's batches; iteration may be stopped at any point."""
 
     def order(self) -> Int64:
-        """The indices that the epoch visits, one after the other, without known bad images and what is dropped."""
+        """The indices that the next iteration visits in turn, without known bad images and what is dropped."""
         options = self.options
         order = epoch_order(
             len(self.source),
@@ -81,7 +92,7 @@ class Loader(ABC):
             shuffle=options.shuffle,
             without=self.bad.indices,
         )
-        return order[: len(self) * options.batch_size]
+        return order[self.start_batch * options.batch_size : len(self) * options.batch_size]
 
 
 def substitutes(source: Source, bad: BadImages, index: int, taken: Int64, *, seed: int, epoch: int) -> Iterator[int]:

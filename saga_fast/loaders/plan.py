@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -86,10 +86,7 @@ class CropPlan:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0.0 < low <= high:
                 raise ValueError(f"{name} must be an increasing pair of positive numbers, got {(low, high)}")
-        if self.views not in ("att", "union", "mixed"):
-            raise ValueError(f"views must be 'att', 'union' or 'mixed', got {self.views!r}")
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"share must be in [0, 1], got {self.share}")
+        check_views(self.views, self.share)
         if not self.margin >= 0.0:
             raise ValueError(f"margin must not be negative, got {self.margin}")
         if not 0.0 <= self.min_side <= 1.0:
@@ -124,6 +121,18 @@ class CropPlan:
             scale=self.scale,
             ratio=self.ratio,
         )
+
+
+def check_views(views: str, share: float) -> None:
+    """Refuse what is no way to mix crops of boxes and of whole images.
+
+    Raises:
+        ValueError: unknown ``views``, or ``share`` outside [0, 1].
+    """
+    if views not in get_args(Views):
+        raise ValueError(f"views must be 'att', 'union' or 'mixed', got {views!r}")
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share must be in [0, 1], got {share}")
 
 
 def check_plan(plan: Plan, source: Source) -> None:

@@ -31,6 +31,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def read(self, index: int) -> bytes:
+        """An image as it is stored, encoded; OSError, if it cannot be read. May be called from several threads."""
+
 
 def fingerprint(paths: list[str]) -> str:
     """The number of images and a hash of their relative paths in order.

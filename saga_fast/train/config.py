@@ -15,6 +15,7 @@ from saga_fast.demo_data import DemoDataConfig
 from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
 from saga_fast.kernels import PhotometricRecipe
+from saga_fast.loaders import Place
 from saga_fast.methods import METHODS, MethodConfig
 from saga_fast.precision import Precision
 from saga_fast.train.optimizer import OptimizerConfig, PhaseConfig
@@ -35,6 +36,11 @@ class DataConfig:
     generate: DemoDataConfig | None = None
     """Make the demo's images first, in the folder that holds ``train``, unless they are there."""
     engine: str = "folder"
+    """Which loader: a name in ``saga_fast.loaders.ENGINES``."""
+    decode: Place = "auto"
+    """Where images are decoded: ``cpu``, ``gpu``, or ``auto``, the engine's choice for the device."""
+    crop: Place = "auto"
+    """Where views are cropped."""
     threads: int | None = None
     """Decoding threads; null: the processor cores at hand."""
     prefetch: int = 2

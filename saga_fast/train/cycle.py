@@ -174,6 +174,8 @@ class _Run:
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             device=self.device,
+            decode=config.data.decode,
+            crop=config.data.crop,
         )
 
     def _renew(self) -> None:

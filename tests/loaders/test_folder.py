@@ -229,6 +229,24 @@ def test_a_new_box_table_moves_the_crops(source: ImageFolder) -> None:
         assert_views(views, index, source, plan, renewal)
 
 
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"shuffle": True, "drop_last": True}], ids=repr)
+def test_an_epoch_may_be_entered_at_any_batch(source: ImageFolder, options: dict[str, Any]) -> None:
+    loader = open_source(source, **options)
+    loader.set_epoch(3)
+    whole = list(loader)
+    for start in range(len(whole) + 2):
+        loader.set_epoch(3, start)
+        tail = list(loader)
+        assert len(tail) == max(len(whole) - start, 0)
+        for ours, expected in zip(tail, whole[start:], strict=True):
+            assert ours.index.tolist() == expected.index.tolist()
+            np.testing.assert_array_equal(ours.views.numpy(), expected.views.numpy())
+    loader.set_epoch(3)
+    assert len(list(loader)) == len(whole)
+    with pytest.raises(ValueError, match="-1"):
+        loader.set_epoch(3, -1)
+
+
 OTHER_TABLES = [make_table(N, dataset="23-0123456789abcdef"), make_table(N - 1), make_table(N + 1)]
 
 

@@ -90,6 +90,16 @@ class Beton:
     def __repr__(self) -> str:
         return f"Beton({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes, {len(self.bad)} bad)"
 
+    def read(self, index: int) -> bytes:
+        """See :meth:`saga_fast.loaders.source.Source.read`; raw pixels as a PPM file."""
+        row = self.row[index]
+        if row < 0:
+            raise OSError(f"{self.root} has no record of image {index}: {self.bad[index]}")
+        begin, length = int(self.begins[row]), int(self.lengths[row])
+        stored = self._memory[begin : begin + length]
+        height, width = self.sizes[row]
+        return stored if self.jpeg[row] else b"P6\n%d %d\n255\n" % (width, height) + stored
+
     def address(self) -> int:
         """Where the file lies in this process's memory, as long as this source lives.
 

@@ -118,14 +118,13 @@ def command() -> str:
     return " ".join(["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.argv)])
 
 
-def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None, show: bool = True) -> None:
-    """Write the rows with hardware, versions, commit and command, and show them as a table.
+def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None) -> None:
+    """Write the rows with hardware, versions, commit and command.
 
     Args:
         path: the JSON file.
         rows: see above; one of what failed has a ``name`` and an ``error``.
         of_commit: the commit, where this is a copy of a checkout that git does not know.
-        show: print the table.
     """
     document = {
         "hardware": hardware(),
@@ -136,10 +135,12 @@ def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None, show
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
-    for row in rows if show else ():
-        if "error" in row:
-            print(f"{row['name']:44} failed: {row['error']}")
-            continue
-        unit = next(key for key in UNITS if key in row)
-        target = f" (target {row['target']})" if "target" in row else ""
-        print(f"{row['name']:44} {row[unit]:12.6g} {unit:18} {row['ratio']:8.2f}x {row['against']}{target}")
+
+
+def line(row: Row) -> str:
+    """A row for the eye: name, figure, and how it compares."""
+    if "error" in row:
+        return f"{row['name']:44} failed: {row['error']}"
+    unit = next(key for key in UNITS if key in row)
+    target = f" (target {row['target']})" if "target" in row else ""
+    return f"{row['name']:44} {row[unit]:12.6g} {unit:18} {row['ratio']:8.2f}x {row['against']}{target}"

@@ -1,0 +1,208 @@
+"""``saga-fast profile``: what binds on this machine, and what to choose."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from saga_fast.attention import AttentionConfig
+from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
+from saga_fast.cli.options import (
+    add_device,
+    add_loading,
+    add_overrides,
+    add_places,
+    check_positive,
+    chosen_source,
+    loading,
+)
+from saga_fast.device import choose_device
+from saga_fast.errors import SagaError
+from saga_fast.files import check_writable
+from saga_fast.loaders import ENGINES, WholePlan, engines_for, open_loader, usable_cores
+from saga_fast.profile.att import AttProfile, predict, profile_att
+from saga_fast.profile.figures import Row, line, write
+from saga_fast.profile.kernels import profile_kernels
+from saga_fast.profile.loaders import LoadersProfile, binding, profile_loaders, recommend
+from saga_fast.profile.train import profile_train
+from saga_fast.train.config import load_config
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command and its subjects."""
+    parser = subparsers.add_parser(
+        "profile",
+        help="how fast each stage is here, beside its limit",
+        description="Measure each stage on this machine beside its own limit, say which one binds and what to choose.",
+    )
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
+    _add_loaders(subjects)
+    _add_att(subjects)
+    _add_train(subjects)
+    _add_kernels(subjects)
+
+
+def _add_measuring(parser: argparse.ArgumentParser, *, seconds: float) -> None:
+    text = "how long to measure each row, about; default: %(default)s"
+    parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help=text)
+    parser.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
+
+
+def _add_loaders(subjects: Any) -> None:
+    parser = subjects.add_parser(
+        "loaders",
+        help="engines, thread counts and batch sizes for these images",
+        description="Every engine beside reading and decoding alone, for each thread count and batch size.",
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="SRC", help="a folder of images, .beton files")
+    parser.add_argument("--engine", nargs="+", metavar="E", help="default: every engine that reads SRC")
+    parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the views; default: %(default)s")
+    parser.add_argument("--views", type=int, default=2, metavar="V", help="per image; default: %(default)s")
+    parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="default: all cores")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64], metavar="B", help="default: 64")
+    parser.add_argument("--prefetch", type=int, default=2, metavar="P", help="batches ahead; default: %(default)s")
+    add_places(parser)
+    add_device(parser)
+    _add_measuring(parser, seconds=5.0)
+    parser.set_defaults(run=run_loaders)
+
+
+def _add_att(subjects: Any) -> None:
+    parser = subjects.add_parser(
+        "att",
+        help="the attention pass beside the bare forward loop, and the time of a rebuild",
+        description="The attention pass beside the bare forward loop, and how long a rebuild of D^att will take.",
+    )
+    parser.add_argument("--ckpt", type=Path, required=True, metavar="PT", help="a saga-fast checkpoint")
+    parser.add_argument("--data", metavar="SRC", help="images; default: the checkpoint's training images")
+    add_loading(parser)
+    parser.add_argument("--images", type=int, metavar="N", help="predict a rebuild of so many; default: SRC's")
+    parser.add_argument("--gpus", type=int, default=1, metavar="G", help="of the machine; default: %(default)s")
+    _add_measuring(parser, seconds=10.0)
+    parser.set_defaults(run=run_att)
+
+
+def _add_train(subjects: Any) -> None:
+    parser = subjects.add_parser(
+        "train",
+        help="training beside the loader alone and the step alone",
+        description="A config's training beside the loader alone and the step alone. Nothing is written.",
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
+    add_overrides(parser, text="override a config value")
+    _add_measuring(parser, seconds=10.0)
+    parser.set_defaults(run=run_train)
+
+
+def _add_kernels(subjects: Any) -> None:
+    parser = subjects.add_parser(
+        "kernels",
+        help="every kernel beside a copy of as many bytes",
+        description="Every kernel on this machine beside a copy of as many bytes.",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the views; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=9, metavar="R", help="timings; default: %(default)s")
+    add_device(parser)
+    parser.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
+    parser.set_defaults(run=run_kernels)
+
+
+def run_loaders(options: argparse.Namespace) -> None:
+    """Measure, name what binds and print the config line."""
+    check_positive(options, "seconds", "size", "views", "batch_size", "threads")
+    wanted = options.engine or list(ENGINES)
+    data = [(engine, path) for path in options.data for engine in engines_for(path) if engine in wanted]
+    if not data:
+        raise SagaError(f"none of the engines {', '.join(wanted)} reads {', '.join(options.data)}")
+    profile = LoadersProfile(
+        data=data,
+        size=options.size,
+        num_views=options.views,
+        threads=options.threads or [usable_cores()],
+        batch_sizes=options.batch_size,
+        prefetch=options.prefetch,
+        seconds=options.seconds,
+        device=choose_device(options.device),
+        decode=options.decode,
+        crop=options.crop,
+    )
+    rows = _show(profile_loaders(profile), profile.combinations, options.json)
+    best = recommend(rows)
+    if best is None:
+        raise SagaError("no engine could read the images, see above")
+    print(f"\n{binding(rows)}\nchoose: --set {best}")
+
+
+def run_att(options: argparse.Namespace) -> None:
+    """Measure, and predict a rebuild."""
+    check_positive(options, "seconds", "batch_size", "threads", "images", "gpus")
+    config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
+    arguments = loading(options)
+    engine, source = chosen_source(options, config.data)
+    device = arguments["device"]
+    loader = open_loader(engine, source, WholePlan(size=config.crop.size), **arguments)
+    profile = AttProfile(
+        model=load_model(options.ckpt).to(device),
+        loader=loader,
+        attention=config.attention or AttentionConfig(),
+        precision=config.precision,
+        channels_last=config.channels_last,
+        seconds=options.seconds,
+    )
+    rows = _show(profile_att(profile), 6 if device.type == "cuda" else 5, None)
+    images = options.images or len(loader.source)
+    found = predict(rows, images=images, gpus=options.gpus, on_gpu=device.type == "cuda")
+    print(
+        f"\nrebuild of {images} images with {options.gpus} GPU{'s' * (options.gpus > 1)}: {_duration(found.seconds)}"
+        f" at {found.images_per_second:.0f} images/s; the bottleneck is {found.bottleneck}"
+    )
+    if options.json:
+        predicted = {"name": "predicted rebuild", "seconds": found.seconds, "limit": found.seconds, "ratio": 1.0}
+        facts = {"against": "itself", "images": images, "gpus": options.gpus, "bottleneck": found.bottleneck}
+        write(options.json, [*rows, predicted | facts])
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Measure, and say which of the two binds."""
+    check_positive(options, "seconds")
+    rows = _show(
+        profile_train(load_config(options.config, options.overrides), seconds=options.seconds), 3, options.json
+    )
+    train = rows[-1]
+    print(f"\nthe {train['against']} binds: training runs at {train['ratio']:.2f} of it")
+
+
+def run_kernels(options: argparse.Namespace) -> None:
+    """Measure."""
+    check_positive(options, "batch_size", "size", "repeats")
+    device = choose_device(options.device)
+    _show(
+        profile_kernels(device, batch_size=options.batch_size, size=options.size, repeats=options.repeats),
+        6,
+        options.json,
+    )
+
+
+def _show(rows: Iterable[Row], total: int, json: Path | None) -> list[Row]:
+    """Print each row as it is measured, below a progress bar's line, and write them all."""
+    if json is not None:
+        check_writable(json)
+    seen = []
+    with tqdm(rows, total=total, desc="profile", unit="row", disable=None) as bar:
+        for row in bar:
+            seen.append(row)
+            bar.write(line(row))
+    if json is not None:
+        write(json, seen)
+    return seen
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200.0 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""How fast each stage is on this machine, beside its own limit: what ``saga-fast profile`` measures."""

@@ -1,0 +1,95 @@
+"""``profile train``: training beside its two limits, the loader alone and the step alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from saga_fast.device import choose_device
+from saga_fast.loaders import Batch, CropPlan, Loader, open_loader, open_source
+from saga_fast.methods import Method, build_method
+from saga_fast.profile.figures import Row
+from saga_fast.profile.measure import batches, measure
+from saga_fast.train.config import TrainConfig
+from saga_fast.train.epoch import EpochResult, train_epoch
+from saga_fast.train.optimizer import build_optimizer
+
+
+class _Some(Loader):
+    """Some batches in place of an epoch's: of another loader, or one of them again and again."""
+
+    def __init__(self, loader: Loader, steps: int, *, repeat: bool) -> None:
+        super().__init__(loader.source, loader.plan, loader.options)
+        self._loader, self._steps, self._repeat = loader, steps, repeat
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._repeat:
+            return itertools.repeat(next(iter(self._loader)), self._steps)
+        epochs = (self._epoch_of(number) for number in itertools.count(self.epoch))
+        return itertools.islice(itertools.chain.from_iterable(epochs), self._steps)
+
+    def _epoch_of(self, number: int) -> Loader:
+        self._loader.set_epoch(number)
+        return self._loader
+
+
+def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
+    """Rows ``loader`` (batches drawn and dropped), ``step`` (one batch in memory again and again) and ``train``.
+
+    A run's plain phase, on the config's data and device, without evaluation and without writing anything.
+
+    Args:
+        config: the experiment.
+        seconds: per row, about.
+    """
+    device = choose_device(config.device)
+    model = build_method(config.method, config.encoder).to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    loader = _open(config, model, device)
+    drawn = measure(batches(loader), seconds=seconds, warmup=config.data.prefetch + 2)
+    yield drawn.row("loader", limit=drawn.images_per_second, against="loader")
+    some = _run(config, model, _Some(loader, 2, repeat=True))
+    steps = max(2, round(seconds * some.images_per_second / config.batch_size))
+    step = _run(config, model, _Some(loader, steps, repeat=True))
+    yield _row("step", step, limit=step.images_per_second, against="step")
+    train = _run(config, model, _Some(loader, steps, repeat=False))
+    limit = min(drawn.images_per_second, step.images_per_second)
+    slower = "loader" if limit == drawn.images_per_second else "step"
+    yield _row("train", train, limit=limit, against=slower, data_wait=train.data_wait)
+
+
+def _open(config: TrainConfig, model: Method, device: torch.device) -> Loader:
+    data, crop = config.data, config.crop
+    return open_loader(
+        data.engine,
+        open_source(data.engine, data.train, classes=data.classes),
+        CropPlan(size=crop.size, seed=config.seed, num_views=model.num_views, scale=crop.scale, ratio=crop.ratio),
+        batch_size=config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        seed=config.seed,
+        threads=data.threads,
+        prefetch=data.prefetch,
+        device=device,
+        decode=data.decode,
+        crop=data.crop,
+    )
+
+
+def _run(config: TrainConfig, model: Method, loader: Loader) -> EpochResult:
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.precision == "fp16")
+    optimizer = build_optimizer(config.optimizer, model)
+    phase = replace(config.plain, epochs=1, warmup_epochs=0)
+    return train_epoch(config, phase, model, optimizer, scaler, loader, epoch=0, phase_epoch=0, progress=False)
+
+
+def _row(name: str, result: EpochResult, *, limit: float, against: str, **facts: float) -> Row:
+    rate = {"name": name, "images_per_second": result.images_per_second, "limit": limit, "against": against}
+    return rate | {"ratio": result.images_per_second / limit} | facts

@@ -1,0 +1,24 @@
+"""Numba's thread pool keeps to itself."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import numba, torch
+torch.set_num_threads(1)
+from saga_fast.kernels import augment
+augment(torch.zeros(8, 2, 16, 16, 3, dtype=torch.uint8), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+assert numba.threading_layer() == "{layer}"
+assert torch.get_num_threads() == 1
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_torch_keeps_its_number_of_threads(layer: str) -> None:
+    """Numba's OpenMP layer sets it for the thread that starts it; results that depend on it would change."""
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+    ran = subprocess.run([sys.executable, "-c", SCRIPT.format(layer=layer)], env=environment, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()

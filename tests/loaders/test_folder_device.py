@@ -1,0 +1,118 @@
+"""The folder engine where views are cropped on the device; on the CPU here, which is a device too."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from saga_fast.errors import SagaError
+from saga_fast.kernels import crop_resize
+from saga_fast.loaders import BadImages, Batch, CropPlan, ImageFolder, Loader, Place, WholePlan, open_loader
+from saga_fast.loaders.folder import FolderLoader
+from saga_fast.loaders.folder_device import crop_on_device, decode_jpegs
+from saga_fast.loaders.loader import LoaderOptions
+
+NDArray = npt.NDArray[Any]
+CPU = torch.device("cpu")
+N, SIZE = 30, 16
+CROPS, WHOLE = CropPlan(size=SIZE, seed=5), WholePlan(size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 images, smooth as photographs are; two JPEGs among them are cut short, a PNG is empty."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(N):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+        image = coarse.resize((int(rng.integers(3, 90)), int(rng.integers(3, 90))), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        png = number % 5 == 4
+        image.convert("L" if number % 4 == 1 else "RGB").save(buffer, "PNG" if png else "JPEG", quality=95)
+        data = {3: buffer.getvalue()[:150], 14: b"", 20: buffer.getvalue()[:150]}.get(number, buffer.getvalue())
+        (root / f"{number:02}.{'png' if png else 'jpg'}").write_bytes(data)
+    return root
+
+
+def open_on_device(root: Path, *, decode: Place, shuffle: bool) -> Loader:
+    """What :func:`open_loader` makes for a GPU, for the CPU, which it refuses."""
+    source = ImageFolder(root)
+    options = LoaderOptions(
+        batch_size=8,
+        shuffle=shuffle,
+        drop_last=False,
+        seed=0,
+        bad=BadImages(source, max_fraction=0.2),
+        threads=2,
+        prefetch=2,
+        device=CPU,
+        decode=decode,
+        crop="gpu",
+    )
+    return FolderLoader(source, CROPS if shuffle else WHOLE, options)
+
+
+def joined(batches: Iterable[Batch]) -> tuple[NDArray, NDArray]:
+    parts = [(batch.views.numpy(), batch.index.numpy()) for batch in batches]
+    views, index = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return views, index
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("decode", "levels"), [("cpu", 0), ("gpu", 2)])
+def test_same_batches_as_cropped_by_threads(root: Path, decode: Place, levels: int, shuffle: bool) -> None:
+    """Bad images and their substitutes too. Another decoder may round otherwise."""
+    own = open_on_device(root, decode=decode, shuffle=shuffle)
+    bad = BadImages(ImageFolder(root), max_fraction=0.2)
+    plan = CROPS if shuffle else WHOLE
+    other = open_loader("folder", root, plan, batch_size=8, shuffle=shuffle, threads=2, bad=bad)
+    for epoch in (0, 1):
+        own.set_epoch(epoch)
+        other.set_epoch(epoch)
+        views, index = joined(own)
+        expected, expected_index = joined(other)
+        np.testing.assert_array_equal(index, expected_index)
+        assert np.abs(views.astype(int) - expected).max() <= levels
+        assert own.bad.indices.tolist() == other.bad.indices.tolist() == [3, 14, 20]
+
+
+def test_images_of_any_sizes_share_batches() -> None:
+    """One image of 300 px does not pad the others, and each view is of its own image."""
+    rng = np.random.default_rng(1)
+    sizes = [(5, 300), (9, 11), (16, 16), (17, 16), (300, 200), (1, 1), (9, 16)]
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    windows = np.array([[[0, 0, h, w], [h // 2, w // 3, h - h // 2, w - w // 3]] for h, w in sizes], np.int32)
+    views = crop_on_device([torch.from_numpy(image) for image in images], windows, SIZE, CPU)
+    for image, own, view in zip(images, windows, views, strict=True):
+        np.testing.assert_array_equal(view.numpy(), crop_resize(image, own, SIZE))
+    assert crop_on_device([], np.empty((0, 2, 4), np.int32), SIZE, CPU).shape == (0, 2, SIZE, SIZE, 3)
+
+
+def test_one_refused_jpeg_does_not_spoil_the_others(root: Path) -> None:
+    files = [torch.frombuffer(bytearray((root / f"{n:02}.jpg").read_bytes()), dtype=torch.uint8) for n in (0, 1)]
+    first, refused, second = decode_jpegs([files[0], torch.zeros(9, dtype=torch.uint8), files[1]], CPU)
+    assert refused is None and first is not None and second is not None
+    for image, name in ((first, "00.jpg"), (second, "01.jpg")):
+        with Image.open(root / name) as stored:
+            assert np.abs(image.numpy().astype(int) - np.asarray(stored.convert("RGB"))).max() <= 2
+    assert decode_jpegs([], CPU) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decode": "gpu"}, "decode: gpu needs a GPU, and this is device cpu"),
+        ({"crop": "gpu"}, "crop: gpu needs a GPU, and this is device cpu"),
+        ({"crop": "tpu"}, "crop must be auto, cpu or gpu, got 'tpu'"),
+        ({"decode": "gpu", "crop": "cpu", "device": "cuda"}, "crop must be auto or gpu, got 'cpu'"),
+    ],
+)
+def test_what_cannot_be_is_refused(root: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SagaError, match=message):
+        open_loader("folder", root, WHOLE, batch_size=4, **options)
