@@ -30,11 +30,11 @@ from ffcv.transforms import ToTensor
 
 from benchmarks.bench_folder import RATIO, SCALE, SEED, bind, consume, decode_bytes, half_side_boxes
 from benchmarks.images import make_images
-from benchmarks.results import Row, Ways, compare, time_pairs, write
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Place, Plan, WholePlan, open_loader
 from saga_fast.loaders.ffcv.beton import RAW, Beton, sidecar_path
 from saga_fast.loaders.ffcv.pack import PackOptions, pack, write_sidecar
 from saga_fast.loaders.ffcv.writer import BetonWriter
+from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 IMAGENET = 1_281_167
 
@@ -171,6 +171,7 @@ def bench(
         options: dict[str, Any] = {"batch_size": batch_size, "seed": SEED, "threads": threads}
         return open_loader(name, path, plan, shuffle=shuffle, crop=crop, **options)
 
+    memory = memory_over_epochs(engine(betons["jpg"], crops), count, epochs=epochs)  # before FFCV's loaders take theirs
     stock = partial(stock_loader, size=size, threads=threads, batch_size=batch_size)
     ways: Ways = {
         "jpg": partial(consume, engine(betons["jpg"], crops)),
@@ -206,8 +207,7 @@ def bench(
     ]
     del ways
     rows += bench_swap(folder.parent, records, threads=threads, repeats=repeats)
-    rows.append(memory_over_epochs(engine(betons["jpg"], crops), count, epochs=epochs))
-    return rows
+    return [*rows, memory]
 
 
 def main() -> None:
@@ -238,6 +238,7 @@ def main() -> None:
         records=arguments.records,
     )
     write(arguments.out, rows)
+    print(*map(line, rows), sep="\n")
 
 
 if __name__ == "__main__":
