@@ -198,10 +198,10 @@ class _Epoch:
 
 
 class _Scratch(threading.local):
-    """Room for one JPEG's pixels, one per thread; only what is touched takes memory, until the threads end."""
+    """Room to decode one JPEG, one per thread; only what is touched takes memory, until the threads end."""
 
     def __init__(self, source: Beton) -> None:
-        self._memory = mmap(-1, max(3 * source.largest_jpeg, 1))
+        self._memory = mmap(-1, max(source.scratch_bytes, 1))
 
     def of_this_thread(self) -> Pixels:
         return np.frombuffer(self._memory, np.uint8)
