@@ -90,7 +90,7 @@ def timed(action: Any, repeats: int) -> tuple[np.ndarray[Any, np.dtype[np.float6
 
 
 def bench_swap(folder: Path, count: int, *, threads: int, repeats: int) -> list[Row]:
-    """Opening, and from a new table to the first batch that is cropped with it, for a set of ``count`` images."""
+    """Opening, and from a new table to the first batch that is cropped with it, shuffled, for ``count`` images."""
     path = many_records(folder, count)
 
     def table() -> BoxTable:
@@ -101,7 +101,7 @@ def bench_swap(folder: Path, count: int, *, threads: int, repeats: int) -> list[
     opened, source = timed(lambda: Beton(path), repeats)
     stock, _ = timed(lambda: OSCacheManager(Reader(str(path))), repeats)
     plan = CropPlan(size=8, seed=SEED, scale=SCALE, ratio=RATIO, table=table())
-    loader = open_loader("ffcv", source, plan, batch_size=64, threads=threads)
+    loader = open_loader("ffcv", source, plan, batch_size=64, threads=threads, shuffle=True)
 
     def swap() -> None:
         loader.set_plan(CropPlan(size=8, seed=SEED, scale=SCALE, ratio=RATIO, table=renewed))
