@@ -90,7 +90,7 @@ def timed(action: Any, repeats: int) -> tuple[np.ndarray[Any, np.dtype[np.float6
 
 
 def bench_swap(folder: Path, count: int, *, threads: int, repeats: int) -> list[Row]:
-    """Opening, and from a new table to the first batch that is cropped with it, for a set of ``count`` images."""
+    """Opening, and from a new table to the first batch that is cropped with it, shuffled, for ``count`` images."""
     path = many_records(folder, count)
 
     def table() -> BoxTable:
@@ -101,7 +101,7 @@ def bench_swap(folder: Path, count: int, *, threads: int, repeats: int) -> list[
     opened, source = timed(lambda: Beton(path), repeats)
     stock, _ = timed(lambda: OSCacheManager(Reader(str(path))), repeats)
     plan = CropPlan(size=8, seed=SEED, scale=SCALE, ratio=RATIO, table=table())
-    loader = open_loader("ffcv", source, plan, batch_size=64, threads=threads)
+    loader = open_loader("ffcv", source, plan, batch_size=64, threads=threads, shuffle=True)
 
     def swap() -> None:
         loader.set_plan(CropPlan(size=8, seed=SEED, scale=SCALE, ratio=RATIO, table=renewed))
@@ -171,6 +171,7 @@ def bench(
         options: dict[str, Any] = {"batch_size": batch_size, "seed": SEED, "threads": threads}
         return open_loader(name, path, plan, shuffle=shuffle, crop=crop, **options)
 
+    memory = memory_over_epochs(engine(betons["jpg"], crops), count, epochs=epochs)  # before FFCV's loaders take theirs
     stock = partial(stock_loader, size=size, threads=threads, batch_size=batch_size)
     ways: Ways = {
         "jpg": partial(consume, engine(betons["jpg"], crops)),
@@ -206,8 +207,7 @@ def bench(
     ]
     del ways
     rows += bench_swap(folder.parent, records, threads=threads, repeats=repeats)
-    rows.append(memory_over_epochs(engine(betons["jpg"], crops), count, epochs=epochs))
-    return rows
+    return [*rows, memory]
 
 
 def main() -> None:

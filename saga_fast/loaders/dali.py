@@ -30,10 +30,11 @@ from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
 from saga_fast.kernels.crop_resize import crop_resize_image
 from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.dali_decoder import NOTHING, Decoder, DecoderError, Encoded
 from saga_fast.loaders.dali_jpeg import jpeg_size
 from saga_fast.loaders.decode import Pixels
-from saga_fast.loaders.folder import BatchMemory, EpochCrops
+from saga_fast.loaders.folder import EpochCrops
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source

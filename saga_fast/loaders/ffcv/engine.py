@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from mmap import mmap
 
 import numpy as np
@@ -36,9 +37,6 @@ from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_padded
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
-
-PADDED_BYTES = 2**28
-"""Images that go to the GPU together take at most this much with their padding, or are one image."""
 
 Good = npt.NDArray[np.bool_]
 Stored = tuple[Int64, Int64, Good, Int64]
@@ -97,10 +95,13 @@ class _Images:
 
 
 class _Pending:
-    """A batch under way: its views, or the padded images of its parts that the GPU will crop."""
+    """A batch under way: its views, or its images padded in parts that the GPU will crop.
 
-    def __init__(self, indices: Int64, images: _Images) -> None:
-        self.indices, self.images = indices, images
+    ``images``, and what is done with them, is in the order of ``slots`` of the batch.
+    """
+
+    def __init__(self, indices: Int64, slots: Int64, images: _Images) -> None:
+        self.indices, self.slots, self.images = indices, slots, images
         self.views: torch.Tensor | None = None
         self.padded: list[tuple[slice, torch.Tensor]] = []
         self.tasks: list[Future[Good]] = []
@@ -123,8 +124,12 @@ class _Epoch:
 
     def begin(self, indices: Int64) -> _Pending:
         """Draw the batch's windows and set threads to work on it."""
-        pending = _Pending(indices, _Images(self._source, self._plan, self._epoch, indices))
-        if self._options.crop == "gpu":
+        on_gpu = self._options.crop == "gpu"
+        slots = np.arange(len(indices))
+        if on_gpu:
+            slots = np.argsort(_size_classes(self._source.sizes[self._source.row[indices]]), kind="stable")
+        pending = _Pending(indices, slots, _Images(self._source, self._plan, self._epoch, indices[slots]))
+        if on_gpu:
             for part in _parts(pending.images.sizes):
                 height, width = pending.images.sizes[part].max(0).tolist()
                 padded = self._tensor((part.stop - part.start, height, width, 3))
@@ -137,7 +142,8 @@ class _Epoch:
 
     def finish(self, pending: _Pending) -> Batch:
         """Wait for the batch."""
-        good = np.concatenate([task.result() for task in pending.tasks])
+        good = np.empty(len(pending.indices), np.bool_)
+        good[pending.slots] = np.concatenate([task.result() for task in pending.tasks])
         indices, views = pending.indices, self._crop_padded(pending) if pending.views is None else pending.views
         for slot in np.flatnonzero(~good).tolist():
             self._options.bad.add(int(indices[slot]), f"damaged JPEG in {self._source.root.name}")
@@ -168,13 +174,12 @@ class _Epoch:
 
     def _crop_padded(self, pending: _Pending) -> torch.Tensor:
         device, windows = self._options.device, torch.from_numpy(pending.images.windows)
-        views = [
-            crop_resize(
+        views = torch.empty((len(pending.indices), *self._shape), dtype=torch.uint8, device=device)
+        for part, padded in pending.padded:
+            views[torch.from_numpy(pending.slots[part]).to(device)] = crop_resize(
                 padded.to(device, non_blocking=True), windows[part].to(device, non_blocking=True), self._plan.size
             )
-            for part, padded in pending.padded
-        ]
-        return views[0] if len(views) == 1 else torch.cat(views)
+        return views
 
     def _substitute(self, index: int, taken: Int64) -> tuple[int, torch.Tensor]:
         """Another image for a bad image's place in a training batch, and its views."""
@@ -193,22 +198,24 @@ class _Epoch:
 
 
 class _Scratch(threading.local):
-    """Room for one JPEG's pixels, one per thread; only what is touched takes memory, until the threads end."""
+    """Room to decode one JPEG, one per thread; only what is touched takes memory, until the threads end."""
 
     def __init__(self, source: Beton) -> None:
-        self._memory = mmap(-1, max(3 * source.largest_jpeg, 1))
+        self._memory = mmap(-1, max(source.scratch_bytes, 1))
 
     def of_this_thread(self) -> Pixels:
         return np.frombuffer(self._memory, np.uint8)
 
 
-def _parts(sizes: Int64) -> Iterator[slice]:
-    """Runs of a batch whose images, padded to the largest height and width among them, stay within PADDED_BYTES."""
-    begin, largest = 0, sizes[0]
-    for n, size in enumerate(sizes):
-        grown = np.maximum(largest, size)
-        if n > begin and 3 * grown.prod() * (n + 1 - begin) > PADDED_BYTES:
-            yield slice(begin, n)
-            begin, grown = n, size
-        largest = grown
-    yield slice(begin, len(sizes))
+def _size_classes(sizes: Int64) -> Int64:
+    """Images whose sides have the same powers of two above them are of a class: padded to the largest of it, they take
+    four times their memory at most, and one that is larger than the others does not make all of them as large."""
+    powers: Int64 = np.ceil(np.log2(sizes)).astype(np.int64)
+    return powers[:, 0] * 64 + powers[:, 1]
+
+
+def _parts(sizes: Int64) -> list[slice]:
+    """Runs of images of a class."""
+    borders = np.flatnonzero(np.diff(_size_classes(sizes))) + 1
+    ends = [0, *borders.tolist(), len(sizes)]
+    return [slice(begin, end) for begin, end in pairwise(ends)]
