@@ -26,7 +26,6 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
 from saga_fast.kernels.crop_resize import crop_resize_image
 from saga_fast.loaders.batch import Batch
@@ -71,10 +70,6 @@ class DaliLoader(Loader):
 
     def __init__(self, source: Source, plan: Plan, options: LoaderOptions) -> None:
         super().__init__(source, plan, options)
-        if options.decode == "gpu" and options.crop == "cpu":
-            raise SagaError(
-                "engine dali: what is decoded on the GPU is cropped there: set crop to gpu or decode to cpu"
-            )
         self._on_gpu = options.crop == "gpu"
         # A thread that drives the stages has the next batch ready; a GPU is driven by the caller, in whose stream it
         # works, and which it does not hold up.

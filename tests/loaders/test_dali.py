@@ -318,7 +318,7 @@ def test_the_gpus_graph_is_one_that_dali_accepts(monkeypatch: pytest.MonkeyPatch
 
 
 def test_places_that_do_not_go_together_are_refused(source: ImageFolder) -> None:
-    with pytest.raises(SagaError, match="set crop to gpu or decode to cpu"):
+    with pytest.raises(SagaError, match="crop must be auto or gpu, got 'cpu'"):
         open_source(source, device="cuda", decode="gpu", crop="cpu")
     for place in ("decode", "crop"):
         with pytest.raises(SagaError, match="needs a GPU"):
