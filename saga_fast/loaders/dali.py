@@ -26,7 +26,6 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from saga_fast.kernels import crop_resize
 from saga_fast.kernels.crop_resize import crop_resize_image
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.batch_memory import BatchMemory
@@ -34,8 +33,9 @@ from saga_fast.loaders.dali_decoder import NOTHING, Decoder, DecoderError, Encod
 from saga_fast.loaders.dali_jpeg import jpeg_size
 from saga_fast.loaders.decode import Pixels
 from saga_fast.loaders.folder import EpochCrops
+from saga_fast.loaders.folder_device import crop_batch
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions
-from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.plan import Plan, view_bytes
 from saga_fast.loaders.source import Source
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class _Read:
         encoded: these n images and the rectangles to decode.
         windows: (n, V, 4) int32, in the rectangles' pixels.
         own_rows: (m,) int64, the positions of what has been decoded and cropped already.
-        own_views: (m, V, S, S, 3) uint8.
+        own_views: (m, bytes) uint8, see :func:`make_batch`.
         good: (B,) bool, False for what cannot be decoded.
     """
 
@@ -152,8 +152,8 @@ class DaliLoader(Loader):
                 rows.append(row)
                 sizes.append(size)
         plan = work.plan
-        own_views = np.empty((len(own_rows), plan.num_views, plan.size, plan.size, 3), np.uint8)
-        windows, rectangles = np.empty((0, plan.num_views, 4), np.int32), np.empty((0, 4), np.int32)
+        own_views = np.empty((len(own_rows), view_bytes(plan)), np.uint8)
+        windows, rectangles = np.empty((0, len(work.sides), 4), np.int32), np.empty((0, 4), np.int32)
         good = np.ones(len(indices), np.bool_)
         if own_rows:
             good[own_rows] = work.fill(indices[own_rows], own_views)
@@ -166,20 +166,21 @@ class DaliLoader(Loader):
         return _Read(indices, np.array(rows, np.int64), encoded, windows, np.array(own_rows, np.int64), own_views, good)
 
     def _cropped(self, work: EpochCrops, read: _Read, images: Any, pool: ThreadPoolExecutor) -> Batch:
-        shape = (len(read.indices), *read.own_views.shape[1:])
+        shape = (len(read.indices), view_bytes(work.plan))
         if self._on_gpu:
-            views = _crop_on_gpu(read, images, torch.empty(shape, dtype=torch.uint8, device=self.options.device))
+            views = torch.empty(shape, dtype=torch.uint8, device=self.options.device)
+            _crop_on_gpu(read, images, work.plan, views)
         else:
             views = self._tensor(shape)
             target = views.numpy()
             target[read.own_rows] = read.own_views
             pixels = [np.asarray(images[n]) for n in range(len(read.rows))]
-            for task in [pool.submit(_crop, read, pixels, part, target) for part in self._parts(len(pixels))]:
+            for task in [pool.submit(_crop, work, read, pixels, part, target) for part in self._parts(len(pixels))]:
                 task.result()
         return work.batch(read.indices.copy(), views, read.good, substitute=self.options.shuffle)
 
     def _without_dali(self, work: EpochCrops, indices: Int64, pool: ThreadPoolExecutor) -> Batch:
-        views = self._tensor((len(indices), work.plan.num_views, work.plan.size, work.plan.size, 3))
+        views = self._tensor((len(indices), view_bytes(work.plan)))
         target = views.numpy()
         tasks = [pool.submit(work.fill, indices[part], target[part]) for part in self._parts(len(indices))]
         good = np.concatenate([task.result() for task in tasks])
@@ -227,13 +228,13 @@ def _join(parts: list[_Read]) -> _Read:
     )
 
 
-def _crop(read: _Read, pixels: list[Pixels], part: slice, views: Pixels) -> None:
+def _crop(work: EpochCrops, read: _Read, pixels: list[Pixels], part: slice, views: Pixels) -> None:
     for n in range(*part.indices(len(pixels))):
-        crop_resize_image(pixels[n], read.windows[n], views[read.rows[n]])
+        crop_resize_image(pixels[n], read.windows[n], work.sides, views[read.rows[n]])
 
 
-def _crop_on_gpu(read: _Read, images: Any, views: torch.Tensor) -> torch.Tensor:
-    """Fill ``views`` (B, V, S, S, 3) in torch's current stream, in whose order DALI frees the images' memory, too.
+def _crop_on_gpu(read: _Read, images: Any, plan: Plan, views: torch.Tensor) -> None:
+    """Fill ``views`` (B, bytes) in torch's current stream, in whose order DALI frees the images' memory, too.
 
     Image by image, because a padded batch would be as large as its largest image for every one of them.
     """
@@ -241,5 +242,4 @@ def _crop_on_gpu(read: _Read, images: Any, views: torch.Tensor) -> torch.Tensor:
         views[torch.from_numpy(read.own_rows)] = torch.from_numpy(read.own_views).to(views.device)
     windows = torch.from_numpy(read.windows).to(views.device)
     for n, row in enumerate(read.rows.tolist()):
-        views[row] = crop_resize(from_dlpack(images[n]), windows[n], views.shape[2])
-    return views
+        views[row] = crop_batch(from_dlpack(images[n])[None], windows[n : n + 1], plan)[0]

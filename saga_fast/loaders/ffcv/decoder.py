@@ -1,6 +1,6 @@
 """Stored images to views: one decode and V crops per image, in one compiled function without the GIL.
 
-Legend: n images, V views, S side of a view. ``base`` is the address at which the file lies in memory.
+Legend: n images, V views. ``base`` is the address at which the file lies in memory.
 """
 
 from __future__ import annotations
@@ -82,7 +82,16 @@ def _decode(handle: Any, source: Any, length: Any, height: Any, width: Any, bott
 
 @jit()
 def decode_and_crop(
-    base: Any, begins: Any, lengths: Any, jpeg: Any, sizes: Any, windows: Any, scratch: Any, views: Any, good: Any
+    base: Any,
+    begins: Any,
+    lengths: Any,
+    jpeg: Any,
+    sizes: Any,
+    windows: Any,
+    sides: Any,
+    scratch: Any,
+    views: Any,
+    good: Any,
 ) -> None:
     """Decode each image once and cut all of its views out of it. Compiled once: no table or plan is part of it.
 
@@ -92,8 +101,9 @@ def decode_and_crop(
         jpeg: (n,) bool, else raw pixels, which are cropped where they lie.
         sizes: (n, 2) int64 height and width.
         windows: (n, V, 4) int32, inside the images.
+        sides: (V,) int64, of the views.
         scratch: uint8 with room for the pixels of the largest JPEG and the bytes of the longest.
-        views: (n, V, S, S, 3) uint8, written.
+        views: (n, bytes) uint8, written: each image's views (side, side, 3) one after the other.
         good: (n,) bool, written: False where the JPEG cannot be decoded.
     """
     _announce(base, begins, lengths)
@@ -111,7 +121,7 @@ def decode_and_crop(
         else:
             pixels = carray(pointer(source), (height, width, 3))
         if good[n]:
-            crop_resize_image(pixels, windows[n], views[n])
+            crop_resize_image(pixels, windows[n], sides, views[n])
     destroy(handle)
 
 

@@ -28,14 +28,14 @@ import numpy.typing as npt
 import torch
 
 from saga_fast.errors import SagaError
-from saga_fast.kernels import crop_resize
-from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch import Batch, make_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.decode import Pixels
 from saga_fast.loaders.ffcv.beton import Beton
 from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_padded
+from saga_fast.loaders.folder_device import crop_batch
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
-from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.source import Source
 
 Good = npt.NDArray[np.bool_]
@@ -117,7 +117,7 @@ class _Epoch:
         self._source, self._plan, self._epoch = loader.source, loader.plan, loader.epoch
         self._options, self._pool, self._memory = loader.options, pool, memory
         self._address = loader.source.address()
-        self._shape = (self._plan.num_views, self._plan.size, self._plan.size, 3)
+        self._sides, self._view_bytes = view_sides(self._plan), view_bytes(self._plan)
         self._scratch = _Scratch(loader.source)
         # As in the folder engine.
         self._task_size = max(1, min(16, -(-self._options.batch_size // (2 * self._options.threads))))
@@ -136,7 +136,7 @@ class _Epoch:
                 pending.padded.append((part, padded))
                 self._submit(pending, self._decode, part, padded)
         else:
-            pending.views = self._tensor((len(indices), *self._shape))
+            pending.views = self._tensor((len(indices), self._view_bytes))
             self._submit(pending, self._crop, slice(0, len(indices)), pending.views)
         return pending
 
@@ -152,7 +152,7 @@ class _Epoch:
                 indices[slot], views[slot] = self._substitute(int(indices[slot]), indices)
         elif not good.all():
             indices, views = indices[good], views[torch.from_numpy(good).to(views.device)]
-        return Batch(views, torch.from_numpy(indices), torch.from_numpy(self._source.labels[indices]))
+        return make_batch(views, indices, self._source, self._plan)
 
     def _submit(self, pending: _Pending, task: _Task, part: slice, target: torch.Tensor) -> None:
         values = target.numpy()
@@ -164,7 +164,7 @@ class _Epoch:
     def _crop(self, images: _Images, run: slice, views: Pixels) -> Good:
         good = np.empty(len(views), np.bool_)
         stored, scratch = images.stored(run), self._scratch.of_this_thread()
-        decode_and_crop(self._address, *stored, images.windows[run], scratch, views, good)
+        decode_and_crop(self._address, *stored, images.windows[run], self._sides, scratch, views, good)
         return good
 
     def _decode(self, images: _Images, run: slice, padded: Pixels) -> Good:
@@ -174,17 +174,17 @@ class _Epoch:
 
     def _crop_padded(self, pending: _Pending) -> torch.Tensor:
         device, windows = self._options.device, torch.from_numpy(pending.images.windows)
-        views = torch.empty((len(pending.indices), *self._shape), dtype=torch.uint8, device=device)
+        views = torch.empty((len(pending.indices), self._view_bytes), dtype=torch.uint8, device=device)
         for part, padded in pending.padded:
-            views[torch.from_numpy(pending.slots[part]).to(device)] = crop_resize(
-                padded.to(device, non_blocking=True), windows[part].to(device, non_blocking=True), self._plan.size
+            views[torch.from_numpy(pending.slots[part]).to(device)] = crop_batch(
+                padded.to(device, non_blocking=True), windows[part].to(device, non_blocking=True), self._plan
             )
         return views
 
     def _substitute(self, index: int, taken: Int64) -> tuple[int, torch.Tensor]:
         """Another image for a bad image's place in a training batch, and its views."""
         seed, bad = self._options.seed, self._options.bad
-        views = np.empty((1, *self._shape), np.uint8)
+        views = np.empty((1, self._view_bytes), np.uint8)
         for candidate in substitutes(self._source, bad, index, taken, seed=seed, epoch=self._epoch):
             images = _Images(self._source, self._plan, self._epoch, np.array([candidate]))
             if self._crop(images, slice(0, 1), views)[0]:
