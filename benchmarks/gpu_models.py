@@ -7,24 +7,22 @@ say so. Networks are untrained, which no step's cost depends on.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.bench_kernels import MEAN, MOCO_V2, RATIO, SCALE, STD, boxes_of_heatmaps, pictures
 from benchmarks.gpu_kernels import boxes_by_torch
 from benchmarks.gpu_timing import Bench, Way, autocast, time_ways
-from benchmarks.images import make_images
+from benchmarks.images import cloud_jpegs
 from saga_fast.channel_weights import channel_weights
 from saga_fast.encoder import EncoderConfig
 from saga_fast.kernels import attention_boxes, crop_augment, sample_photometrics, sample_windows
@@ -190,28 +188,32 @@ def time_training(bench: Bench) -> Iterator[Row]:
         del model, optimizer, step, ways
 
 
-def read_jpegs(bench: Bench) -> list[Tensor]:
-    """Generated JPEGs of ImageNet's size, in memory."""
-    folder = Path(tempfile.gettempdir()) / "saga-fast-benchmarks"
-    root = make_images(folder, 8, width=96, height=72) if bench.small else make_images(folder, 512)
-    return [read_file(str(path)) for path in sorted(root.rglob("*.jpg"))]
+def jpegs_in_memory(bench: Bench) -> list[Tensor]:
+    """JPEGs of ImageNet's size, of which 64 are different: no decoder remembers what it has seen."""
+    files = cloud_jpegs(8, width=96, height=72) if bench.small else cloud_jpegs(64) * 8
+    return [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
 
 
 def padded(bench: Bench, images: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Planar images of any size to a padded batch (B, Hmax, Wmax, 3) on the device, and whole windows (B, 1, 4)."""
+    """Planar images of any size to a padded batch (B, Hmax, Wmax, 3) on the device, and whole windows (B, 1, 4).
+
+    The upload is from page-locked memory and not waited for: it would wait for the forward that runs meanwhile.
+    """
     sizes = np.array([image.shape[1:] for image in images])
     height, width = (int(side) for side in sizes.max(0))
-    batch = torch.empty((len(images), height, width, 3), dtype=torch.uint8, device=images[0].device)
+    source = images[0].device
+    locked = bench.cuda and source.type == "cpu"
+    batch = torch.empty((len(images), height, width, 3), dtype=torch.uint8, device=source, pin_memory=locked)
     for target, image in zip(batch, images, strict=True):
         target[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0)
     windows = np.concatenate([np.zeros_like(sizes), sizes], 1)[:, None].astype(np.int32)
-    return bench.put(batch), bench.put(windows)
+    return batch.to(bench.device, non_blocking=True), torch.from_numpy(windows)
 
 
 def time_rebuild(bench: Bench) -> Iterator[Row]:
     """JPEGs in memory to boxes on the host: each stage alone, all of them with decoding a batch ahead, and ImageNet."""
     batch, side = (4, 64) if bench.small else (256, 224)
-    jpegs = read_jpegs(bench)
+    jpegs = jpegs_in_memory(bench)
     batches = [jpegs[i : i + batch] for i in range(0, len(jpegs), batch)]
     queue = batches * QUEUE
     cores = len(os.sched_getaffinity(0))

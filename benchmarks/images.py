@@ -61,6 +61,17 @@ def make_images(folder: Path, count: int, *, width: int = 500, height: int = 375
     return root
 
 
+def cloud_jpegs(count: int, *, width: int = 500, height: int = 375) -> list[bytes]:
+    """JPEGs of as many bytes without the photographs, for a machine that lacks them: grain on coloured clouds."""
+    rng = np.random.default_rng([SEED, width, height])
+    jpegs = []
+    for coarse in rng.integers(0, 256, (count, 6, 8, 3), np.uint8):
+        cloud = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        grain = rng.standard_normal((height, width, 1), np.float32)
+        jpegs.append(_encode_to_size(np.asarray(cloud, np.float32), grain, BYTES_PER_PIXEL * width * height))
+    return jpegs
+
+
 def _load_photos() -> list[Image.Image]:
     photos = []
     for package, (folder, names) in PHOTOS.items():

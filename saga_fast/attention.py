@@ -140,11 +140,44 @@ def boxes_of_batch(
     """
     device = next(model.parameters()).device
     images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
-    with torch.no_grad(), autocast(device, precision):
-        features = model.encoder.features(images)
-    weights, label, value = channel_weights(model.encoder, model.projector, features, score)
+    features, weights, label, value = _look(model, images, precision, score, normalize)
     boxes, found = attention_boxes(features, weights, delta=delta, size=size, normalize=normalize)
     return boxes, found, label, value
+
+
+def _look(
+    model: Method, images: Tensor, precision: Precision, score: Score, normalize: Normalize
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the boxes are made of: activations (B, C, u, v) and weights (B, C), pseudo label and score (B,).
+
+    Of several branches (CMC) each one's map, scaled to [0, 1], becomes a channel, and all weigh the same: the weighted
+    sum is their average, which ``attention_boxes`` scales like any other map. The pseudo label is then the strongest
+    dimension of all branches' z side by side, ``model.projector``'s output, while each map is its own branch's
+    strongest dimension's.
+    """
+    looks = []
+    for branch in model.branches(images):
+        with torch.no_grad(), autocast(images.device, precision):
+            features = branch.encoder.features(branch.images)
+        weights, label, value = channel_weights(branch.encoder, branch.projector, features, score)
+        looks.append((features, weights, label + branch.first_dim, value))
+    if len(looks) == 1:
+        return looks[0]
+    maps = torch.stack([scaled_map(features, weights, normalize) for features, weights, _, _ in looks], 1)
+    value, strongest = torch.stack([look[3] for look in looks], 1).max(1)
+    label = torch.stack([look[2] for look in looks], 1).gather(1, strongest[:, None])[:, 0]
+    return maps, torch.full_like(maps[:, :, 0, 0], 1.0 / len(looks)), label, value
+
+
+def scaled_map(features: Tensor, weights: Tensor, normalize: Normalize) -> Tensor:
+    """The coarse heatmap (Eq. 3) scaled to [0, 1]: (B, C, u, v), (B, C) -> (B, u, v) float32.
+
+    A map that could not be scaled, because it is constant or not finite, is zero and has no vote in an average.
+    """
+    coarse = torch.einsum("bcuv,bc->buv", features.float(), weights).relu()
+    low = coarse.amin((1, 2), keepdim=True) if normalize == "minmax" else torch.zeros_like(coarse[:, :1, :1])
+    span = coarse.amax((1, 2), keepdim=True) - low
+    return torch.where(span.isfinite() & (span > 0.0), (coarse - low) / span, 0.0)
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 
 from saga_fast.errors import SagaError
 from saga_fast.files import replacing
-from saga_fast.methods import Method, build_method
+from saga_fast.methods import Method, build_method, num_bank_rows
 from saga_fast.train.config import TrainConfig, config_from_dict
 
 FORMAT = "saga-fast/checkpoint"
@@ -85,6 +85,7 @@ def load_model(path: Path | str) -> Method:
     content = read_checkpoint(path)
     config = checkpoint_config(content, path)
     with torch.random.fork_rng(devices=[]):
-        model = build_method(config.method, config.encoder)
+        # A state without the bank that its method needs is refused below, by the bank's name.
+        model = build_method(config.method, config.encoder, num_images=num_bank_rows(content["model"]) or 1)
     load_weights(model, content["model"], path)
     return model.eval()

@@ -55,15 +55,16 @@ class Encoder(nn.Module):
             another stem for a backbone whose first layer is not a single convolution.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, *, in_channels: int = 3) -> None:
         super().__init__()
         self.mean, self.std = config.mean, config.std
+        channels: dict[str, Any] = {} if in_channels == 3 else {"in_chans": in_channels}
         try:
-            self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **config.args))
+            self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **channels, **config.args))
             self._channels_last_map = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
             if config.stem != "imagenet":
                 _replace_stem(self.backbone, config.name, stride=1 if config.stem == "small" else 2)
-            self.dim, self.is_global_average = self._probe(config.name)
+            self.dim, self.is_global_average = self._probe(config.name, in_channels)
         except SagaError:
             raise
         except Exception as error:  # the arguments are the user's, and timm trips over them in many ways
@@ -85,13 +86,13 @@ class Encoder(nn.Module):
         return self.pool(self.features(x))
 
     @torch.no_grad()
-    def _probe(self, name: str) -> tuple[int, bool]:
+    def _probe(self, name: str, in_channels: int) -> tuple[int, bool]:
         """Output dimension, and whether pooling is the mean: tried on numbers, which holds for any backbone."""
         was_training = self.training
         self.eval()
         fixed = self.backbone.default_cfg.get("fixed_input_size", False)
         side = self.backbone.default_cfg["input_size"][-1] if fixed else 64
-        features = self.features(torch.zeros(1, 3, side, side))
+        features = self.features(torch.zeros(1, in_channels, side, side))
         if features.ndim != 4:
             raise SagaError(f"encoder {name!r} has no convolutional map (B, C, u, v) but {tuple(features.shape)}")
         trial = torch.linspace(-1.0, 2.0, features.numel()).view(features.shape).contiguous()

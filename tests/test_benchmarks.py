@@ -48,6 +48,14 @@ def test_bench_folder(tmp_path: Path) -> None:
     assert any(row["name"].startswith("noise") for row in written["rows"])
 
 
+def test_bench_dali(tmp_path: Path) -> None:
+    written = figures("bench_dali.py", ["--width", "64", "--epochs", "6", "--rows", "1000"], tmp_path)
+    check_schema(written)
+    targets = {row["name"]: row["target"] for row in written["rows"] if "target" in row}
+    assert sorted(targets.values()) == [1.0, 1.0, 1.0, 1.0, 1.4]
+    assert "nvidia-dali-cuda130" in written["versions"]
+
+
 def test_bench_attention(tmp_path: Path) -> None:
     arguments = ["--encoder", "resnet18", "--layout", "channels_last", "--kernel-batch", "3"]
     written = figures("bench_attention.py", arguments, tmp_path)

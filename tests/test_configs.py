@@ -22,6 +22,6 @@ def test_config_loads_and_builds(path: Path) -> None:
     config = load_config(path)
     assert config_from_dict(config_to_dict(config), where="again") == config
     assert config.data.engine in ENGINES
-    model = build_method(config.method, config.encoder)
+    model = build_method(config.method, config.encoder, num_images=8)
     assert type(model) is METHODS[config.method.name]
     assert any(parameter.requires_grad for parameter in model.parameters())

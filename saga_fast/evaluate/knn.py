@@ -3,6 +3,7 @@ discrimination", CVPR 2018, section 3.4): neighbours vote with exp(similarity / 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,7 +33,8 @@ def extract_features(
 
     Returns:
         {"backbone": (M, dim), "projector": (M, 128)} float32 and labels (M,) int64, on the CPU, in the loader's order.
-        M is the number of images that could be decoded.
+        M is the number of images that could be decoded. A method of several branches (CMC) has them side by side,
+        each normalised before.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -44,15 +46,21 @@ def extract_features(
             for batch in loader:
                 images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
                 with torch.no_grad(), autocast(device, precision):
-                    h = model.encoder(images)
-                    z = model.projector(h)
-                for layer, feature in zip(LAYERS, (h, z), strict=True):
-                    parts[layer].append(F.normalize(feature.float(), dim=1).cpu())
+                    branches = model.branches(images)
+                    h = [branch.encoder(branch.images) for branch in branches]
+                    z = [branch.projector(each) for branch, each in zip(branches, h, strict=True)]
+                for layer, features in zip(LAYERS, (h, z), strict=True):
+                    parts[layer].append(_unit(features).cpu())
                 labels.append(batch.label)
                 bar.update(len(batch.label))
     finally:
         model.train(was_training)
     return {layer: torch.cat(part) for layer, part in parts.items()}, torch.cat(labels)
+
+
+def _unit(features: Sequence[Tensor]) -> Tensor:
+    """Unit vectors side by side, themselves of length 1: similarity is the mean of the branches' cosines."""
+    return torch.cat([F.normalize(feature.float(), dim=1) for feature in features], dim=1) / math.sqrt(len(features))
 
 
 def knn_accuracy(

@@ -1,8 +1,8 @@
 """Arrays in, arrays out: the ops that SAGA is made of.
 
 Every op has one name, a ``reference`` implementation (NumPy float64, the oracle) and fast ones: ``numba`` on the CPU,
-``triton`` on a GPU. ``impl=None`` picks by device; an explicit ``impl`` never falls back. Tensors give tensors, NumPy
-arrays NumPy arrays.
+``triton`` on a GPU, or ``torch`` on both where its operations suffice. ``impl=None`` picks by device; an explicit
+``impl`` never falls back. Tensors give tensors, NumPy arrays NumPy arrays.
 """
 
 from saga_fast.kernels.attention_boxes import attention_boxes
@@ -10,6 +10,8 @@ from saga_fast.kernels.augment import augment
 from saga_fast.kernels.bank_logits import bank_logits
 from saga_fast.kernels.crop_augment import crop_augment
 from saga_fast.kernels.crop_resize import crop_resize
+from saga_fast.kernels.jigsaw_patches import jigsaw_patches
+from saga_fast.kernels.rgb_to_lab import rgb_to_lab, rgb_to_ydbdr
 from saga_fast.kernels.sample_photometrics import PHOTOMETRIC_FIELDS, PhotometricRecipe, sample_photometrics
 from saga_fast.kernels.sample_windows import sample_windows
 
@@ -21,6 +23,9 @@ __all__ = [
     "bank_logits",
     "crop_augment",
     "crop_resize",
+    "jigsaw_patches",
+    "rgb_to_lab",
+    "rgb_to_ydbdr",
     "sample_photometrics",
     "sample_windows",
 ]

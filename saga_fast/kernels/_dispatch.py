@@ -22,7 +22,8 @@ def choose(implementations: Mapping[str, Callable[..., Any]], impl: str | None, 
     """
     gpu = on_gpu(array)
     if impl is None:
-        impl = "triton" if gpu else "numba"
+        # Where torch's own operations suffice, they serve every device.
+        impl = "torch" if "torch" in implementations else "triton" if gpu else "numba"
         if impl not in implementations:
             raise ValueError(
                 f"no implementation for arrays on a GPU yet, have {sorted(implementations)}; move them to the CPU"

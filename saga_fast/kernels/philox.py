@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from saga_fast.kernels._dispatch import NDArray
 from saga_fast.kernels._jit import jit
@@ -27,6 +28,7 @@ PHOTOMETRIC = 2
 SHARE = 3
 ORDER = 4
 SUBSTITUTE = 5
+JIGSAW = 6
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -107,3 +109,21 @@ def draw(seed: int, epoch: int, indices: NDArray, *, purpose: int, view: int = 0
     out = np.empty((len(indices), 4), np.float64)
     _draw(np.uint64(seed), epoch, np.asarray(indices, np.int64), view, purpose, block, out)
     return out
+
+
+def uniforms_torch(seed: int, epoch: int, indices: torch.Tensor, *, purpose: int, blocks: int) -> torch.Tensor:
+    """The uniforms of view 0 where the indices lie, without waiting for a GPU: (B,) int64 -> (B, 4 * blocks) float64.
+
+    torch has no unsigned arithmetic: products of two 32-bit words wrap round in int64, whose bits are the right ones.
+    """
+    low = 0xFFFFFFFF
+    block = torch.arange(blocks, device=indices.device)
+    index = indices[:, None].expand(-1, blocks)
+    c0, c1 = (block << 16 | purpose).expand_as(index), torch.full_like(index, epoch)
+    c2, c3 = index & low, index >> 32 & low
+    k0, k1 = seed & low, seed >> 32
+    for _ in range(10):
+        p0, p1 = int(_MULTIPLIER_0) * c0, int(_MULTIPLIER_1) * c2
+        c0, c1, c2, c3 = (p1 >> 32 & low) ^ c1 ^ k0, p1 & low, (p0 >> 32 & low) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + int(_WEYL_0)) & low, (k1 + int(_WEYL_1)) & low
+    return torch.stack([c0, c1, c2, c3], dim=-1).flatten(1).double() * TO_UNIT

@@ -52,6 +52,13 @@ ENGINES = {
         packages=("ffcv",),
         install="apt install libopencv-dev libturbojpeg0-dev pkg-config g++, then pip install 'saga-fast[ffcv]'",
     ),
+    "dali": Engine(
+        loader="saga_fast.loaders.dali:DaliLoader",
+        decode=("gpu", "cpu"),
+        crop=("gpu", "cpu"),
+        packages=("nvidia.dali",),
+        install="pip install 'saga-fast[dali]' (Linux only)",
+    ),
 }
 
 
@@ -90,7 +97,7 @@ def open_loader(
     """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
 
     Args:
-        engine: a name in ``ENGINES``: ``"folder"``, ``"ffcv"``.
+        engine: a name in ``ENGINES``: ``"folder"``, ``"ffcv"``, ``"dali"``.
         source: a folder of images, for ``"ffcv"`` a .beton file, or what :func:`open_source` gave.
         plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
             with a box table is checked against the data set.

@@ -92,12 +92,16 @@ class EpochCrops:
         self.source, self.plan = source, plan
         self._epoch, self._seed, self._bad = epoch, seed, bad
 
+    def windows(self, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
+        """See :meth:`saga_fast.loaders.plan.Plan.windows`."""
+        return self.plan.windows(self._epoch, indices, sizes)
+
     def fill(self, indices: Int64, views: Pixels) -> npt.NDArray[np.bool_]:
         """Read, decode and crop images into ``views`` (n, V, S, S, 3); which of them could be decoded, (n,) bool."""
         images = [self._read(int(index)) for index in indices]
         good = np.array([image is not None for image in images])
         sizes = np.array([image.shape[:2] if image is not None else (1, 1) for image in images], np.int64)
-        windows = self.plan.windows(self._epoch, indices, sizes)
+        windows = self.windows(indices, sizes)
         for n, image in enumerate(images):
             if image is not None:
                 crop_resize_image(image, windows[n], views[n])

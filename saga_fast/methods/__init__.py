@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
-from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.methods.bank import BankMethod, num_bank_rows
+from saga_fast.methods.cmc import CMC
+from saga_fast.methods.insdis import InsDis
+from saga_fast.methods.invspread import InvSpread
+from saga_fast.methods.method import Branch, Method, MethodConfig, StepOutput, ViewGroup
+from saga_fast.methods.moco import MoCo
 from saga_fast.methods.mocov2 import MoCoV2
+from saga_fast.methods.pirl import PIRL
 from saga_fast.methods.simclr import SimCLR
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
+    "moco": MoCo,
     "mocov2": MoCoV2,
+    "insdis": InsDis,
+    "pirl": PIRL,
+    "cmc": CMC,
+    "invspread": InvSpread,
 }
 
-__all__ = ["METHODS", "Method", "MethodConfig", "StepOutput", "build_method"]
+__all__ = [
+    "METHODS",
+    "Branch",
+    "Method",
+    "MethodConfig",
+    "StepOutput",
+    "ViewGroup",
+    "build_method",
+    "num_bank_rows",
+]
 
 
-def build_method(config: MethodConfig, encoder: EncoderConfig) -> Method:
+def build_method(config: MethodConfig, encoder: EncoderConfig, *, num_images: int | None = None) -> Method:
     """A method with fresh weights from torch's generator.
 
     Args:
         config: a method's own config, ``METHODS[name].Config(...)``; its ``name`` picks the method.
         encoder: the backbone.
+        num_images: images in the data set, which methods with a memory bank need and the others do not.
 
     Raises:
-        SagaError: no method of that name, or an encoder that cannot be built.
+        SagaError: no method of that name, an encoder that cannot be built, or no ``num_images`` for a memory bank.
     """
     if config.name not in METHODS:
         raise SagaError(f"no such method: {config.name!r}, have {', '.join(METHODS)}")
-    return METHODS[config.name](config, encoder)
+    kind: Any = METHODS[config.name]  # each takes its own config
+    if not issubclass(kind, BankMethod):
+        return kind(config, encoder)  # type: ignore[no-any-return]
+    if num_images is None or num_images < 1:
+        raise SagaError(
+            f"method {config.name} keeps a memory bank with a row per image:"
+            f" build_method needs num_images, got {num_images}"
+        )
+    return kind(config, encoder, num_images)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Projectors that several methods share."""
+"""Projectors that several methods share, and the checks of their numbers."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def check_widths(projection_dim: int, hidden_dim: int | None) -> None:
     for name, width in (("projection_dim", projection_dim), ("hidden_dim", hidden_dim)):
         if width is not None and width < 1:
             raise ValueError(f"{name} must be at least 1, got {width}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ``ValueError`` for a temperature that is not positive."""
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be positive, got {temperature}")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saga_fast.encoder import EncoderConfig
-from saga_fast.methods.heads import check_widths, mlp
+from saga_fast.encoder import Encoder, EncoderConfig
+from saga_fast.methods.heads import check_temperature, check_widths, mlp
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
 from saga_fast.precision import autocast
 
@@ -26,8 +26,7 @@ class SimCLRConfig(MethodConfig):
     """Width of the projector's hidden layer; default: the encoder's output."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0.0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        check_temperature(self.temperature)
         check_widths(self.projection_dim, self.hidden_dim)
 
 
@@ -37,7 +36,7 @@ class SimCLR(Method):
     Config: ClassVar[type[MethodConfig]] = SimCLRConfig
 
     def __init__(self, config: SimCLRConfig, encoder: EncoderConfig) -> None:
-        super().__init__(config, encoder)
+        super().__init__(config, Encoder(encoder))
         self.temperature = config.temperature
         self.projector = mlp(self.encoder.dim, config.hidden_dim or self.encoder.dim, config.projection_dim)
 

@@ -26,7 +26,10 @@ Seconds = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Ways = Mapping[str, Callable[[], object]]
 UNITS = ("seconds", "images_per_second", "bytes", "bytes_per_second", "deviation")
-PACKAGES = ("torch", "torchvision", "triton", "timm", "numba", "numpy", "pillow", "simplejpeg", "ffcv", "grad-cam")
+PACKAGES = (
+    *("torch", "torchvision", "triton", "timm", "numba", "numpy", "pillow"),
+    *("simplejpeg", "ffcv", "nvidia-dali-cuda130", "grad-cam"),
+)
 
 
 def hardware() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from saga_fast.device import choose_device
-from saga_fast.loaders import Batch, CropPlan, Loader, open_loader, open_source
+from saga_fast.loaders import Batch, CropPlan, Loader, Source, open_loader, open_source
 from saga_fast.methods import Method, build_method
 from saga_fast.profile.figures import Row
 from saga_fast.profile.measure import batches, measure
@@ -49,10 +49,11 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
         seconds: per row, about.
     """
     device = choose_device(config.device)
-    model = build_method(config.method, config.encoder).to(device)
+    source = open_source(config.data.engine, config.data.train, classes=config.data.classes)
+    model = build_method(config.method, config.encoder, num_images=len(source)).to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    loader = _open(config, model, device)
+    loader = _open(config, model, source, device)
     drawn = measure(batches(loader), seconds=seconds, warmup=config.data.prefetch + 2)
     yield drawn.row("loader", limit=drawn.images_per_second, against="loader")
     some = _run(config, model, _Some(loader, 2, repeat=True))
@@ -65,11 +66,11 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
     yield _row("train", train, limit=limit, against=slower, data_wait=train.data_wait)
 
 
-def _open(config: TrainConfig, model: Method, device: torch.device) -> Loader:
+def _open(config: TrainConfig, model: Method, source: Source, device: torch.device) -> Loader:
     data, crop = config.data, config.crop
     return open_loader(
         data.engine,
-        open_source(data.engine, data.train, classes=data.classes),
+        source,
         CropPlan(size=crop.size, seed=config.seed, num_views=model.num_views, scale=crop.scale, ratio=crop.ratio),
         batch_size=config.batch_size,
         shuffle=True,

@@ -70,7 +70,7 @@ class _Run:
         self.val = self._open_source(config.data.val) if config.data.val else None
 
         torch.manual_seed(config.seed)
-        self.model = build_method(config.method, config.encoder)
+        self.model = build_method(config.method, config.encoder, num_images=len(self.source))
         self.epoch = 0
         self.table: BoxTable | None = None
         self.table_entry: dict[str, str] | None = None

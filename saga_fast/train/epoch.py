@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from saga_fast.errors import SagaError
 from saga_fast.kernels import sample_photometrics
-from saga_fast.loaders import Loader
+from saga_fast.loaders import Batch, Loader
 from saga_fast.methods import Method
 from saga_fast.precision import autocast, normalized
 from saga_fast.train.config import TrainConfig
@@ -30,6 +31,26 @@ class EpochResult:
     positive_similarity: float
     """Mean cosine similarity of positive pairs."""
     seconds: float
+
+
+def device_views(config: TrainConfig, model: Method, batch: Batch, epoch: int) -> list[torch.Tensor]:
+    """The batch's main views, then the groups of ``model.more_views``: (B, V, 3, S, S) on the device, augmented.
+
+    The views of a group are numbered on from those before it: ``photometrics[:, first:]``.
+    """
+    device = next(model.parameters()).device
+    groups = [(batch.views, config.photometric)]
+    more: Sequence[torch.Tensor] = getattr(batch, "more", ())
+    groups += [(views, group.photometric) for views, group in zip(more, model.more_views, strict=True)]
+    result, first = [], 0
+    for views, recipe in groups:
+        last = first + views.shape[1]
+        photometrics = sample_photometrics(recipe, config.seed, epoch, batch.index, last)[:, first:]
+        result.append(
+            normalized(views, model.encoder, device, photometrics=photometrics, channels_last=config.channels_last)
+        )
+        first = last
+    return result
 
 
 def train_epoch(
@@ -59,6 +80,7 @@ def train_epoch(
     """
     device = next(model.parameters()).device
     model.train()
+    model.begin_epoch(config.seed, epoch)
     loader.set_epoch(epoch)
     steps = len(loader)
     losses, similarities = torch.zeros(steps, device=device), torch.zeros(steps, device=device)
@@ -70,12 +92,9 @@ def train_epoch(
         rate = learning_rate(phase, phase_epoch + step / steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        photometrics = sample_photometrics(config.photometric, config.seed, epoch, batch.index, model.num_views)
-        views = normalized(
-            batch.views, model.encoder, device, photometrics=photometrics, channels_last=config.channels_last
-        )
+        views = device_views(config, model, batch, epoch)
         with autocast(device, config.precision):
-            output = model(views, batch.index.to(device))
+            output = model(views[0], batch.index.to(device), *views[1:])
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(output.loss).backward()
         scaler.step(optimizer)

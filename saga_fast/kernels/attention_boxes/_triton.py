@@ -215,7 +215,7 @@ def attention_boxes_triton(
     scratch = new(batch, u * (v + side + 1))
     tables = (_matrix_t(size, side, u, features.device), _matrix_t(size, side, v, features.device))
     meta = {"u": u, "v": v, "SIZE": size, "SIDE": side, "MINMAX": normalize == "minmax"}
-    blocks = {"UB": min(triton.next_power_of_2(u), 8), "YB": 32, "XB": 256}
+    blocks = {"UB": min(triton.next_power_of_2(u), 8), "YB": 16, "XB": 256}
     with device_of(features):
         _sum_kernel[(batch, shares, tiles)](
             features,

@@ -12,12 +12,10 @@ from saga_fast.kernels._triton import jit
 
 
 @jit
-def _taps(y0: tl.tensor, u: tl.constexpr, SIZE: tl.constexpr, YB: tl.constexpr) -> tl.tensor:
-    """First and one past the last coarse row that rows y0 to y0 + YB - 1 of the heatmap depend on."""
+def _first_tap(y0: tl.tensor, u: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr) -> tl.tensor:
+    """The first of TAPS coarse rows among which are all that rows y0 to y0 + YB - 1 of the heatmap depend on."""
     # floor(centre) = ((2 y + 1) u + SIZE) // (2 SIZE) - 1; the taps are one before it to two after it.
-    y1 = tl.minimum(y0 + YB, SIZE) - 1
-    first = tl.maximum(((2 * y0 + 1) * u + SIZE) // (2 * SIZE) - 2, 0)
-    return first, tl.minimum(((2 * y1 + 1) * u + SIZE) // (2 * SIZE) + 2, u)
+    return tl.minimum(tl.maximum(((2 * y0 + 1) * u + SIZE) // (2 * SIZE) - 2, 0), u - TAPS)
 
 
 @jit
@@ -28,14 +26,15 @@ def _bound(
     u: tl.constexpr,
     SIZE: tl.constexpr,
     SIDE: tl.constexpr,
+    TAPS: tl.constexpr,
     YB: tl.constexpr,
 ) -> tl.tensor:
     """A number that no value of the block of rows from y0 exceeds: max_y sum_i |w[y, i]| * largest[i]."""
     y = y0 + tl.arange(0, YB)
-    first, end = _taps(y0, u, SIZE, YB)
+    first = _first_tap(y0, u, SIZE, TAPS)
     bound = tl.zeros([YB], tl.float32)
-    for i in range(first, end):
-        bound += tl.abs(tl.load(rows_t + i * SIDE + y)) * tl.load(largest + i)
+    for i in tl.range(0, TAPS, loop_unroll_factor=TAPS if TAPS <= 6 else 1):
+        bound += tl.abs(tl.load(rows_t + (first + i) * SIDE + y)) * tl.load(largest + first + i)
     return tl.max(bound, axis=0)
 
 
@@ -48,15 +47,17 @@ def _heat(
     u: tl.constexpr,
     SIZE: tl.constexpr,
     SIDE: tl.constexpr,
+    TAPS: tl.constexpr,
     YB: tl.constexpr,
     XB: tl.constexpr,
 ) -> tl.tensor:
     """(YB, XB) of the heatmap: rows from y0, columns x; 0 outside it, which no threshold lies below."""
     y = y0 + tl.arange(0, YB)
-    first, end = _taps(y0, u, SIZE, YB)
+    first = _first_tap(y0, u, SIZE, TAPS)
     heat = tl.zeros([YB, XB], tl.float32)
-    for i in range(first, end):
-        heat += tl.load(rows_t + i * SIDE + y)[:, None] * tl.load(upsampled + i * SIDE + x)[None, :]
+    for i in tl.range(0, TAPS, loop_unroll_factor=TAPS if TAPS <= 6 else 1):
+        row = (first + i) * SIDE
+        heat += tl.load(rows_t + row + y)[:, None] * tl.load(upsampled + row + x)[None, :]
     return heat
 
 
@@ -119,13 +120,16 @@ def store_box(
     # Columns need every block, rows only the first and the last block with a pixel above the threshold: those two are
     # computed again, which costs less than a reduction over x in every block.
     BLOCKS: tl.constexpr = SIDE // YB
+    # Rows that are no tap of a pixel have weight 0. A loop over few taps is unrolled, so that their loads overlap.
+    TAPS: tl.constexpr = min(u, (YB - 1) * u // SIZE + 5)
     left, right, first_block, last_block = SIZE, -1, BLOCKS, -1
     for x0 in range(0, SIDE, XB):
         x = x0 + tl.arange(0, XB)
         first_X, last_X = tl.full([XB], BLOCKS, tl.int32), tl.full([XB], -1, tl.int32)
         for block in range((SIZE + YB - 1) // YB):
-            if _bound(largest, rows_t, block * YB, u, SIZE, SIDE, YB) > threshold:
-                hit = tl.max(_heat(upsampled, rows_t, block * YB, x, u, SIZE, SIDE, YB, XB), axis=0) > threshold
+            if _bound(largest, rows_t, block * YB, u, SIZE, SIDE, TAPS, YB) > threshold:
+                heat = _heat(upsampled, rows_t, block * YB, x, u, SIZE, SIDE, TAPS, YB, XB)
+                hit = tl.max(heat, axis=0) > threshold
                 first_X = tl.minimum(first_X, tl.where(hit, block, BLOCKS))
                 last_X = tl.maximum(last_X, tl.where(hit, block, -1))
         left = tl.minimum(left, tl.min(tl.where(last_X >= 0, x, SIZE), axis=0))
@@ -137,9 +141,9 @@ def store_box(
         y = tl.arange(0, YB)[:, None]
         for x0 in range(0, SIDE, XB):
             x = x0 + tl.arange(0, XB)
-            hit = _heat(upsampled, rows_t, first_block * YB, x, u, SIZE, SIDE, YB, XB) > threshold
+            hit = _heat(upsampled, rows_t, first_block * YB, x, u, SIZE, SIDE, TAPS, YB, XB) > threshold
             top = tl.minimum(top, first_block * YB + tl.min(tl.min(tl.where(hit, y, SIZE), axis=0), axis=0))
-            hit = _heat(upsampled, rows_t, last_block * YB, x, u, SIZE, SIDE, YB, XB) > threshold
+            hit = _heat(upsampled, rows_t, last_block * YB, x, u, SIZE, SIDE, TAPS, YB, XB) > threshold
             bottom = tl.maximum(bottom, last_block * YB + tl.max(tl.max(tl.where(hit, y, -SIZE), axis=0), axis=0))
 
     is_found = right >= 0

@@ -1,0 +1,178 @@
+"""The DALI engine beside the two-view pipeline that DALI's users write, beside decoding alone, and over many epochs.
+
+Every way visits the same JPEG files once per round, on the same cores (the process binds itself to as many as there are
+threads), and the ways take turns, so a ratio compares neighbours in time. One way is there twice: how far its two rows
+differ is the machine's noise. Files are in the page cache after the warm-up round. All on the CPU: a GPU's figures are
+another benchmark's.
+
+Run it as ``PYTHONPATH=. python benchmarks/bench_dali.py --out FILE`` on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline
+
+from benchmarks.bench_folder import RATIO, SCALE, SEED, bind, consume, decode_files, half_side_boxes
+from benchmarks.images import make_images
+from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
+from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
+
+
+class Stock:
+    """A pipeline of DALI's own operators over a folder of images, as its documentation composes one.
+
+    Args:
+        views: random resized crops of each image, each with a decode of its own; 0 decodes whole images.
+    """
+
+    def __init__(self, root: Path, *, views: int, size: int, threads: int, batch_size: int) -> None:
+        self.pipeline: Any = Pipeline(batch_size=batch_size, num_threads=threads, device_id=None, seed=SEED)
+        with self.pipeline:
+            encoded, _ = fn.readers.file(name="files", file_root=str(root), random_shuffle=True)
+            rgb = types.DALIImageType.RGB
+            if views:
+                crops = [
+                    fn.decoders.image_random_crop(
+                        encoded, output_type=rgb, random_area=list(SCALE), random_aspect_ratio=list(RATIO)
+                    )
+                    for _ in range(views)
+                ]
+                self.pipeline.set_outputs(*(fn.resize(crop, size=[size, size], antialias=True) for crop in crops))
+            else:
+                self.pipeline.set_outputs(fn.decoders.image(encoded, output_type=rgb))
+        self.pipeline.build()
+        self.batches = -(-self.pipeline.epoch_size("files") // batch_size)
+
+    def epoch(self) -> None:
+        """One epoch's batches, the last one filled up, drawn and dropped."""
+        for _ in range(self.batches):
+            self.pipeline.run()
+
+
+def resident(loader: Loader, *, epochs: int) -> Row:
+    """Resident memory and threads over ``epochs`` epochs with a new table each, beside the most of the first five."""
+    process, plan = psutil.Process(), loader.plan
+    memory, threads = [], []
+    for epoch in range(epochs):
+        loader.set_plan(CropPlan(size=plan.size, seed=epoch, scale=SCALE, table=half_side_boxes(len(loader.source))))
+        loader.set_epoch(epoch)
+        consume(loader)
+        memory.append(process.memory_info().rss)
+        threads.append(process.num_threads())
+    now, limit = max(memory[5:]), max(memory[:5])
+    return {
+        "name": f"dali, most resident memory of epochs 6 to {epochs}",
+        "bytes": now,
+        "limit": limit,
+        "against": "most of epochs 1 to 5",
+        "ratio": limit / now,
+        "target": 1.0,
+        "threads_at_first": max(threads[:5]),
+        "threads_later": max(threads[5:]),
+    }
+
+
+def table_swap(root: Path, *, count: int, size: int, batch_size: int, repeats: int) -> list[Row]:
+    """Seconds from the file of a table of ``count`` rows to the loader that will crop with it; and to the first batch,
+    which waits for the epoch's order, too."""
+    source = ImageFolder(root)
+    source.paths = [source.paths[i % len(source)] for i in range(count)]
+    source.labels = np.resize(source.labels, count)
+    loader = open_loader("dali", source, CropPlan(size=size, seed=SEED), batch_size=batch_size, shuffle=True)
+    swaps, firsts = np.empty(repeats + 1), np.empty(repeats + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.safetensors"
+        replace(half_side_boxes(count), metadata={"dataset": source.fingerprint}).save(path)
+        for epoch in range(repeats + 1):  # the first one warms up
+            begin = time.perf_counter()
+            loader.set_plan(CropPlan(size=size, seed=SEED, table=BoxTable.open(path)))
+            swaps[epoch] = time.perf_counter() - begin
+            loader.set_epoch(epoch)
+            next(iter(loader))
+            firsts[epoch] = time.perf_counter() - begin
+    second = np.ones(repeats)
+    return [
+        compare(f"dali, {name}", seconds[1:], second, against="one second", rows=count, rounds=repeats, target=1.0)
+        for name, seconds in (("table swap", swaps), ("table swap and first batch", firsts))
+    ]
+
+
+def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repeats: int, epochs: int) -> list[Row]:
+    """All rows; ``against`` in each names the way that ``limit`` and ``ratio`` refer to."""
+    crops = CropPlan(size=size, seed=SEED, scale=SCALE, ratio=RATIO)
+    boxes = CropPlan(size=size, seed=SEED, scale=SCALE, ratio=RATIO, table=half_side_boxes(len(source)))
+
+    def engine(plan: Plan, name: str = "dali", *, shuffle: bool = True) -> Loader:
+        return open_loader(name, source, plan, batch_size=batch_size, shuffle=shuffle, seed=SEED, threads=threads)
+
+    memory = resident(engine(boxes), epochs=epochs)  # before the other ways take theirs
+    stock = partial(Stock, source.root, size=size, threads=threads, batch_size=batch_size)
+    whole = stock(views=0).epoch
+    ways: Ways = {
+        "decode": whole,
+        "two views": partial(consume, engine(crops)),
+        "stock": stock(views=2).epoch,
+        "boxes": partial(consume, engine(boxes)),
+        "decode again": whole,
+        "folder": partial(consume, engine(crops, "folder")),
+        "folder boxes": partial(consume, engine(boxes, "folder")),
+        "whole view": partial(consume, engine(WholePlan(size=size), shuffle=False)),
+        "our decode": partial(decode_files, [source.root / path for path in source.paths], threads),
+    }
+    seconds = time_pairs(ways, repeats=repeats)
+    facts: dict[str, Any] = {"threads": threads, "rounds": repeats}
+    rows = [
+        compare(name, seconds[way], seconds[other], against=against, images=len(source), **facts, **more)
+        for name, way, other, against, more in (
+            ("dali, two views", "two views", "stock", "two image_random_crop and resize", {"target": 1.4}),
+            ("dali, two views", "two views", "decode", "DALI's decoders.image alone", {}),
+            ("dali, two views", "two views", "our decode", "read and decode alone, simplejpeg", {}),
+            ("dali, two views", "two views", "folder", "folder, two views", {}),
+            ("dali, two views of attention boxes", "boxes", "two views", "dali, two views", {"target": 1.0}),
+            ("dali, two views of attention boxes", "boxes", "stock", "two image_random_crop and resize", {}),
+            ("dali, two views of attention boxes", "boxes", "decode", "DALI's decoders.image alone", {}),
+            ("dali, two views of attention boxes", "boxes", "folder boxes", "folder, two views of boxes", {}),
+            ("dali, one whole view", "whole view", "decode", "DALI's decoders.image alone", {}),
+            ("noise: DALI's decoders.image, again", "decode again", "decode", "DALI's decoders.image alone", {}),
+        )
+    ]
+    return [*rows, memory]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high")
+    parser.add_argument("--size", type=int, default=224, help="side of the views")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30, help="over which resident memory is followed")
+    parser.add_argument("--rows", type=int, default=1_281_167, help="of the table that is swapped: ImageNet's")
+    parser.add_argument(
+        "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
+    )
+    arguments = parser.parse_args()
+    bind(arguments.threads)
+    root = make_images(arguments.data, arguments.images, width=arguments.width, height=arguments.width * 3 // 4)
+    sizes = {"size": arguments.size, "batch_size": arguments.batch_size, "repeats": arguments.repeats}
+    rows = bench(ImageFolder(root), threads=arguments.threads, epochs=arguments.epochs, **sizes)
+    rows += table_swap(root, count=arguments.rows, **sizes)
+    write(arguments.out, rows)
+    print(*map(line, rows), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""CMC (Tian et al., "Contrastive multiview coding", ECCV 2020), with the two views luminance and chrominance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saga_fast.encoder import Encoder, EncoderConfig
+from saga_fast.kernels import rgb_to_lab, rgb_to_ydbdr
+from saga_fast.methods.bank import BankConfig, BankMethod, MemoryBank
+from saga_fast.methods.method import Branch, MethodConfig, StepOutput
+
+Color = Literal["lab", "ydbdr"]
+LAB_MEAN = ((0.0 + 100.0) / 2, (-86.183 + 98.233) / 2, (-107.857 + 94.478) / 2)
+LAB_STD = ((100.0 - 0.0) / 2, (86.183 + 98.233) / 2, (107.857 + 94.478) / 2)
+"""The range of each channel becomes [-1, 1] (the authors' code)."""
+YDBDR_MEAN, YDBDR_STD = (0.457, -0.082, -0.052), (0.5, 1.331, 1.333)
+"""PyContrast's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CMCConfig(BankConfig):
+    """See :class:`BankConfig`. The authors take ``lab``, ``nce`` and 4096 negatives, PyContrast ``ydbdr``, ``softmax``.
+
+    The backbone's width is ``encoder.args``': PyContrast's half-width ResNet-50 is ``{channels: [32, 64, 128, 256]}``
+    but for its first convolution, which stays 64 wide here.
+    """
+
+    name: str = "cmc"
+    color: Color = "lab"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.color not in get_args(Color):
+            raise ValueError(f"color must be one of {', '.join(get_args(Color))}, got {self.color!r}")
+
+
+class ColorPair(Encoder):
+    """Two encoders of one kind, for luminance (1 channel) and chrominance (2): f(x) = [f_1(x), f_2(x)].
+
+    Takes RGB in [0, 1], hence its mean and std; those of the encoder's config are for RGB and not used. ``features``
+    holds the channels of both maps, and what pools them is that of the parts.
+    """
+
+    def __init__(self, config: EncoderConfig, color: Color) -> None:
+        nn.Module.__init__(self)  # not Encoder's: there is no backbone of its own
+        self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        self.color = color
+        self.luminance, self.chrominance = Encoder(config, in_channels=1), Encoder(config, in_channels=2)
+        self.dim = self.luminance.dim + self.chrominance.dim
+        self.is_global_average = self.luminance.is_global_average
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB in [0, 1] (B, 3, S, S) -> the encoders' inputs, (B, 1, S, S) and (B, 2, S, S), normalised."""
+        image = rgb_to_lab(x, LAB_MEAN, LAB_STD) if self.color == "lab" else rgb_to_ydbdr(x, YDBDR_MEAN, YDBDR_STD)
+        return image[:, :1], image[:, 1:]
+
+    def features(self, x: Tensor) -> Tensor:
+        """See :meth:`Encoder.features`."""
+        luminance, chrominance = self.split(x)
+        return torch.cat([self.luminance.features(luminance), self.chrominance.features(chrominance)], dim=1)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """See :meth:`Encoder.pool`."""
+        luminance, chrominance = features.chunk(2, dim=1)
+        return torch.cat([self.luminance.pool(luminance), self.chrominance.pool(chrominance)], dim=1)
+
+
+class HeadPair(nn.Module):
+    """g(h) = [g_1(h_1), g_2(h_2)], two linear layers."""
+
+    def __init__(self, encoder: ColorPair, projection_dim: int) -> None:
+        super().__init__()
+        self.luminance = nn.Linear(encoder.luminance.dim, projection_dim)
+        self.chrominance = nn.Linear(encoder.chrominance.dim, projection_dim)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, dim) -> (B, 2 * projection_dim)."""
+        luminance, chrominance = h.chunk(2, dim=1)
+        return torch.cat([self.luminance(luminance), self.chrominance(chrominance)], dim=1)
+
+
+class CMC(BankMethod):
+    """An image's luminance attracts the image's row of the chrominance bank and repels others, and the reverse."""
+
+    Config: ClassVar[type[MethodConfig]] = CMCConfig
+    num_views: ClassVar[int] = 1
+    encoder: ColorPair
+    projector: HeadPair
+
+    def __init__(self, config: CMCConfig, encoder: EncoderConfig, num_images: int) -> None:
+        super().__init__(config, ColorPair(encoder, config.color), num_images)
+        self.projector = HeadPair(self.encoder, config.projection_dim)
+        self.luminance_bank = MemoryBank(num_images, config)
+        self.chrominance_bank = MemoryBank(num_images, config)
+        self._step: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def branches(self, images: Tensor) -> tuple[Branch, ...]:
+        """See :meth:`Method.branches`."""
+        luminance, chrominance = self.encoder.split(images)
+        first, second = self.projector.luminance, self.projector.chrominance
+        return (
+            Branch(self.encoder.luminance, first, luminance),
+            Branch(self.encoder.chrominance, second, chrominance, first_dim=first.out_features),
+        )
+
+    def forward(self, views: Tensor, index: Tensor) -> StepOutput:
+        """See :meth:`Method.forward`; both views are compared with the same drawn images."""
+        luminance, chrominance = (
+            F.normalize(branch.projector(branch.encoder(branch.images)).float(), dim=1)
+            for branch in self.branches(views[:, 0])
+        )
+        idx = self.draw(index)
+        to_chrominance = self.chrominance_bank.contrast(luminance, idx)
+        to_luminance = self.luminance_bank.contrast(chrominance, idx)
+        self._step = index, luminance.detach(), chrominance.detach()
+        return StepOutput(
+            to_chrominance.loss + to_luminance.loss,
+            0.5 * (to_chrominance.positive_similarity + to_luminance.positive_similarity),
+        )
+
+    def after_step(self) -> None:
+        """The step's features move their rows."""
+        assert self._step is not None, "after_step without a forward"
+        index, luminance, chrominance = self._step
+        self.luminance_bank.update(index, luminance)
+        self.chrominance_bank.update(index, chrominance)
+        self._step = None

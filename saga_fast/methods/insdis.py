@@ -1,0 +1,45 @@
+"""InsDis (Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", CVPR 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saga_fast.encoder import Encoder, EncoderConfig
+from saga_fast.methods.bank import BankConfig, BankMethod, MemoryBank
+from saga_fast.methods.method import MethodConfig, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsDisConfig(BankConfig):
+    """See :class:`BankConfig`."""
+
+    name: str = "insdis"
+
+
+class InsDis(BankMethod):
+    """An image's only view attracts the image's row of the bank and repels rows drawn from all of it."""
+
+    Config: ClassVar[type[MethodConfig]] = InsDisConfig
+    num_views: ClassVar[int] = 1
+
+    def __init__(self, config: InsDisConfig, encoder: EncoderConfig, num_images: int) -> None:
+        super().__init__(config, Encoder(encoder), num_images)
+        self.projector = nn.Linear(self.encoder.dim, config.projection_dim)
+        self.bank = MemoryBank(num_images, config)
+        self._step: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, views: Tensor, index: Tensor) -> StepOutput:
+        """See :meth:`Method.forward`."""
+        feature = F.normalize(self.projector(self.encoder(views[:, 0])).float(), dim=1)
+        self._step = index, feature.detach()
+        return self.bank.contrast(feature, self.draw(index))
+
+    def after_step(self) -> None:
+        """The step's features move their rows."""
+        assert self._step is not None, "after_step without a forward"
+        self.bank.update(*self._step)
+        self._step = None

@@ -1,0 +1,63 @@
+"""Inv. Spread (Ye et al., "Unsupervised embedding learning via invariant and spreading instance feature", 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from saga_fast.encoder import Encoder, EncoderConfig
+from saga_fast.methods.heads import check_temperature, check_widths
+from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.precision import autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvSpreadConfig(MethodConfig):
+    """Inv. Spread's own numbers (section 4 and REFERENCE 2)."""
+
+    name: str = "invspread"
+    temperature: float = 0.1
+    projection_dim: int = 128
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        check_widths(self.projection_dim, None)
+
+
+class InvSpread(Method):
+    """A view is recognised as its image's other view (invariant), and no other view is recognised as it (spreading).
+
+    Both views are augmented, as in the official code; the paper's equations have one plain view.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = InvSpreadConfig
+
+    def __init__(self, config: InvSpreadConfig, encoder: EncoderConfig) -> None:
+        super().__init__(config, Encoder(encoder))
+        self.temperature = config.temperature
+        self.projector = nn.Linear(self.encoder.dim, config.projection_dim)
+
+    def forward(self, views: Tensor, index: Tensor) -> StepOutput:  # noqa: ARG002 - no bank
+        """See :meth:`Method.forward`. View v of image i is row 2 i + v, so that no view is copied."""
+        z = F.normalize(self.projector(self.encoder(views.flatten(0, 1))).float(), dim=1)
+        return invariant_spread(z, self.temperature)
+
+
+def invariant_spread(z: Tensor, temperature: float) -> StepOutput:
+    """-1 / 2N sum_i [log P(i's other view | i) + sum_j log(1 - P(j | i))], j the other images' views (section 3.2).
+
+    P(j | i) is the softmax over all rows but i of z_i . z_j / temperature, for 2N L2-normalised rows whose neighbours
+    2i, 2i + 1 are views of one image. The gradient flows through z_i alone, z_j is held as it is (the official code).
+    """
+    with autocast(z.device, "fp32"):  # 16 bits are for the networks, not for the loss
+        similarity = z @ z.detach().T
+    rows = torch.arange(len(z), device=z.device)
+    positive = rows ^ 1
+    log_p = (similarity / temperature).masked_fill(rows[:, None] == rows, float("-inf")).log_softmax(dim=1)
+    others = log_p.exp().masked_fill(positive[:, None] == rows, 0.0)
+    loss = -(log_p[rows, positive] + torch.log1p(-others).sum(1)).mean()
+    return StepOutput(loss, similarity[rows, positive].detach().mean())

@@ -1,0 +1,73 @@
+"""Views besides the main ones (PIRL's jigsaw): numbered on from them, augmented their own way, given to the method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
+from saga_fast.loaders import Batch
+from saga_fast.methods import Method, ViewGroup, build_method
+from saga_fast.train.config import TrainConfig, config_from_dict
+from saga_fast.train.epoch import device_views
+
+
+@dataclass(frozen=True)
+class Views(Batch):
+    """A batch with views of another size."""
+
+    more: tuple[Tensor, ...] = ()
+
+
+def make_batch(*shapes: tuple[int, int]) -> Views:
+    """Groups of (count, side), the first of them the main views; 12 images from index 100."""
+    generator = torch.Generator().manual_seed(0)
+    first, *more = (
+        torch.randint(256, (12, count, side, side, 3), generator=generator, dtype=torch.uint8) for count, side in shapes
+    )
+    return Views(first, torch.arange(100, 112), torch.full((12,), -1), more=tuple(more))
+
+
+@pytest.fixture
+def config(tiny_values: Callable[[], dict[str, Any]]) -> TrainConfig:
+    method = {"name": "pirl", "negatives": 4, "jigsaw_size": 15, "jigsaw_patch": 4}
+    return config_from_dict({**tiny_values(), "method": method}, where="test")
+
+
+@pytest.fixture
+def model(config: TrainConfig) -> Method:
+    return build_method(config.method, config.encoder, num_images=200)
+
+
+def test_photometrics_of_each_group(config: TrainConfig, model: Method) -> None:
+    """The main views draw as they do alone; the others go on with the next views' draws and their own recipe."""
+    blurred = PhotometricRecipe(blur=1.0, blur_kernel=3)
+    model.more_views = (*model.more_views, ViewGroup(size=9, count=2, photometric=blurred))
+    batch = make_batch((1, 16), (1, 15), (2, 9))
+    found = device_views(config, model, batch, 3)
+    recipes = (config.photometric, PhotometricRecipe(flip=0.5), blurred)
+    numbers = (slice(0, 1), slice(1, 2), slice(2, 4))
+    for views, own, recipe, number in zip(found, (batch.views, *batch.more), recipes, numbers, strict=True):
+        drawn = sample_photometrics(recipe, config.seed, 3, batch.index, number.stop)[:, number]
+        expected = augment(own, drawn, model.encoder.mean, model.encoder.std)
+        torch.testing.assert_close(views, expected)
+    flips = [
+        sample_photometrics(PhotometricRecipe(flip=0.5), config.seed, 3, batch.index, 2)[:, view, 0] for view in (0, 1)
+    ]
+    assert not torch.equal(*flips)  # the jigsaw is not flipped because the view is
+
+
+def test_a_step_with_them(config: TrainConfig, model: Method) -> None:
+    batch = make_batch((1, 16), (1, 15))
+    views = device_views(config, model, batch, 0)
+    output = model(views[0], batch.index, *views[1:])
+    output.loss.backward()
+    assert bool(output.loss.isfinite())
+
+
+def test_a_batch_without_what_the_method_needs(config: TrainConfig, model: Method) -> None:
+    with pytest.raises(ValueError, match="argument"):
+        device_views(config, model, make_batch((1, 16)), 0)

@@ -1,0 +1,34 @@
+"""Each method's queue, bank, constant and draws come back: a run that was killed ends like one that was not."""
+
+from pathlib import Path
+
+import pytest
+from run_folders import Crash, assert_same_run, crash_at, rows_of
+
+from saga_fast.train import epoch
+from saga_fast.train.config import load_config
+from saga_fast.train.cycle import train
+
+METHODS = {
+    "moco": "method={name: moco, projection_dim: 12, queue_size: 20, momentum: 0.9}",  # 20 % 8 != 0
+    "insdis": "method={name: insdis, projection_dim: 12, negatives: 16}",
+    "insdis nce": "method={name: insdis, projection_dim: 12, negatives: 16, loss: nce}",
+    "cmc": "method={name: cmc, projection_dim: 12, negatives: 16, loss: nce}",
+    "invspread": "method={name: invspread, projection_dim: 12}",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_crash_and_resume(name: str, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the third of five epochs, one after a renewal."""
+    overrides = [METHODS[name], "saga.epochs=3"]
+    reference, run = tmp_path / "reference", tmp_path / "run"
+    train(load_config(tiny_yaml, [f"out={reference}", *overrides]))
+    with monkeypatch.context() as patch:
+        crash_at(patch, epoch, "sample_photometrics", 13)
+        with pytest.raises(Crash):
+            train(load_config(tiny_yaml, [f"out={run}", *overrides]))
+    assert len(rows_of(run, "epoch")) == 2
+    train(load_config(tiny_yaml, [f"out={run}", *overrides]), resume=True)
+    assert_same_run(run, reference)
+    assert len(list((run / "att").iterdir())) == 2
