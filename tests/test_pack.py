@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from saga_fast.cli import main
-from saga_fast.loaders import ImageFolder, WholePlan, open_loader, open_source
+from saga_fast.loaders import BoxTable, ImageFolder, WholePlan, open_loader, open_source
 from saga_fast.loaders.decode import decode_image
 from saga_fast.loaders.engines import require_engine
 
@@ -303,3 +303,16 @@ def test_class_lists_and_names_that_are_not_utf8(
     assert source.classes == ("bee", "cat")
     assert source.fingerprint == original.fingerprint
     assert "4 of 4 images" in capsys.readouterr().out
+
+
+def test_build_att_gives_the_table_of_the_folder(finished_run: Path, images: Path, tmp_path: Path) -> None:
+    assert pack(images / "train", tmp_path / "x.beton") == 0
+    tables = []
+    for engine, data in (("folder", images / "train"), ("ffcv", tmp_path / "x.beton")):
+        out = tmp_path / f"{engine}.safetensors"
+        arguments = ["--ckpt", str(finished_run / "last.pt"), "--data", str(data), "--out", str(out), "--device", "cpu"]
+        assert main(["build-att", "--engine", engine, *arguments]) == 0
+        tables.append(BoxTable.open(out))
+    assert tables[0].metadata["dataset"] == tables[1].metadata["dataset"]
+    for column in ("boxes", "found", "pseudo_label", "score"):
+        np.testing.assert_array_equal(getattr(tables[0], column), getattr(tables[1], column))
