@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from saga_fast.errors import SagaError
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
 from saga_fast.loaders import Batch
 from saga_fast.methods import Method, ViewGroup, build_method
@@ -69,5 +70,5 @@ def test_a_step_with_them(config: TrainConfig, model: Method) -> None:
 
 
 def test_a_batch_without_what_the_method_needs(config: TrainConfig, model: Method) -> None:
-    with pytest.raises(ValueError, match="argument"):
+    with pytest.raises(SagaError, match="method pirl takes 1 further groups of views, engine 'folder' gives 0"):
         device_views(config, model, make_batch((1, 16)), 0)
