@@ -71,6 +71,11 @@ class _Run:
 
         torch.manual_seed(config.seed)
         self.model = build_method(config.method, config.encoder, num_images=len(self.source))
+        alone = self.model.num_views == 1 and not self.model.more_views
+        if alone and config.attention is not None and config.attention.views == "mixed":
+            raise SagaError(
+                f"attention.views=mixed needs two views, and method {config.method.name} has one: set att or union"
+            )
         self.epoch = 0
         self.table: BoxTable | None = None
         self.table_entry: dict[str, str] | None = None
@@ -151,6 +156,7 @@ class _Run:
             num_views=self.model.num_views,
             scale=self.config.crop.scale,
             ratio=self.config.crop.ratio,
+            more=self.model.more_views,
         )
         if self.table is None or self.config.attention is None:
             return plan

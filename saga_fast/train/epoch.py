@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,19 +36,10 @@ def device_views(config: TrainConfig, model: Method, batch: Batch, epoch: int) -
     """The batch's main views, then the groups of ``model.more_views``: (B, V, 3, S, S) on the device, augmented.
 
     The views of a group are numbered on from those before it: ``photometrics[:, first:]``.
-
-    Raises:
-        SagaError: the loader gives other groups than the method takes.
     """
     device = next(model.parameters()).device
     groups = [(batch.views, config.photometric)]
-    more: Sequence[torch.Tensor] = getattr(batch, "more", ())
-    if len(more) != len(model.more_views):
-        raise SagaError(
-            f"method {model.method} takes {len(model.more_views)} further groups of views,"
-            f" engine {config.data.engine!r} gives {len(more)}"
-        )
-    groups += [(views, group.photometric) for views, group in zip(more, model.more_views, strict=True)]
+    groups += [(views, group.photometric) for views, group in zip(batch.more, model.more_views, strict=True)]
     result, first = [], 0
     for views, recipe in groups:
         last = first + views.shape[1]
