@@ -25,10 +25,11 @@ def add_engine(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument("--engine", metavar="E", help=text)
 
 
-def add_loading(parser: argparse.ArgumentParser) -> None:
+def add_loading(parser: argparse.ArgumentParser, *, batch_size: int | None = 64) -> None:
     """How images are read and where the model runs; see :func:`chosen_source` and :func:`loading`."""
     add_engine(parser, default="the one for the form of the data")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: %(default)s")
+    usual = "the protocol's" if batch_size is None else str(batch_size)
+    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="B", help=f"default: {usual}")
     parser.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: all cores")
     add_places(parser)
     add_device(parser)

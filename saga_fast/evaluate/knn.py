@@ -33,8 +33,8 @@ def extract_features(
 
     Returns:
         {"backbone": (M, dim), "projector": (M, 128)} float32 and labels (M,) int64, on the CPU, in the loader's order.
-        M is the number of images that could be decoded. A method of several branches (CMC) has them side by side,
-        each normalised before.
+        M is the number of images that could be decoded. Several views of an image, or branches of a method (CMC), are
+        side by side, each normalised before.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -44,9 +44,9 @@ def extract_features(
     try:
         with tqdm(total=len(loader.source), desc="features", unit="img", disable=None if progress else True) as bar:
             for batch in loader:
-                images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
+                views = normalized(batch.views, model.encoder, device, channels_last=channels_last)
                 with torch.no_grad(), autocast(device, precision):
-                    branches = model.branches(images)
+                    branches = [branch for images in views.unbind(1) for branch in model.branches(images)]
                     h = [branch.encoder(branch.images) for branch in branches]
                     z = [branch.projector(each) for branch, each in zip(branches, h, strict=True)]
                 for layer, features in zip(LAYERS, (h, z), strict=True):
@@ -59,7 +59,7 @@ def extract_features(
 
 
 def _unit(features: Sequence[Tensor]) -> Tensor:
-    """Unit vectors side by side, themselves of length 1: similarity is the mean of the branches' cosines."""
+    """Unit vectors side by side, themselves of length 1: similarity is the mean of the single cosines."""
     return torch.cat([F.normalize(feature.float(), dim=1) for feature in features], dim=1) / math.sqrt(len(features))
 
 
@@ -86,9 +86,7 @@ def knn_accuracy(
     Raises:
         SagaError: k is more than the images in the bank, or an image has no label.
     """
-    available = len(bank) - leave_one_out
-    if max(ks) > available:
-        raise SagaError(f"k = {max(ks)} needs as many images to look among, there are {available}: choose a smaller k")
+    check_neighbours(max(ks), len(bank), leave_one_out=leave_one_out)
     if min(int(bank_labels.min()), int(labels.min())) < 0:
         raise SagaError("kNN needs labelled images: one folder per class")
     classes = int(bank_labels.max()) + 1
@@ -104,6 +102,16 @@ def knn_accuracy(
             scores = torch.zeros(len(similarity), classes).scatter_add_(1, voted[:, :k], votes[:, :k])
             hits[k] += int((scores.argmax(1) == labels[begin : begin + chunk]).sum())
     return {k: hits[k] / len(queries) for k in ks}
+
+
+def check_neighbours(k: int, images: int, *, leave_one_out: bool) -> None:
+    """
+    Raises:
+        SagaError: ``k`` is more than the images to look among.
+    """
+    available = images - leave_one_out
+    if k > available:
+        raise SagaError(f"k = {k} needs as many images to look among, there are {available}: choose a smaller k")
 
 
 def align_labels(labels: Tensor, source: Source, target: Source) -> Tensor:

@@ -196,8 +196,12 @@ def check_plan(plan: Plan, source: Source) -> None:
     Raises:
         SagaError: see :meth:`BoxTable.check`.
     """
-    if isinstance(plan, CropPlan) and plan.table is not None:
-        plan.table.check(source.fingerprint, len(source))
+    table: BoxTable | None = getattr(plan, "table", None)
+    if table is not None:
+        table.check(source.fingerprint, len(source))
+    beside: Plan | None = getattr(plan, "beside", None)
+    if beside is not None:
+        check_plan(beside, source)
 
 
 def widen_boxes(boxes: npt.NDArray[np.float32], *, margin: float, min_side: float) -> npt.NDArray[np.float32]:

@@ -1,0 +1,145 @@
+"""``saga-fast eval linear``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from saga_fast.cli.options import check_positive
+from saga_fast.cli.subject import Subject, add_subject, open_subject, write_rows
+from saga_fast.errors import SagaError
+from saga_fast.evaluate.linear import Frozen, linear_probe
+from saga_fast.evaluate.protocols import PROTOCOLS, ProbeConfig, choose_protocol
+from saga_fast.files import check_writable, sha256
+from saga_fast.loaders import BadImages, CentrePlan, CropPlan, Loader, Plan, WholePlan
+
+
+def add_parser(protocols: Any) -> None:
+    """Add the command."""
+    parser = protocols.add_parser(
+        "linear",
+        help="linear probe, top-1 and top-5",
+        description="Train a linear classifier on the frozen encoder's pooled features and test it. The protocols are"
+        " those of papers; every one trains on random crops and tests on the centre crop. SRC holds train/ and val/, or"
+        " is the training images, with --val. Learning rates of 30 are for features of a ResNet-50 trained with MoCo.",
+    )
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="moco", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, metavar="N", help="the schedule's steps move in proportion")
+    parser.add_argument("--lr", type=float, metavar="R", help="first learning rate, never rescaled")
+    parser.add_argument("--weight-decay", type=float, metavar="W")
+    parser.add_argument(
+        "--test-crop", metavar="F", help="side of the test crop over the shorter side (0.875), or 'whole': squashed"
+    )
+    parser.add_argument(
+        "--cached",
+        action="store_true",
+        help="compute the training images' features once, without augmentation: a fast estimate, named so in the rows",
+    )
+    parser.add_argument("--every", type=int, default=10, metavar="N", help="epochs between tests; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keeps probe.pt; run again, a killed probe goes on")
+    add_subject(parser, batch_size=None)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print and write the last test."""
+    check_positive(options, "epochs", "lr", "batch_size", "every")
+    config = choose_protocol(
+        options.protocol,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        centre=_centre(options.test_crop),
+    )
+    options.batch_size = config.batch_size
+    if options.out is not None:
+        check_writable(options.out / "probe.pt")
+    subject = open_subject(options)
+    if subject.val is None:
+        raise SagaError("the linear probe needs validation images: a SRC with train/ and val/ in it, or --val")
+    frozen = Frozen(model=subject.model.eval(), **subject.running)
+    train, cached, val = _loaders(subject, config)
+    history = linear_probe(
+        frozen,
+        train,
+        val,
+        config,
+        cached=cached,
+        seed=options.seed,
+        every=options.every,
+        out=options.out,
+        identity={
+            "checkpoint": sha256(subject.ckpt),
+            "images": [subject.train.fingerprint, subject.val.fingerprint],
+            "size": subject.config.crop.size,
+            "views": options.views,
+            "tables": [sha256(path) if path else None for path in (options.table, options.val_table)],
+        },
+        progress=True,
+    )
+    rows = [
+        {
+            "protocol": "linear",
+            "probe": config.name,
+            "features": "cached" if options.cached else "augmented",
+            "views": options.views,
+            "layer": "backbone",
+            "test_crop": config.test_crop,
+            "probe_epochs": config.phase.epochs,
+            "probe_epoch": test.epoch,
+            "batch_size": config.batch_size,
+            "lr": config.peak_lr,
+            "weight_decay": config.weight_decay,
+            "seed": options.seed,
+            "epoch": subject.epoch,
+            "top1": test.top1,
+            "top5": test.top5,
+            "images": test.images,
+            "loss": test.loss,
+        }
+        for test in history
+    ]
+    last = history[-1]
+    top5 = "" if last.top5 is None else f", top-5 {100 * last.top5:.1f} %"
+    estimate = ", cached features: an estimate" if options.cached else ""
+    print(
+        f"linear probe ({config.name}, {config.phase.epochs} epochs, {config.test_crop} test crop{estimate}):"
+        f" top-1 {100 * last.top1:.1f} %{top5}"
+    )
+    write_rows(options.json, rows, checkpoint=str(subject.ckpt), data=str(subject.train.root))
+
+
+def _centre(text: str | None) -> float | str | None:
+    if text is None or text == "whole":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SagaError(f"--test-crop is a fraction in (0, 1] or 'whole', got {text!r}") from error
+
+
+def _loaders(subject: Subject, config: ProbeConfig) -> tuple[Loader, Loader | None, Loader]:
+    """Training crops, the training images once without draws (with ``--cached``), and the test crops."""
+    size, options = subject.config.crop.size, subject.options
+    assert subject.val is not None
+    whole: Plan = WholePlan(size=size)
+    if config.centre is not None:
+        if not 0.0 < config.centre <= 1.0:
+            raise SagaError(f"--test-crop must be in (0, 1], got {config.centre}")
+        whole = CentrePlan(size=size, fraction=config.centre)
+    bad = BadImages(subject.train, max_fraction=subject.config.data.max_bad_fraction)
+    table = None if options.views == "whole" else subject.table(subject.train)
+    crops = CropPlan(
+        size=size,
+        seed=options.seed,
+        num_views=2 if options.views == "both" else 1,
+        scale=config.scale,
+        table=table,
+        views="mixed" if options.views == "both" else "att",
+    )
+    train = subject.loader(subject.train, crops, shuffle=True, seed=options.seed, bad=bad)
+    cached = subject.loader(subject.train, subject.seen(subject.train, whole), bad=bad) if options.cached else None
+    return train, cached, subject.loader(subject.val, subject.seen(subject.val, whole))
