@@ -19,7 +19,16 @@ from saga_fast.train import cycle
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
-COMMANDS = [["demo"], ["train"], ["build-att"], ["eval"], ["eval", "knn"], ["eval", "linear"]]
+COMMANDS = [
+    ["demo"],
+    ["train"],
+    ["build-att"],
+    ["eval"],
+    ["eval", "knn"],
+    ["eval", "linear"],
+    ["eval", "pairs"],
+    ["report"],
+]
 
 Refuses = Callable[..., None]
 

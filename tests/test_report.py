@@ -140,7 +140,7 @@ def test_pictures_and_plots_have_text_alternatives(html: str) -> None:
     assert len(page.all("img")) == 8
     assert all(attrs["alt"] for attrs in page.all("img"))
     plots = [attrs for attrs in page.all("svg") if attrs.get("aria-hidden") != "true"]
-    assert len(plots) == 7
+    assert len(plots) == 9
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots)
     assert "saga 50.0 % at epoch 2, 63.0 % at epoch 4" in html
     headings = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]

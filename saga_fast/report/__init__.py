@@ -11,8 +11,11 @@ import jinja2
 import yaml
 
 from saga_fast.files import write_text
-from saga_fast.report import plots, tables
+from saga_fast.profile.figures import commit, hardware
+from saga_fast.report import evaluations, plots, tables
 from saga_fast.report.gallery import make_gallery
+from saga_fast.report.histograms import grouped, lowest_edge
+from saga_fast.report.paper import paper_tables
 from saga_fast.report.runs import Point, Run, points, public_config, read_runs
 from saga_fast.report.verdict import judge
 from saga_fast.version import __version__
@@ -54,13 +57,19 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "verdict": judge(runs),
         "results": tables.results(runs),
         "settings": tables.settings(runs),
+        "evaluations": evaluations.table(runs),
+        "paper": paper_tables(runs),
         "curves": _curves(runs),
+        "speed": _speed(runs),
+        "pairs": _pairs(runs),
+        "pairs_legend": _pairs_legend(runs),
         "legend": _legend(runs, runs),
         "renewals": tables.renewals(runs),
         "attention": _attention_plots(runs),
         "attention_legend": _legend(runs, [run for run in runs if run.renewals]),
         "galleries": galleries,
         "versions": _versions(),
+        "hardware": _hardware(),
         "commands": _commands(runs),
         "configs": [
             (run.name, yaml.safe_dump(public_config(run.config), sort_keys=False, allow_unicode=True)) for run in runs
@@ -81,14 +90,48 @@ def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> list[tuple[str, str, s
 
 def _curves(runs: Sequence[Run]) -> list[plots.Plot]:
     knn = _series(runs, [run.top1() for run in runs])
+    projector = _series(runs, [run.top1("projector") for run in runs])
+    linear = _series(runs, [evaluations.linear_curve(run) for run in runs])
     loss = _series(runs, [points(run.epochs, "loss") for run in runs])
     similarity = _series(runs, [points(run.epochs, "positive_similarity") for run in runs])
     drawn = [
         plots.line_plot("kNN top-1, backbone, k = 20 (%)", knn, key="knn", unit="percent", markers=True),
+        plots.line_plot("kNN top-1, projector, k = 20 (%)", projector, key="projector", unit="percent", markers=True),
+        plots.line_plot("Linear top-1 (%)", linear, key="linear", unit="percent", markers=True),
         plots.line_plot("Loss", loss, key="loss"),
         plots.line_plot("Mean similarity of positive pairs", similarity, key="similarity"),
     ]
     return [plot for plot in drawn if plot]
+
+
+def _speed(runs: Sequence[Run]) -> list[plots.Plot]:
+    rates = _series(runs, [points(run.epochs, "images_per_second") for run in runs])
+    waits = _series(runs, [points(run.epochs, "data_wait") for run in runs])
+    drawn = [
+        plots.line_plot("Training, images per second", rates, key="rate"),
+        plots.line_plot("Waiting for data (% of the time)", waits, key="wait", unit="percent"),
+    ]
+    return [plot for plot in drawn if plot]
+
+
+def _pairs(runs: Sequence[Run]) -> list[plots.Plot]:
+    """One panel per run and epoch of its ``saga-fast eval pairs``, all on the same horizontal axis."""
+    rows = [row for run in runs for row in run.evaluations if row["protocol"] == "pairs"]
+    drawn: list[plots.Plot] = []
+    for style, run in enumerate(runs):
+        found = grouped([row for row in run.evaluations if row["protocol"] == "pairs"])
+        for (_, epoch), kinds in found.items():
+            series = [(None if views == "plain" else style, row) for views, row in kinds.items()]
+            key = f"pairs-{style}-{len(drawn)}"
+            title = f"{run.name}, epoch {epoch}"
+            drawn.append(plots.histogram_plot(title, series, key=key, limits=(lowest_edge(rows), 1.0)))
+    return drawn
+
+
+def _pairs_legend(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    styles = [i for i, run in enumerate(runs) if any(row["protocol"] == "pairs" for row in run.evaluations)]
+    attention = [(f"attention crops, {runs[i].name}", plots.colour(i), "") for i in styles]
+    return [("plain crops", "var(--ink)", "4 2"), *attention] if styles else []
 
 
 def _attention_plots(runs: Sequence[Run]) -> list[plots.Plot]:
@@ -106,13 +149,20 @@ def _attention_plots(runs: Sequence[Run]) -> list[plots.Plot]:
 
 
 def _versions() -> list[tuple[str, str]]:
-    found = [("saga-fast", __version__), ("Python", platform.python_version())]
+    found = [("saga-fast", f"{__version__} ({commit()[:12]})"), ("Python", platform.python_version())]
     for package in ("torch", "torchvision", "numpy", "numba"):
         try:
             found.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
             found.append((package, "not installed"))
     return found
+
+
+def _hardware() -> str:
+    """The machine that writes the page, usually the one that trained."""
+    found = hardware()
+    gpu = f", {found['gpu']}" if "gpu" in found else ", no GPU"
+    return f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB{gpu}"
 
 
 def _commands(runs: Sequence[Run]) -> list[str]:

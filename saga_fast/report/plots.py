@@ -1,4 +1,4 @@
-"""Line plots by epoch as inline SVG. The only file of the report that knows matplotlib.
+"""Line plots by epoch and histograms as inline SVG.
 
 The SVG holds no text that a user chose and no colour of its own: run names stand in the page's legend, and every
 colour is a CSS variable, so one plot serves light and dark mode.
@@ -6,7 +6,7 @@ colour is a CSS variable, so one plot serves light and dark mode.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,10 +102,50 @@ def line_plot(
             axes.set_ylim(_fraction_limits(*axes.get_ylim(), scale))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        buffer = io.StringIO()
-        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    return Plot(title=title, svg=_inline(buffer.getvalue(), key=key, label=_describe(title, drawn, unit)))
+        return Plot(title=title, svg=_finish(figure, key, _describe(title, drawn, unit)))
+
+
+def histogram_plot(
+    title: str, series: Sequence[tuple[int | None, Mapping[str, Any]]], *, key: str, limits: tuple[float, float]
+) -> Plot:
+    """Draws histograms of positive-pair similarity over each other, the mean of each as a vertical line.
+
+    Args:
+        title: the heading, also the start of the text alternative.
+        series: (position of the run, which fixes the colour, or None for ink; row of ``saga-fast eval pairs``).
+        key: see :func:`line_plot`.
+        limits: of the horizontal axis.
+    """
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(3.8, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for style, row in series:
+            colour_ = _INK if style is None else _RUN.format(style % COLOURS)
+            total = sum(row["counts"]) or 1
+            heights = [100.0 * count / total for count in row["counts"]]
+            dashed = (0, (4, 2)) if style is None else "solid"
+            if style is not None:
+                axes.stairs(heights, row["edges"], fill=True, alpha=0.25, color=colour_, linewidth=0.0)
+            axes.stairs(heights, row["edges"], color=colour_, linewidth=1.8, linestyle=dashed)
+            axes.axvline(row["mean"], color=colour_, linewidth=1.2, linestyle=dashed)
+        axes.set_xlim(*limits)
+        axes.set_ylim(bottom=0.0)
+        axes.grid(linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("cosine similarity")
+        axes.set_ylabel("pairs (%)")
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        words = "; ".join(
+            f"{row['views']} crops: mean {row['mean']:.3f}, deviation {row['std']:.3f}" for _, row in series
+        )
+        return Plot(title=title, svg=_finish(figure, key, f"{title}, similarity of positive pairs. {words}."))
+
+
+def _finish(figure: Figure, key: str, label: str) -> Markup:
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return _inline(buffer.getvalue(), key=key, label=label)
 
 
 def _fraction_limits(low: float, high: float, scale: float) -> tuple[float, float]:

@@ -29,6 +29,8 @@ class Run:
     epochs: tuple[Record, ...]
     knn: tuple[Record, ...]
     renewals: tuple[Record, ...]
+    evaluations: tuple[Record, ...] = ()
+    """Rows of ``saga-fast eval`` that lie in the run folder, in the files' order."""
 
     @property
     def is_saga(self) -> bool:
@@ -104,6 +106,7 @@ def _read_run(folder: Path, name: str) -> Run:
         epochs=records["epoch"],
         knn=records["knn"],
         renewals=records["renewal"],
+        evaluations=_read_evaluations(folder / "eval"),
     )
 
 
@@ -117,6 +120,25 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict | None):
         raise SagaError(f"{path} holds a {type(config).__name__}, not a mapping: mend or remove it")
     return config or {}
+
+
+def _read_evaluations(folder: Path) -> tuple[Record, ...]:
+    """The rows of every JSON file in ``folder``, files in alphabetical order; none where there is no folder.
+
+    Raises:
+        SagaError: a file that is not JSON, or not one of ``saga-fast eval``.
+    """
+    rows: list[Record] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SagaError(f"{path} is not JSON: mend or remove it ({error})") from error
+        found = content.get("rows") if isinstance(content, dict) else None
+        if not isinstance(found, list) or not all(isinstance(row, dict) and "protocol" in row for row in found):
+            raise SagaError(f"{path} holds no rows of `saga-fast eval`: remove it from {folder}")
+        rows += found
+    return tuple(rows)
 
 
 def _read_metrics(path: Path) -> dict[str, tuple[Record, ...]]:

@@ -1,0 +1,93 @@
+"""``saga-fast eval pairs``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
+from saga_fast.cli.options import add_loading, check_positive, chosen_source, loading
+from saga_fast.cli.subject import add_json, make_table, write_rows
+from saga_fast.device import choose_device
+from saga_fast.errors import SagaError
+from saga_fast.evaluate.knn import LAYERS
+from saga_fast.evaluate.pairs import histogram, pair_similarities
+from saga_fast.files import check_writable
+from saga_fast.loaders import BoxTable, CropPlan, WholePlan, open_loader
+from saga_fast.report.histograms import draw_png
+
+
+def add_parser(protocols: Any) -> None:
+    """Add the command."""
+    parser = protocols.add_parser(
+        "pairs",
+        help="similarity of positive pairs, plain and attention crops",
+        description="Histograms and means of the cosine similarity of positive pairs (the paper's Fig. 4): two views of"
+        " each image, augmented as in training, cropped from the whole image and from its attention box.",
+    )
+    parser.add_argument("--ckpt", type=Path, nargs="+", required=True, metavar="CKPT", help="one or more checkpoints")
+    parser.add_argument("--data", metavar="SRC", help="images; default: the first checkpoint's training images")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="T", help="boxes, one file per checkpoint; default: made with each one"
+    )
+    parser.add_argument("--images", type=int, metavar="N", help="draw so many images; default: all")
+    parser.add_argument("--layer", choices=LAYERS, default="projector", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    add_loading(parser)
+    add_json(parser)
+    parser.add_argument("--png", type=Path, metavar="F", help="draw the histograms into this picture")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print one line per checkpoint and kind of crop."""
+    check_positive(options, "images", "batch_size")
+    if options.table and len(options.table) != len(options.ckpt):
+        raise SagaError(f"--table needs one file per checkpoint, got {len(options.table)} for {len(options.ckpt)}")
+    for path in (options.json, options.png):
+        if path:
+            check_writable(path)
+    rows = []
+    for number, ckpt in enumerate(options.ckpt):
+        table = options.table[number] if options.table else None
+        for row in _rows(options, ckpt, table):
+            rows.append(row)
+            name = f"{ckpt.parent.name}/{ckpt.stem}"
+            print(f"{name} epoch {row['epoch']}, {row['views']:9s}: mean {row['mean']:.3f}, std {row['std']:.3f}")
+    checkpoints = [str(ckpt) for ckpt in options.ckpt]
+    write_rows(options.json, rows, checkpoint=checkpoints[0] if len(checkpoints) == 1 else checkpoints)
+    if options.png:
+        draw_png(options.png, rows)
+
+
+def _rows(options: argparse.Namespace, ckpt: Path, table_file: Path | None) -> list[dict[str, Any]]:
+    content = read_checkpoint(ckpt)
+    config = checkpoint_config(content, ckpt)
+    model = load_model(ckpt).to(choose_device(options.device))
+    engine, source = chosen_source(options, config.data)
+    if table_file is None:
+        whole = open_loader(engine, source, WholePlan(size=config.crop.size), **loading(options))
+        table = make_table(model, whole, config)
+    else:
+        table = BoxTable.open(table_file)
+    plan = {"size": config.crop.size, "seed": options.seed, "scale": config.crop.scale, "ratio": config.crop.ratio}
+    rows = []
+    for views, boxes in (("plain", None), ("attention", table)):
+        loader = open_loader(
+            engine, source, CropPlan(**plan, table=boxes), shuffle=True, seed=options.seed, **loading(options)
+        )
+        similarities = pair_similarities(
+            model,
+            loader,
+            config.photometric,
+            images=options.images,
+            layer=options.layer,
+            seed=options.seed,
+            precision=config.precision,
+            channels_last=config.channels_last,
+            progress=True,
+        )
+        named = {"protocol": "pairs", "name": f"{ckpt.parent.name}/{ckpt.stem}", "epoch": content["epoch"]}
+        rows.append({**named, "views": views, "layer": options.layer, **histogram(similarities)})
+    return rows

@@ -1,0 +1,32 @@
+"""``saga-fast report``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from saga_fast.files import check_writable
+from saga_fast.report import write_report
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "report",
+        help="training runs side by side in one HTML file",
+        description="One self-contained HTML page: accuracy by epoch, the paper's tables with these runs in them, boxes"
+        " through the renewals, throughput, configuration. What `saga-fast eval ... --json RUN/eval/NAME.json` wrote is"
+        " shown, too. A run folder called finetune is the baseline of the verdict.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, shown in this order")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="HTML", help="default: %(default)s")
+    parser.add_argument("--title", default="saga-fast", metavar="T", help="heading; default: %(default)s")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page and say where it is."""
+    check_writable(options.out)
+    write_report(options.runs, options.out, title=options.title)
+    print(f"report: {options.out}")
