@@ -26,6 +26,8 @@ COMMANDS = [
     ["eval"],
     ["eval", "knn"],
     ["eval", "linear"],
+    ["eval", "boxes"],
+    ["show-att"],
     ["eval", "pairs"],
     ["report"],
 ]

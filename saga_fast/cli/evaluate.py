@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from saga_fast.cli import eval_linear, eval_pairs
+from saga_fast.cli import eval_boxes, eval_linear, eval_pairs
 from saga_fast.cli.subject import Subject, add_subject, open_subject, write_rows
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import LAYERS, align_labels, check_neighbours, extract_features, knn_accuracy
@@ -33,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
     knn.set_defaults(run=run_knn)
     eval_linear.add_parser(protocols)
     eval_pairs.add_parser(protocols)
+    eval_boxes.add_parser(protocols)
 
 
 def run_knn(options: argparse.Namespace) -> None:

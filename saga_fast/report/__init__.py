@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from saga_fast.files import write_text
@@ -15,6 +14,7 @@ from saga_fast.profile.figures import commit, hardware
 from saga_fast.report import evaluations, plots, tables
 from saga_fast.report.gallery import make_gallery
 from saga_fast.report.histograms import grouped, lowest_edge
+from saga_fast.report.page import environment
 from saga_fast.report.paper import paper_tables
 from saga_fast.report.runs import Point, Run, points, public_config, read_runs
 from saga_fast.report.verdict import judge
@@ -36,19 +36,8 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str = "saga-fast", i
     Raises:
         SagaError: no runs, a folder without ``metrics.jsonl``, or a file of a run that cannot be read.
     """
-    page = _environment().get_template("report.html.j2").render(title=title, intro=intro, **_content(read_runs(runs)))
+    page = environment().get_template("report.html.j2").render(title=title, intro=intro, **_content(read_runs(runs)))
     write_text(out, page)
-
-
-def _environment() -> jinja2.Environment:
-    # autoescape=True, not select_autoescape: that goes by the ending and would leave "*.html.j2" unescaped.
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("saga_fast"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _content(runs: Sequence[Run]) -> dict[str, Any]:

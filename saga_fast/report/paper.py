@@ -71,8 +71,8 @@ def _linear(run: Run) -> str | None:
     best = [row for row in tests if row.get("features") == "augmented"] or tests
     if not best:
         return None
-    mark = "" if best[-1].get("features") == "augmented" else " (cached)"
-    return figure(float(best[-1]["top1"]), 1, percent=True) + mark
+    mark = "" if best[-1].get("features") == "augmented" else "≈\u2009"
+    return mark + figure(float(best[-1]["top1"]), 1, percent=True)
 
 
 def _knn(run: Run) -> str | None:

@@ -22,6 +22,7 @@ from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
 from saga_fast.files import sha256, write_text
 from saga_fast.loaders import BadImages, BoxTable, CropPlan, Loader, Source, WholePlan, open_loader, open_source
 from saga_fast.methods import build_method
+from saga_fast.report.sheet import draw_sheet, spread_over
 from saga_fast.train.config import CheckpointConfig, TrainConfig, config_to_dict
 from saga_fast.train.epoch import train_epoch
 from saga_fast.train.metrics import Metrics
@@ -217,6 +218,8 @@ class _Run:
             overlap = box_iou(self.table.boxes, read_true_boxes(self.source.root, self.source.paths))
             figures |= {"iou": float(overlap.mean()), "corloc": float(np.mean(overlap >= 0.5))}
         self.metrics.add("renewal", self.epoch, **figures)
+        shown = spread_over(np.arange(len(self.table)), 32).tolist()
+        self.metrics.add_picture("attention/boxes", self.epoch, draw_sheet(self.source, self.table, shown, columns=8))
         self.bad.write(self.folder / "bad_images.txt")
         log.info(
             "renewed D^att: found %.1f %%, mean area %.3f, %.0f images/s",

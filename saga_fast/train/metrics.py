@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from saga_fast.files import write_text
@@ -38,6 +40,10 @@ class Metrics:
         for name, value in figures.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, epoch)
+
+    def add_picture(self, name: str, epoch: int, picture: Image.Image) -> None:
+        """A picture for TensorBoard alone, at step ``epoch``."""
+        self._board.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
 
     def close(self) -> None:
         """Write out what TensorBoard still holds."""

@@ -1,0 +1,62 @@
+"""``saga-fast eval boxes``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from saga_fast.cli.options import add_engine, chosen_engine
+from saga_fast.cli.subject import add_json, write_rows
+from saga_fast.demo_data import true_boxes_file
+from saga_fast.evaluate.boxes import box_quality, drift, read_boxes
+from saga_fast.files import check_writable
+from saga_fast.loaders import BoxTable, open_source
+
+
+def add_parser(protocols: Any) -> None:
+    """Add the command."""
+    parser = protocols.add_parser(
+        "boxes",
+        help="attention boxes beside true boxes",
+        description="Mean IoU with the true boxes, CorLoc@0.5 and area of one or more box tables of a data set, and how"
+        " far the boxes moved from each table to the next (1 - mean IoU). Images without a true box are left out.",
+    )
+    parser.add_argument("--table", type=Path, nargs="+", required=True, metavar="T", help="tables, oldest first")
+    parser.add_argument("--data", type=Path, required=True, metavar="SRC", help="the images of the tables")
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        metavar="B",
+        help="true boxes: boxes.json, a CSV (path,x_min,y_min,w,h in [0, 1]), or ImageNet's folder of XML annotations;"
+        " default: SRC/boxes.json",
+    )
+    parser.add_argument("--classes", type=Path, metavar="TXT", help="take only the class folders that its lines name")
+    add_engine(parser, default="the one for the form of the data")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print one line per table."""
+    if options.json:
+        check_writable(options.json)
+    source = open_source(chosen_engine(options, options.data), options.data, classes=options.classes)
+    tables = [BoxTable.open(path) for path in options.table]
+    for table in tables:
+        table.check(source.fingerprint, len(source))
+    truths = read_boxes(options.truth or true_boxes_file(source.root), source.paths)
+    rows = []
+    for number, (path, table) in enumerate(zip(options.table, tables, strict=True)):
+        epoch = table.metadata.get("epoch")
+        moved = drift(tables[number - 1], table) if number else None
+        row = {"protocol": "boxes", "name": path.stem, "epoch": int(epoch) if epoch else None}
+        row |= {**box_quality(table, source.paths, truths), "drift": moved}
+        rows.append(row)
+        since = "" if moved is None else f", drift {moved:.3f}"
+        print(
+            f"{path.stem}: IoU {row['iou']:.3f} (whole image {row['iou_whole']:.3f}),"
+            f" CorLoc {100 * row['corloc']:.1f} % ({100 * row['corloc_whole']:.1f} %), area {row['area']:.3f} (true {row['true_area']:.3f}){since}"
+        )
+    print(f"over {rows[0]['images']} of {len(source)} images with a true box")
+    write_rows(options.json, rows, data=str(options.data))
