@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: demo test lint format install system-packages bench clean
+.PHONY: demo docs test lint format install system-packages bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/saga-fast demo --out $(OUT)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python tools/config_reference.py
+	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -54,9 +54,10 @@ def run(options: argparse.Namespace) -> None:
         row |= {**box_quality(table, source.paths, truths), "drift": moved}
         rows.append(row)
         since = "" if moved is None else f", drift {moved:.3f}"
+        found, whole = f"{100 * row['corloc']:.1f} %", f"{100 * row['corloc_whole']:.1f} %"
         print(
-            f"{path.stem}: IoU {row['iou']:.3f} (whole image {row['iou_whole']:.3f}),"
-            f" CorLoc {100 * row['corloc']:.1f} % ({100 * row['corloc_whole']:.1f} %), area {row['area']:.3f} (true {row['true_area']:.3f}){since}"
+            f"{path.stem}: IoU {row['iou']:.3f} (whole image {row['iou_whole']:.3f}), CorLoc {found} ({whole}),"
+            f" area {row['area']:.3f} (true {row['true_area']:.3f}){since}"
         )
     print(f"over {rows[0]['images']} of {len(source)} images with a true box")
     write_rows(options.json, rows, data=str(options.data))
