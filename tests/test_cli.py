@@ -448,3 +448,63 @@ def test_eval_knn_refuses_output_that_cannot_be_written(
     (line,) = capsys.readouterr().err.splitlines()
     assert str(file) in line
     assert file.read_text() == "mine"
+
+
+def test_eval_knn_sweeps(ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "knn.json"
+    arguments = ["eval", "knn", "--ckpt", str(ckpt), "--data", str(images), "--json", str(file)]
+    assert main([*arguments, "--k", "1", "7", "--temperature", "0.07", "0.5", "--layer", "projector"]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["layer"], row["temperature"], row["k"]) for row in rows] == [
+        ("projector", temperature, k) for temperature in (0.07, 0.5) for k in (1, 7)
+    ]
+    assert capsys.readouterr().out.splitlines()[0].startswith("kNN projector k   1 temperature 0.07: ")
+
+
+def test_eval_knn_refuses_before_the_passes(ckpt: Path, images: Path, refuses: Refuses) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saga_fast.cli.evaluate.extract_features", lambda *_, **__: pytest.fail("a pass was made"))
+        refuses(["eval", "knn", "--ckpt", ckpt, "--data", images, "--k", "42"], "k = 42", "41")
+
+
+@pytest.mark.parametrize("views", ["att", "both"])
+def test_eval_knn_views(
+    ckpt: Path, images: Path, tmp_path: Path, views: str, refuses: Refuses, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Boxes from a file are those that are made on the fly."""
+    tables = [tmp_path / f"{split}.safetensors" for split in ("train", "val")]
+    for split, table in zip(("train", "val"), tables, strict=True):
+        assert main(["build-att", "--ckpt", str(ckpt), "--data", str(images / split), "--out", str(table)]) == 0
+    capsys.readouterr()
+    arguments = ["eval", "knn", "--ckpt", str(ckpt), "--data", str(images), "--k", "5", "--views", views]
+    assert main(arguments) == 0
+    made = capsys.readouterr().out
+    assert main([*arguments, "--table", str(tables[0]), "--val-table", str(tables[1])]) == 0
+    assert capsys.readouterr().out == made
+    refuses([*arguments, "--table", tables[1]], "was made for data set")
+
+
+def test_eval_pairs(ckpt: Path, images: Path, tmp_path: Path, refuses: Refuses) -> None:
+    file, picture = tmp_path / "pairs.json", tmp_path / "pairs.png"
+    arguments = ["eval", "pairs", "--ckpt", str(ckpt), str(ckpt), "--data", str(images / "train"), "--images", "30"]
+    assert main([*arguments, "--json", str(file), "--png", str(picture)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["views"] for row in rows] == ["plain", "attention"] * 2
+    assert rows[:2] == rows[2:]  # the same checkpoint twice
+    for row in rows:
+        assert sum(row["counts"]) == row["images"] == 30
+        centres = [(a + b) / 2 for a, b in zip(row["edges"], row["edges"][1:], strict=False)]
+        mean = sum(count * centre for count, centre in zip(row["counts"], centres, strict=True)) / 30
+        assert mean == pytest.approx(row["mean"], abs=0.0125)  # half a bin
+    assert rows[0]["mean"] != rows[1]["mean"]
+    assert picture.stat().st_size > 1000
+    refuses([*arguments, "--table", "one.safetensors"], "one file per checkpoint", "1 for 2")
+    refuses([*arguments, "--images", "0"], "--images must be positive")
+
+
+def test_report_command(ckpt: Path, tmp_path: Path, refuses: Refuses, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.html"
+    assert main(["report", str(ckpt.parent), "--out", str(out), "--title", "Mine"]) == 0
+    assert capsys.readouterr().out == f"report: {out}\n"
+    assert "<title>Mine</title>" in out.read_text()
+    refuses(["report", tmp_path / "none"], "holds no metrics.jsonl")

@@ -55,6 +55,7 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "legend": _legend(runs, runs),
         "renewals": tables.renewals(runs),
         "attention": _attention_plots(runs),
+        "boxes": evaluations.boxes_table(runs),
         "attention_legend": _legend(runs, [run for run in runs if run.renewals]),
         "galleries": galleries,
         "versions": _versions(),

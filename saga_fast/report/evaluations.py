@@ -38,6 +38,23 @@ def table(runs: Sequence[Run]) -> Table:
     )
 
 
+def boxes_table(runs: Sequence[Run]) -> Table:
+    """Rows of ``saga-fast eval boxes``: attention boxes beside the true ones and beside the whole image as the box."""
+    head = ("Run", "Epoch", "Mean IoU", "Whole image's", "CorLoc@0.5 (%)", "Area", "True area", "Drift")
+    columns = (("iou", 3), ("iou_whole", 3), ("corloc", 1), ("area", 3), ("true_area", 3), ("drift", 3))
+    rows = tuple(
+        (
+            run.name,
+            str(row.get("epoch", NONE)),
+            *(figure(number(row, key), digits, percent=key == "corloc") for key, digits in columns),
+        )
+        for run in runs
+        for row in run.evaluations
+        if row["protocol"] == "boxes"
+    )
+    return Table(caption="Boxes beside true boxes; drift is 1 - mean IoU with the table before", head=head, rows=rows)
+
+
 def _label(row: Record) -> str:
     """The protocol in words: what differs between two rows of a run differs here."""
     views = {"att": ", attention crops", "both": ", whole and crop"}.get(str(row.get("views")), "")
