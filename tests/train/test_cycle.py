@@ -118,6 +118,7 @@ def test_tensorboard_has_the_figures(finished_run: Path) -> None:
         "knn/projector_5",
     }
     assert wanted <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Images("attention/boxes")] == [1, 3]  # a sheet at each renewal
     losses = {event.step: event.value for event in board.Scalars("epoch/loss")}
     assert losses == pytest.approx({row["epoch"]: row["loss"] for row in rows_of(finished_run, "epoch")}, rel=1e-6)
 
