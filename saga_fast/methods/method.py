@@ -65,11 +65,13 @@ class Method(nn.Module):
         projector: g.
         num_views: main views per image that :meth:`forward` takes.
         more_views: further groups of views that :meth:`forward` takes, in this order, after its first two arguments.
+        trainable: whether :meth:`forward` gives a loss; a classifier that only gives attention has none.
         method: the method's name, its key in ``METHODS``.
     """
 
     Config: ClassVar[type[MethodConfig]]
     num_views: ClassVar[int] = 2
+    trainable: ClassVar[bool] = True
     more_views: tuple[ViewGroup, ...] = ()
     projector: nn.Module
 

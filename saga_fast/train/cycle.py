@@ -71,6 +71,11 @@ class _Run:
 
         torch.manual_seed(config.seed)
         self.model = build_method(config.method, config.encoder, num_images=len(self.source))
+        if not self.model.trainable:
+            raise SagaError(
+                f"method {config.method.name} cannot be trained: it is a classifier whose attention gives boxes,"
+                " see saga-fast build-att"
+            )
         self.epoch = 0
         self.table: BoxTable | None = None
         self.table_entry: dict[str, str] | None = None
