@@ -30,7 +30,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--format", choices=FORMATS, help="default: what the file looks like")
     parser.add_argument("--data", metavar="SRC", help="the images it was or will be trained on")
     parser.add_argument("--engine", default="folder", metavar="E", help=f"reads them: one of {', '.join(ENGINES)}")
-    parser.add_argument("--fresh-bank", action="store_true", help="start a new memory bank, a row per image of --data")
+    parser.add_argument(
+        "--fresh-memory", action="store_true", help="leave out its memory bank or queue, start a new one"
+    )
     parser.add_argument("--boxes-out", type=Path, metavar="T", help="write ContrastiveCrop's boxes as a box table")
     parser.add_argument("--config-out", type=Path, metavar="YAML", help="write the config, to be edited for train")
     add_overrides(parser, text="set a value of the config, 'method.temperature=0.1' say")
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         format=options.format,
         source=source,
         overrides=options.overrides,
-        fresh_bank=options.fresh_bank,
+        fresh_memory=options.fresh_memory,
     )
     if options.boxes_out and found.boxes is None:
         raise SagaError(f"{options.ckpt} holds no boxes, only ContrastiveCrop's checkpoints do")

@@ -34,12 +34,11 @@ def nce_numbers(
     """``params`` = [K, temperature, Z ..., momentum] of CMC, lemniscate and VISSL.
 
     Returns:
-        Fields of :class:`~saga_fast.methods.bank.BankConfig`, and the ``constants`` values of Z. Without ``params``,
-        no fields, and Z that are not known yet.
+        Fields of :class:`~saga_fast.methods.bank.BankConfig`, and the ``constants`` values of Z.
     """
     numbers = tensors.pop(name)
     if numbers is None:
-        return {}, [-1.0] * constants
+        raise draft.fail(f"lacks {tensors.origin(name)}: K, temperature, Z and momentum")
     if numbers.tensor.shape != (3 + constants,):
         raise draft.fail(
             f"{numbers.origin} has shape {tuple(numbers.tensor.shape)}, expected K, temperature,"

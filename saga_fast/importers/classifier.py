@@ -15,7 +15,7 @@ import torch
 from saga_fast.errors import SagaError
 from saga_fast.importers.draft import Draft
 from saga_fast.importers.moco import moco_values
-from saga_fast.importers.tensors import Part, Tensors
+from saga_fast.importers.tensors import Part, Tensors, begins
 
 FRESH = {
     "queue": "queue: random",
@@ -27,7 +27,7 @@ FRESH = {
 
 def matches(content: Mapping[str, Any]) -> bool:
     """A ResNet's tensors at the top or in ``state_dict`` or ``model``."""
-    return any("conv1.weight" in {name.removeprefix("module.") for name in state} for state in _states(content))
+    return any(begins(state, "conv1.", "layer1.0.") for state in _states(content))
 
 
 def matches_timm(content: Mapping[str, Any]) -> bool:

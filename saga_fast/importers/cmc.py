@@ -8,24 +8,21 @@ from typing import Any
 from saga_fast.importers.banks import nce_numbers, place_bank
 from saga_fast.importers.draft import Draft, resnet_and_head
 from saga_fast.importers.moco import moco_values, place_queue
-from saga_fast.importers.tensors import Tensors
+from saga_fast.importers.tensors import Tensors, begins
 
 TITLE = "CMC"
 
 
 def matches(content: Mapping[str, Any]) -> bool:
     """``model`` with ``encoder.module.``."""
-    state = content.get("model")
-    return isinstance(state, Mapping) and any(
-        name.removeprefix("module.").startswith("encoder.module.") for name in state
-    )
+    return begins(content.get("model"), "encoder.module.")
 
 
 def read(draft: Draft) -> None:
     """``model``, ``contrast``, ``model_ema`` and ``opt``, the command line's options (argparse.Namespace)."""
     options = vars(draft.use("opt")) if "opt" in draft else {}
     tensors = draft.tensors("model")
-    memory = draft.tensors("contrast") if draft.use("contrast") else None
+    memory = draft.tensors("contrast") if "contrast" in draft else None
     if tensors.has("encoder.module.l_to_ab."):
         _read_cmc(draft, tensors, memory, options)
     elif "model_ema" in draft or options.get("moco") or draft.wanted == "moco":
@@ -33,7 +30,7 @@ def read(draft: Draft) -> None:
     else:
         projector = resnet_and_head(draft, tensors, "encoder.module.", "fc")
         fields, loss, constants = _bank_numbers(memory, options, draft, 1)
-        rows = memory.pop("memory") if memory else None
+        rows = draft.memory(memory, "memory") if memory else None
         place_bank(draft, rows, "bank", projector.widths[-1], z=constants[0] if loss == "nce" else None)
         draft.method = {"name": "insdis", "loss": loss, "projection_dim": projector.widths[-1], **fields}
     tensors.finish(TITLE)
@@ -64,7 +61,11 @@ def _read_cmc(draft: Draft, tensors: Tensors, memory: Tensors | None, options: M
         dim = draft.linear(draft.place_projector(head, f"projector.{ours}"), head, "cmc")["projection_dim"]
         draft.place_resnet(tensors.take(prefix), f"encoder.{ours}", in_channels=channels)
         place_bank(
-            draft, memory.pop(f"memory_{bank}") if memory else None, f"{ours}_bank", dim, z=z if loss == "nce" else None
+            draft,
+            draft.memory(memory, f"memory_{bank}") if memory else None,
+            f"{ours}_bank",
+            dim,
+            z=z if loss == "nce" else None,
         )
     draft.method = {"name": "cmc", "color": "lab", "loss": loss, "projection_dim": dim, **fields}
 
@@ -78,10 +79,10 @@ def _read_moco(draft: Draft, tensors: Tensors, memory: Tensors | None, options: 
     else:
         draft.copy_to_keys()
     if memory is not None:
-        memory.drop("params")
+        memory.pop("params")
     if options.get("softmax") is False:
         draft.notes.append("trained with NCE, goes on with the softmax loss of MoCo's paper")
-    place_queue(draft, projector, memory.pop("memory") if memory else None, None, transposed=False)
+    place_queue(draft, projector, draft.memory(memory, "memory") if memory else None, None, transposed=False)
     others = {"temperature": options["nce_t"]} if "nce_t" in options else {}
     draft.method = moco_values(
         draft, projector, **others | ({"momentum": options["alpha"]} if "alpha" in options else {})

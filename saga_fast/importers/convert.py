@@ -52,7 +52,7 @@ def import_checkpoint(
     format: str | None = None,
     source: Source | None = None,
     overrides: Sequence[str] = (),
-    fresh_bank: bool = False,
+    fresh_memory: bool = False,
 ) -> Imported:
     """Read another project's checkpoint.
 
@@ -61,7 +61,8 @@ def import_checkpoint(
         format: a name in ``FORMATS``; default: what the file looks like.
         source: the images that it will be used with: its folder enters the config, and a memory bank needs its size.
         overrides: ``key.sub=value`` for the config. ``method.name`` picks the method where a file leaves that open.
-        fresh_bank: leave out the file's memory bank and start one with a row per image of ``source``.
+        fresh_memory: leave out the file's memory bank or queue and start a new one; a bank has a row per image of
+            ``source``.
 
     Raises:
         SagaError: a file that cannot be read, is of no known layout, or has a tensor too many, too few or of another
@@ -82,14 +83,12 @@ def import_checkpoint(
         content,
         wanted=method.get("name") if isinstance(method, dict) else None,
         wanted_encoder=wanted_encoder,
+        fresh_memory=fresh_memory,
     )
     FORMATS[name].read(draft)
     epoch = draft.use("epoch")
     draft.epoch = epoch if isinstance(epoch, int) else draft.epoch
     config = _config(draft, source, overrides)
-    if fresh_bank:
-        draft.pieces = {key: piece for key, piece in draft.pieces.items() if not key.endswith("bank.rows")}
-        draft.fresh |= {key: f"{key[:-1]}: random rows" for key in ("bank.", "luminance_bank.", "chrominance_bank.")}
     model, kept, fresh = _model(draft, config, source)
     unused = draft.unused()
     return Imported(
@@ -129,7 +128,7 @@ def _model(draft: Draft, config: TrainConfig, source: Source | None) -> tuple[Me
     if banks and source is not None and rows != len(source):
         raise SagaError(
             f"{draft.path}: {banks[0].origin} has {rows} rows, {source.root} {len(source)} images:"
-            " give the images it was trained on, or start a new bank with --fresh-bank"
+            " give the images it was trained on, or start a new bank with --fresh-memory"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -34,8 +34,15 @@ class Draft:
     """
 
     def __init__(
-        self, path: Path, content: Mapping[str, Any], *, wanted: str | None = None, wanted_encoder: str | None = None
+        self,
+        path: Path,
+        content: Mapping[str, Any],
+        *,
+        wanted: str | None = None,
+        wanted_encoder: str | None = None,
+        fresh_memory: bool = False,
     ) -> None:
+        self._fresh_memory = fresh_memory
         self.path, self.wanted, self.wanted_encoder = path, wanted, wanted_encoder
         self._content = content
         self._used = {"epoch", "arch", "format", "version"}
@@ -70,6 +77,17 @@ class Draft:
             self._used.add(key)
             state = state[key]
         return Tensors(self.path, state, at="".join(f"{key}." for key in keys))
+
+    def memory(self, tensors: Tensors, name: str) -> Piece | None:
+        """A bank, a queue or what belongs to it; None if the user wants a new one.
+
+        Raises:
+            SagaError: the file lacks it.
+        """
+        piece = tensors.pop(name)
+        if piece is None and not self._fresh_memory:
+            raise SagaError(f"{self.path} lacks {tensors.origin(name)}: start a new one with --fresh-memory")
+        return None if self._fresh_memory else piece
 
     def unused(self) -> list[str]:
         """Top-level entries that nothing was taken from."""

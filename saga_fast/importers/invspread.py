@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from saga_fast.importers.draft import Draft, resnet_and_head
+from saga_fast.importers.tensors import begins
 
 CIFAR_RENAMES = ((".shortcut.", ".downsample."),)
 
 
 def matches(content: Mapping[str, Any]) -> bool:
     """``net`` with a last layer ``linear``."""
-    state = content.get("net")
-    return isinstance(state, Mapping) and bool({"linear.weight", "module.linear.weight"} & set(state))
+    return begins(content.get("net"), "linear.")
 
 
 def read(draft: Draft) -> None:

@@ -31,7 +31,7 @@ def read(draft: Draft) -> None:
         memory = draft.tensors("lemniscate")
         found, constants = nce_numbers(draft, memory, 1)
         fields |= found
-        rows = memory.pop("memory")
+        rows = draft.memory(memory, "memory")
         memory.finish("lemniscate")
     place_bank(draft, rows, "bank", projector.widths[-1], z=constants[0])
     draft.method = {"name": "insdis", "loss": "nce", "projection_dim": projector.widths[-1], **fields}

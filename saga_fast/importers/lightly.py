@@ -7,9 +7,9 @@ from typing import Any
 
 from saga_fast.importers.draft import Draft
 from saga_fast.importers.moco import moco_values, place_queue
-from saga_fast.importers.tensors import Tensors
+from saga_fast.importers.tensors import Tensors, begins
 
-HEAD = "projection_head.layers.0.weight"
+HEAD = "projection_head.layers."
 SEQUENTIAL = (
     ("0.", "conv1."),
     ("1.", "bn1."),
@@ -25,8 +25,7 @@ KEYS = (("backbone_momentum.", "projection_head_momentum."), ("key_backbone.", "
 
 def matches(content: Mapping[str, Any]) -> bool:
     """``projection_head.layers``, in ``state_dict`` or at the top."""
-    state = content.get("state_dict")
-    return HEAD in content or (isinstance(state, Mapping) and HEAD in state)
+    return begins(content, HEAD) or begins(content.get("state_dict"), HEAD)
 
 
 def read(draft: Draft) -> None:
@@ -34,11 +33,14 @@ def read(draft: Draft) -> None:
     tensors = draft.tensors("state_dict") if "state_dict" in draft else draft.tensors()
     keys = next((names for names in KEYS if tensors.has(*names)), None)
     if keys:
-        projector = draft.place_projector(tensors.take("projection_head.layers."))
+        projector = draft.place_projector(tensors.take(HEAD))
         _place_backbone(draft, tensors, "backbone.", "encoder")
         draft.place_projector(tensors.take(f"{keys[1]}layers."), "key_projector")
         _place_backbone(draft, tensors, keys[0], "key_encoder")
-        queue, pointer = tensors.pop("criterion.memory_bank.bank"), tensors.pop("criterion.memory_bank.bank_ptr")
+        queue = pointer = None
+        if tensors.has("criterion.memory_bank."):
+            queue = draft.memory(tensors, "criterion.memory_bank.bank")
+            pointer = draft.memory(tensors, "criterion.memory_bank.bank_ptr")
         dim = projector.widths[-1]
         transposed = queue is not None and queue.tensor.shape[0] == dim and queue.tensor.shape[-1] != dim
         place_queue(draft, projector, queue, pointer, transposed=transposed)
@@ -47,7 +49,7 @@ def read(draft: Draft) -> None:
         draft.method = {
             "name": "simclr",
             "temperature": 0.1,
-            **draft.place_mlp(tensors.take("projection_head.layers.")),
+            **draft.place_mlp(tensors.take(HEAD)),
         }
         _place_backbone(draft, tensors, "backbone.", "encoder")
     if count := tensors.drop("online_classifier.", "knn_classifier.", "criterion.memory_bank."):
@@ -56,7 +58,7 @@ def read(draft: Draft) -> None:
 
 
 def _place_backbone(draft: Draft, tensors: Tensors, prefix: str, to: str) -> None:
-    renames = () if f"{prefix}conv1.weight" in tensors else SEQUENTIAL
+    renames = SEQUENTIAL if tensors.has(f"{prefix}0.", f"{prefix}1.") else ()
     part = tensors.take(prefix, renames=renames)
     for name in [name for name in part if name.startswith("fc.")]:
         del part[name]  # an example that keeps the classifier that it does not use

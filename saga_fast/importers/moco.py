@@ -7,13 +7,12 @@ from typing import Any
 
 from saga_fast.importers.draft import Draft, resnet_and_head
 from saga_fast.importers.networks import Projector
-from saga_fast.importers.tensors import Piece, Tensors
+from saga_fast.importers.tensors import Piece, Tensors, begins
 
 
 def matches(content: Mapping[str, Any]) -> bool:
     """``state_dict`` with ``encoder_q.``, with or without ``module.`` before it."""
-    state = content.get("state_dict")
-    return isinstance(state, Mapping) and any(name.startswith(("module.encoder_q.", "encoder_q.")) for name in state)
+    return begins(content.get("state_dict"), "encoder_q.")
 
 
 def read(draft: Draft) -> None:
@@ -24,11 +23,13 @@ def read(draft: Draft) -> None:
 def read_state(draft: Draft, tensors: Tensors) -> None:
     """The same of any state dict of that form."""
     projector = resnet_and_head(draft, tensors, "encoder_q.", "fc")
+    queue = pointer = None
     if tensors.has("encoder_k."):
         resnet_and_head(draft, tensors, "encoder_k.", "fc", keys=True)
+        queue, pointer = draft.memory(tensors, "queue"), draft.memory(tensors, "queue_ptr")
     else:
         draft.copy_to_keys()
-    place_queue(draft, projector, tensors.pop("queue"), tensors.pop("queue_ptr"), transposed=True)
+    place_queue(draft, projector, queue, pointer, transposed=True)
     draft.method = moco_values(draft, projector)
     tensors.finish("MoCo")
 

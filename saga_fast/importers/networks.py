@@ -119,10 +119,9 @@ def read_projector(part: Part, *, bias: bool = True) -> Projector:
         return _linear(part, f"{order[0]}.", bias)
     norms = {number for number in order if f"{number}.running_mean" in part or f"{number}.running_var" in part}
     linears = [number for number in order if number not in norms]
-    if order[0] in norms:
-        raise part.refuse(
-            f"{order[0]}.weight" if f"{order[0]}.weight" in part else next(iter(part)), "before any layer"
-        )
+    for before, number in pairwise(["", *order]):
+        if number in norms and (before in norms or not before):
+            raise SagaError(f"{part.path} lacks {part.origin(f'{int(number) - 1}.weight')}")
     pieces, zero, normed, position = {}, [], [], 0
     for index, number in enumerate(linears):
         after = order[order.index(number) + 1 :][:1]
@@ -132,6 +131,7 @@ def read_projector(part: Part, *, bias: bool = True) -> Projector:
         if norm is None:
             if bias:
                 pieces[f"{position}.bias"] = part.need(f"{number}.bias")
+                _same_width(part, weight, pieces[f"{position}.bias"])
             elif own_bias is not None:
                 raise part.refuse(f"{number}.bias", "a bias that this format's projector does not have")
             else:
@@ -142,10 +142,10 @@ def read_projector(part: Part, *, bias: bool = True) -> Projector:
                 pieces[f"{position}.{name}"] = part.need(f"{norm}.{name}")
             if f"{norm}.num_batches_tracked" in part:
                 pieces[f"{position}.num_batches_tracked"] = part[f"{norm}.num_batches_tracked"]
+            mean = pieces[f"{position}.running_mean"]
+            _same_width(part, weight, mean)
             if own_bias is not None:
-                mean = pieces[f"{position}.running_mean"]
-                if mean.tensor.shape != own_bias.tensor.shape:
-                    raise part.refuse(f"{number}.bias", f"its batch norm {tuple(mean.tensor.shape)}")
+                _same_width(part, weight, own_bias)
                 pieces[f"{position}.running_mean"] = Piece(mean.tensor - own_bias.tensor, mean.origin)
             normed.append(index)
         position += 2
@@ -163,10 +163,18 @@ def _linear(part: Part, prefix: str, bias: bool) -> Projector:
     if weight.tensor.ndim != 2:
         raise part.refuse(f"{prefix}weight", "a linear layer's is (out, in)")
     if bias:
-        part.need(f"{prefix}bias")
+        _same_width(part, weight, part.need(f"{prefix}bias"))
     pieces = {name.removeprefix(prefix): piece for name, piece in part.items()}
     outputs, inputs = weight.tensor.shape
     return Projector((inputs, outputs), "none", pieces, () if bias else ("bias",))
+
+
+def _same_width(part: Part, weight: Piece, other: Piece) -> None:
+    if other.tensor.shape != weight.tensor.shape[:1]:
+        raise SagaError(
+            f"{part.path}: {weight.origin} has shape {tuple(weight.tensor.shape)}, {other.origin}"
+            f" {tuple(other.tensor.shape)}"
+        )
 
 
 def _widths(part: Part, linears: list[str]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from saga_fast.importers.banks import place_bank
 from saga_fast.importers.draft import Draft
 from saga_fast.importers.moco import moco_values, place_queue
-from saga_fast.importers.tensors import Tensors
+from saga_fast.importers.tensors import Tensors, begins
 
 TITLE = "PyContrast"
 
@@ -16,14 +16,13 @@ TITLE = "PyContrast"
 def matches(content: Mapping[str, Any]) -> bool:
     """``model`` with an ``encoder`` and a ``head``, or two of each."""
     state = content.get("model")
-    names = {name.removeprefix("module.") for name in state} if isinstance(state, Mapping) else set()
-    return {"encoder.conv1.weight", "head.0.weight"} <= names or {"encoder1.conv1.weight", "head1.0.weight"} <= names
+    return (begins(state, "encoder.") and begins(state, "head.")) or begins(state, "encoder1.")
 
 
 def read(draft: Draft) -> None:
     """``model``, ``contrast`` (bank or queue), ``model_ema``. The queue's pointer is in no file."""
     tensors = draft.tensors("model")
-    memory = draft.tensors("contrast") if draft.use("contrast") else None
+    memory = draft.tensors("contrast") if "contrast" in draft else None
     if tensors.has("encoder1."):
         _read_cmc(draft, tensors, memory)
     else:
@@ -37,7 +36,7 @@ def _read_rgb(draft: Draft, tensors: Tensors, memory: Tensors | None) -> None:
     head = tensors.take("head.")
     projector = draft.place_projector(head)
     draft.place_resnet(tensors.take("encoder."))
-    rows = memory.pop("memory") if memory else None
+    rows = draft.memory(memory, "memory") if memory else None
     if "model_ema" in draft or not projector.linear or draft.wanted in ("moco", "mocov2"):
         # 0.15 is InfoMin's, which has a jigsaw head too.
         temperature = {"temperature": 0.15} if tensors.has("head_jig.") else {}
@@ -84,5 +83,5 @@ def _read_cmc(draft: Draft, tensors: Tensors, memory: Tensors | None) -> None:
         projector = draft.place_projector(head, f"projector.{ours}")
         dims.append(draft.linear(projector, head, "cmc")["projection_dim"])
         draft.place_resnet(tensors.take(f"encoder{number}."), f"encoder.{ours}", in_channels=channels)
-        place_bank(draft, memory.pop(f"memory_{number}") if memory else None, f"{ours}_bank", dims[-1])
+        place_bank(draft, draft.memory(memory, f"memory_{number}") if memory else None, f"{ours}_bank", dims[-1])
     draft.method = {"name": "cmc", "projection_dim": dims[0], "color": "ydbdr"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from saga_fast.importers.draft import Draft
 from saga_fast.importers.moco import moco_values, place_queue
-from saga_fast.importers.tensors import Piece, Tensors
+from saga_fast.importers.tensors import Piece, Tensors, begins
 
 STD = (0.247, 0.243, 0.261)
 """Of CIFAR-10, as solo-learn has it."""
@@ -16,11 +16,7 @@ STD = (0.247, 0.243, 0.261)
 def matches(content: Mapping[str, Any]) -> bool:
     """``state_dict`` with ``backbone`` or ``encoder``, and ``projector``."""
     state = content.get("state_dict")
-    return (
-        isinstance(state, Mapping)
-        and "projector.0.weight" in state
-        and bool({"backbone.conv1.weight", "encoder.conv1.weight"} & set(state))
-    )
+    return begins(state, "projector.") and begins(state, "backbone.", "encoder.")
 
 
 def read(draft: Draft) -> None:
@@ -44,7 +40,7 @@ def _read_moco(draft: Draft, tensors: Tensors, backbone: str) -> None:
     draft.place_resnet(tensors.take(backbone))
     draft.place_projector(tensors.take("momentum_projector."), "key_projector")
     draft.place_resnet(tensors.take(f"momentum_{backbone}"), "key_encoder")
-    queues, pointer = tensors.pop("queue"), tensors.pop("queue_ptr")
+    queues, pointer = draft.memory(tensors, "queue"), draft.memory(tensors, "queue_ptr")
     second = None
     if queues is not None:
         if queues.tensor.ndim != 3 or queues.tensor.shape[0] != 2:

@@ -60,14 +60,14 @@ class Tensors:
     """
 
     def __init__(self, path: Path, state: Any, *, at: str = "") -> None:
-        if not isinstance(state, Mapping) or not state:
+        if not isinstance(state, Mapping):
             raise SagaError(f"{path}: {at.rstrip('.') or 'the file'} holds no tensors")
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 raise SagaError(f"{path}: {at}{name} is not a tensor but a {type(value).__name__}")
         self.path = path
-        self._base = at + ("module." if all(name.startswith("module.") for name in state) else "")
-        self._left = {f"{at}{name}".removeprefix(self._base): tensor for name, tensor in state.items()}
+        self._base = at + ("module." if any(name.startswith("module.") for name in state) else "")
+        self._left = {name.removeprefix("module."): Piece(tensor, at + name) for name, tensor in state.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -79,15 +79,16 @@ class Tensors:
     def take(self, prefix: str = "", *, renames: Renames = ()) -> Part:
         """Take out all tensors whose names begin with ``prefix``."""
         names = [name for name in self._left if name.startswith(prefix)]
-        pieces = {
-            rename(name.removeprefix(prefix), renames): Piece(_plain(self._left.pop(name)), self._base + name)
-            for name in names
-        }
+        pieces = {rename(name.removeprefix(prefix), renames): _plain(self._left.pop(name)) for name in names}
         return Part(self.path, self._base + prefix, pieces, renames)
 
     def pop(self, name: str) -> Piece | None:
         """Take out the tensor of exactly that name, if there is one."""
-        return Piece(_plain(self._left.pop(name)), self._base + name) if name in self._left else None
+        return _plain(self._left.pop(name)) if name in self._left else None
+
+    def origin(self, name: str) -> str:
+        """What the file would call a tensor."""
+        return self._base + name
 
     def drop(self, *prefixes: str) -> int:
         """Take out tensors that have no place here, and count them."""
@@ -102,7 +103,7 @@ class Tensors:
             SagaError: a tensor is left; the message names the first.
         """
         if self._left:
-            first, *others = (self._base + name for name in self._left)
+            first, *others = (piece.origin for piece in self._left.values())
             more = f" and {len(others)} more" if others else ""
             raise SagaError(f"{self.path} has a tensor that no {title} checkpoint should have: {first}{more}")
 
@@ -118,6 +119,12 @@ def rename(name: str, renames: Renames) -> str:
     return name
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def begins(state: object, *prefixes: str) -> bool:
+    """Whether any name of a state dict begins like that, ``module.`` aside; False of what is no state dict."""
+    return isinstance(state, Mapping) and any(str(name).removeprefix("module.").startswith(prefixes) for name in state)
+
+
+def _plain(piece: Piece) -> Piece:
     """Mixed-precision training leaves 16-bit weights; ours are float32."""
-    return tensor.detach().to(torch.float32) if tensor.is_floating_point() else tensor.detach()
+    tensor = piece.tensor.detach()
+    return Piece(tensor.to(torch.float32) if tensor.is_floating_point() else tensor, piece.origin)

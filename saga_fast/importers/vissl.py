@@ -31,7 +31,7 @@ def read(draft: Draft) -> None:
         _read_pirl(draft, heads)
     else:
         part = _numbered(heads.take())
-        if (loss is not None and loss.has("queue")) or draft.wanted in ("moco", "mocov2"):
+        if (loss is not None and loss.has("queue", "moco_encoder.")) or draft.wanted in ("moco", "mocov2"):
             _read_moco(draft, draft.place_projector(part), loss)
         elif len([name for name in part if name.endswith("weight")]) == 1:
             dim = draft.place_projector(part).widths[-1]
@@ -40,7 +40,7 @@ def read(draft: Draft) -> None:
             draft.method = {"name": "simclr", "temperature": 0.1, **draft.place_mlp(part)}
     if draft.method["name"] in ("insdis", "pirl"):
         fields, z = nce_numbers(draft, loss, 1, name="nce_average.params") if loss is not None else ({}, [-1.0])
-        rows = loss.pop("nce_average.memory") if loss is not None else None
+        rows = draft.memory(loss, "nce_average.memory") if loss is not None else None
         place_bank(draft, rows, "bank", draft.method["projection_dim"], z=z[0])
         draft.method |= fields
     heads.finish("VISSL")
@@ -72,7 +72,7 @@ def _numbered(part: Part) -> Part:
 def _read_moco(draft: Draft, projector: Projector, loss: Tensors | None) -> None:
     queue = pointer = None
     if loss is not None:
-        queue, pointer = loss.pop("queue"), loss.pop("queue_ptr")
+        queue, pointer = draft.memory(loss, "queue"), draft.memory(loss, "queue_ptr")
     if loss is not None and loss.has("moco_encoder."):
         draft.place_resnet(loss.take("moco_encoder.trunk._feature_blocks."), "key_encoder")
         draft.place_projector(_numbered(loss.take("moco_encoder.heads.")), "key_projector")

@@ -138,15 +138,16 @@ def pycontrast_infomin() -> Layout:
 def pycontrast_cmc() -> Layout:
     """Half width: the first convolution stays 64 wide."""
     model = nn.Module()
-    model.encoder1, model.encoder2 = (encoder(block=Bottleneck, in_channels=channels) for channels in (1, 2))
-    model.head1, model.head2 = (nn.Sequential(nn.Linear(64, 12), Normalize()) for _ in range(2))
+    first, second = (encoder(block=Bottleneck, in_channels=channels) for channels in (1, 2))
+    head1, head2 = (nn.Sequential(nn.Linear(64, 12), Normalize()) for _ in range(2))
+    model.encoder1, model.encoder2, model.head1, model.head2 = first, second, head1, head2
     randomize(model)
     contrast = {"memory_1": rows(IMAGES, seed=1), "memory_2": rows(IMAGES, seed=2)}
     return Layout(
         pycontrast(model, contrast),
         "pycontrast",
         "cmc",
-        [lambda x: model.head1[:-1](model.encoder1(x)), lambda x: model.head2[:-1](model.encoder2(x))],
+        [lambda x: head1[:-1](first(x)), lambda x: head2[:-1](second(x))],
         {"luminance_bank.rows": rows(IMAGES, seed=1), "chrominance_bank.rows": rows(IMAGES, seed=2)},
         {"color": "ydbdr", "loss": "softmax"},
     )
@@ -160,7 +161,8 @@ OPTIONS = {"nce_k": 4096, "nce_t": 0.07, "nce_m": 0.5, "softmax": False, "model"
 
 def cmc_cmc() -> Layout:
     model = nn.Module()
-    model.l_to_ab, model.ab_to_l = torchvision_resnet(in_channels=1), torchvision_resnet(in_channels=2)
+    first, second = torchvision_resnet(in_channels=1), torchvision_resnet(in_channels=2)
+    model.l_to_ab, model.ab_to_l = first, second
     randomize(model)
     content = {
         "opt": argparse.Namespace(**OPTIONS, view="Lab"),
@@ -181,7 +183,7 @@ def cmc_cmc() -> Layout:
         "chrominance_bank.log_z": torch.tensor(20.0).log(),
     }
     numbers = {"color": "lab", "loss": "nce", "negatives": 4096, "temperature": 0.07}
-    return Layout(content, "cmc", "cmc", [model.l_to_ab, model.ab_to_l], expected, numbers)
+    return Layout(content, "cmc", "cmc", [first, second], expected, numbers)
 
 
 def cmc_insdis() -> Layout:

@@ -1,10 +1,10 @@
 """Every project's layout: imported through the command line, it gives the z that the project's network gave."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from import_runs import run_import
 from layouts import LAYOUTS, Layout
 
 from saga_fast import load_model
@@ -56,8 +56,8 @@ def test_layout(name: str, images: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("name", ["pycontrast insdis", "moco v1 released", "invspread"])
-def test_old_torch_format(name: str, tmp_path: Path, run_import: Callable[..., Path]) -> None:
+def test_old_torch_format(name: str, tmp_path: Path) -> None:
     """Before torch 1.6 files were no zip archives."""
     layout = LAYOUTS[name]()
     torch.save(layout.content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert_imported(layout, run_import(tmp_path / "old.pth"))
+    assert_imported(layout, run_import(tmp_path / "old.pth", tmp_path))
