@@ -19,7 +19,7 @@ from saga_fast.train import cycle
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
-COMMANDS = [["demo"], ["train"], ["build-att"], ["eval"], ["eval", "knn"]]
+COMMANDS = [["demo"], ["train"], ["build-att"], ["eval"], ["eval", "knn"], ["import"], ["export"]]
 
 Refuses = Callable[..., None]
 

@@ -100,15 +100,16 @@ def pycontrast_wide() -> Layout:
 def pycontrast_pirl() -> Layout:
     model = PyContrast()
     jigsaw = nn.Module()
-    jigsaw.fc1, jigsaw.fc2 = nn.Linear(16, 12), nn.Linear(108, 12)
+    fc1, fc2 = nn.Linear(16, 12), nn.Linear(108, 12)
+    jigsaw.fc1, jigsaw.fc2 = fc1, fc2
     model.head_jig = jigsaw
     randomize(model)
     expected = {
         "bank.rows": rows(IMAGES),
-        "patch_projector.weight": jigsaw.fc1.weight.detach(),
-        "patch_projector.bias": jigsaw.fc1.bias.detach(),
-        "jigsaw_projector.weight": jigsaw.fc2.weight.detach(),
-        "jigsaw_projector.bias": jigsaw.fc2.bias.detach(),
+        "patch_projector.weight": fc1.weight.detach(),
+        "patch_projector.bias": fc1.bias.detach(),
+        "jigsaw_projector.weight": fc2.weight.detach(),
+        "jigsaw_projector.bias": fc2.bias.detach(),
     }
     return Layout(pycontrast(model, {"memory": rows(IMAGES)}), "pycontrast", "pirl", [model], expected)
 
@@ -265,7 +266,7 @@ class MoCo(nn.Module):
         if two_layers:
             for network in (self.encoder_q, self.encoder_k):
                 width = network.fc.in_features
-                network.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), network.fc)  # type: ignore[assignment]
+                network.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(), network.fc)
         randomize(self.encoder_q)
         randomize(self.encoder_k, seed=1)
         self.register_buffer("queue", rows(QUEUE).T.contiguous())
@@ -477,7 +478,7 @@ def lightly_moco(names: tuple[str, str] = ("backbone_momentum", "projection_head
 
 def sthalles() -> Layout:
     model = torchvision_resnet()
-    model.fc = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), model.fc)  # type: ignore[assignment]
+    model.fc = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), model.fc)
     randomize(model)
     content = {"epoch": 100, "arch": "resnet18", "state_dict": state(model, "backbone."), "optimizer": optimizer(model)}
     return Layout(content, "sthalles", "simclr", [model], numbers={"temperature": 0.07})

@@ -1,16 +1,18 @@
 """Plain networks in other projects' naming, at small width, with random weights and statistics."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+M = TypeVar("M", bound=nn.Module)
 WIDTHS = (8, 8, 12, 16)
 
 
-def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(module: M, seed: int = 0) -> M:
     """Weights of a sensible size and statistics that are not 0 and 1, so that a swapped tensor shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,12 +42,14 @@ def torchvision_resnet(
     padding: int = 1,
 ) -> ResNet:
     """torchvision's ResNet, its layers made anew at small width; ``small``: with a 3x3 stem, no pooling."""
-    model = ResNet(block, [1, 1, 1, 1])
+    with torch.device("meta"):  # its own layers take time to initialise, and are replaced
+        model = ResNet(block, [1, 1, 1, 1])
+    model.avgpool = nn.AdaptiveAvgPool2d(1)
     model.inplanes = stem
     model.conv1 = nn.Conv2d(in_channels, stem, 7, 2, 3, bias=False)
     if small:
         model.conv1 = nn.Conv2d(in_channels, stem, 3, 1, padding, bias=False)
-        model.maxpool = nn.Identity()  # type: ignore[assignment]
+        model.maxpool = nn.Identity()
     model.bn1 = nn.BatchNorm2d(stem)
     for number, (width, count) in enumerate(zip(widths, layers, strict=True), 1):
         setattr(model, f"layer{number}", model._make_layer(block, width, count, stride=1 if number == 1 else 2))
@@ -56,7 +60,7 @@ def torchvision_resnet(
 def encoder(**arguments: object) -> ResNet:
     """The same without a last layer."""
     model = torchvision_resnet(**arguments)  # type: ignore[arg-type]
-    model.fc = nn.Identity()  # type: ignore[assignment]
+    model.fc = nn.Identity()
     return model
 
 
