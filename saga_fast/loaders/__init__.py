@@ -7,6 +7,7 @@ from saga_fast.loaders.engines import ENGINES, open_loader, open_source
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.loader import Loader, Place
 from saga_fast.loaders.plan import CropPlan, Plan, WholePlan
+from saga_fast.loaders.shards import Shards
 from saga_fast.loaders.source import Source
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Loader",
     "Place",
     "Plan",
+    "Shards",
     "Source",
     "WholePlan",
     "open_loader",

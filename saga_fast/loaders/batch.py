@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, on the CPU.
+    """One batch, on the CPU; the views on the GPU where they were cropped there.
 
     Attributes:
         views: (B, V, S, S, 3) uint8, before photometric augmentation and normalisation.

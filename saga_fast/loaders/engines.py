@@ -15,6 +15,7 @@ from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place
 from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.shards import Shards, is_shards
 from saga_fast.loaders.source import Source
 
 
@@ -48,13 +49,17 @@ def open_source(engine: str, path: Path | str, *, classes: Path | str | None = N
 
     Args:
         engine: a name in ``ENGINES``.
-        path: a folder of images.
+        path: a folder of images; a tar file of images, or a folder that holds such files and nothing else.
         classes: see :class:`ImageFolder`.
 
     Raises:
-        SagaError: no such engine, or what :class:`ImageFolder` refuses.
+        SagaError: no such engine, or what :class:`ImageFolder` or :class:`Shards` refuses.
     """
     _engine(engine)
+    if is_shards(Path(path)):
+        if classes:
+            raise SagaError(f"a class list ({classes}) goes with a folder of images, {path} is tar files")
+        return Shards(path)
     return ImageFolder(path, classes=classes)
 
 
@@ -78,7 +83,7 @@ def open_loader(
 
     Args:
         engine: a name in ``ENGINES``: ``"folder"`` or ``"dali"``.
-        source: a folder of images, or what :func:`open_source` gave.
+        source: a folder or tar files of images, or what :func:`open_source` gave.
         plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
             with a box table is checked against the data set.
         batch_size: images per batch.
