@@ -60,8 +60,10 @@ class Stock:
         self._take(DEPTH)
 
     def epoch(self) -> None:
-        """One epoch's batches, the last one filled up, drawn and dropped; none is under way when it ends, which the next
-        way would pay for: with DALI's ``run()`` it lost 10 to 25 %."""
+        """One epoch's batches, the last one filled up, drawn and dropped.
+
+        None is under way when it ends, which the next way would pay for: up to a quarter, with DALI's ``run()``.
+        """
         for batch in range(self.batches):
             self.pipeline.schedule_run()
             if batch >= DEPTH - 1:
