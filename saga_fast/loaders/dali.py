@@ -129,7 +129,11 @@ class DaliLoader(Loader):
         )
 
     def _reads(self, work: EpochCrops, order: Int64, pool: ThreadPoolExecutor) -> Iterator[_Read]:
-        """The epoch's batches in turn; while one is decoded, the files of the next are read."""
+        """The epoch's batches in turn; while one is decoded, the files of the next are read.
+
+        By threads, not in DALI's callback: 1091 images/s against 1062, and 508 against 331 where a file takes 2 ms. Nor
+        by DALI's worker processes, which would not see a new table.
+        """
         ahead: deque[list[Future[_Read]]] = deque()
         for start in range(0, len(order), self.options.batch_size):
             indices = order[start : start + self.options.batch_size]

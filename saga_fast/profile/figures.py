@@ -51,7 +51,7 @@ def hardware() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Python and those of PACKAGES that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, "nvidia-dali-cuda130"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
