@@ -27,13 +27,12 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from saga_fast.kernels.crop_resize import crop_resize_image
-from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.dali_decoder import NOTHING, Decoder, DecoderError, Encoded
 from saga_fast.loaders.dali_jpeg import jpeg_size
 from saga_fast.loaders.decode import Pixels
 from saga_fast.loaders.folder import EpochCrops
-from saga_fast.loaders.folder_device import crop_batch
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions
 from saga_fast.loaders.plan import Plan, view_bytes
 from saga_fast.loaders.source import Source
