@@ -9,6 +9,9 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+from saga_fast.demo_data import copy_true_boxes, make_demo_data
+from saga_fast.loaders import ImageFolder, usable_cores
+from saga_fast.loaders.engines import require_engine
 from saga_fast.report import write_report
 from saga_fast.train.config import TrainConfig, load_config
 from saga_fast.train.cycle import train
@@ -29,11 +32,14 @@ TINY = (
 """Overrides of the demo's config for ``--tiny``: everything is run, nothing is learnt."""
 
 
-def run_demo(out: Path, *, tiny: bool = False, overrides: Sequence[str] = (), progress: bool = True) -> Path:
+def run_demo(
+    out: Path, *, engine: str = "folder", tiny: bool = False, overrides: Sequence[str] = (), progress: bool = True
+) -> Path:
     """Run the demo into a folder; a run that was cut short goes on, a finished one is only reported again.
 
     Args:
         out: gets ``data/``, ``plain/``, ``finetune/``, ``saga/`` and ``report.html``.
+        engine: how images are read; for ``ffcv`` they are packed first, as raw pixels.
         tiny: a few dozen images and epochs, to try the machinery in seconds.
         overrides: more ``key=value`` overrides of the demo's config.
         progress: show progress bars on stderr.
@@ -47,9 +53,8 @@ def run_demo(out: Path, *, tiny: bool = False, overrides: Sequence[str] = (), pr
     start = time.perf_counter()
     source = files("saga_fast.configs") / "demo.yaml"
     config = load_config(Path(str(source)), [*(TINY if tiny else ()), *overrides])
-    config = replace(
-        config, data=replace(config.data, train=str(out / "data" / "train"), val=str(out / "data" / "val"))
-    )
+    train_data, val_data = (str(path) for path in _data(out / "data", engine, config, progress=progress))
+    config = replace(config, data=replace(config.data, engine=engine, train=train_data, val=val_data))
     arms: dict[str, TrainConfig] = {
         "plain": replace(config, attention=None, saga=replace(config.saga, epochs=0)),
         "finetune": replace(config, attention=None),
@@ -72,3 +77,21 @@ def run_demo(out: Path, *, tiny: bool = False, overrides: Sequence[str] = (), pr
     )
     log.info("demo: %.0f s in all", time.perf_counter() - start)
     return report
+
+
+def _data(folder: Path, engine: str, config: TrainConfig, *, progress: bool) -> list[Path]:
+    """The demo's training and validation images, made and packed as the engine needs them."""
+    require_engine(engine)
+    splits = [folder / "train", folder / "val"]
+    if engine != "ffcv":
+        return splits  # training makes them
+    from saga_fast.loaders.ffcv.pack import PackOptions, pack
+
+    if config.data.generate:
+        make_demo_data(folder, config.data.generate)
+    files = [split.with_suffix(".beton") for split in splits]
+    for split, file in zip(splits, files, strict=True):
+        if not file.exists():
+            pack(ImageFolder(split), file, PackOptions(mode="raw"), workers=usable_cores(), progress=progress)
+            copy_true_boxes(split, file)
+    return files

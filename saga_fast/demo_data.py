@@ -20,8 +20,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from saga_fast.errors import SagaError
+from saga_fast.files import write_text
 
-__all__ = ["CLASSES", "DemoDataConfig", "make_demo_data", "read_true_boxes"]
+__all__ = ["CLASSES", "DemoDataConfig", "copy_true_boxes", "make_demo_data", "read_true_boxes", "true_boxes_file"]
 
 _SKIMAGE = ("skimage", "data")
 _SKLEARN = ("sklearn", "datasets", "images")
@@ -134,20 +135,32 @@ def make_demo_data(root: Path, config: DemoDataConfig = DemoDataConfig()) -> Non
                 raise
 
 
+def true_boxes_file(source_root: Path) -> Path:
+    """Where the true boxes of a data set lie: in its folder, or beside the file that ``saga-fast pack`` made of it."""
+    return source_root.with_suffix(".boxes.json") if source_root.suffix == ".beton" else source_root / "boxes.json"
+
+
+def copy_true_boxes(source_root: Path, target_root: Path) -> None:
+    """Put a data set's true boxes, if there are any, where those of the data set packed from it are looked for."""
+    file = true_boxes_file(source_root)
+    if file.is_file():
+        write_text(true_boxes_file(target_root), file.read_text(encoding="utf-8"))
+
+
 def read_true_boxes(source_root: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
     """Return the true boxes of images of a demo data set.
 
     Args:
-        source_root: a split's folder, the one that holds ``boxes.json``.
-        paths: N paths relative to ``source_root``, with forward slashes.
+        source_root: a split's folder, or the .beton file that it was packed into.
+        paths: N paths relative to the folder, with forward slashes.
 
     Returns:
         (N, 4) float32 [x_min, y_min, w, h], normalised to [0, 1], in the order of ``paths``.
 
     Raises:
-        SagaError: there is no ``boxes.json``, or it lacks one of the paths.
+        SagaError: there is no :func:`true_boxes_file`, or it lacks one of the paths.
     """
-    file = source_root / "boxes.json"
+    file = true_boxes_file(source_root)
     if not file.is_file():
         raise SagaError(f"{file} does not exist: true boxes are known for demo data only (a folder made by the demo)")
     boxes = json.loads(file.read_text())

@@ -41,11 +41,19 @@ def check_schema(written: dict[str, Any]) -> None:
 
 
 def test_bench_folder(tmp_path: Path) -> None:
-    written = figures("bench_folder.py", ["--width", "64"], tmp_path)
+    written = figures("bench_folder.py", ["--width", "64", "--epochs", "6", "--rows", "1000"], tmp_path)
     check_schema(written)
     targets = {row["name"]: row["target"] for row in written["rows"] if "target" in row}
-    assert sorted(targets.values()) == [0.75, 1.0, 1.0, 8.0]
+    assert sorted(targets.values()) == [0.75, 1.0, 1.0, 1.0, 1.0, 8.0]
     assert any(row["name"].startswith("noise") for row in written["rows"])
+
+
+def test_bench_dali(tmp_path: Path) -> None:
+    written = figures("bench_dali.py", ["--width", "64", "--epochs", "6", "--rows", "1000"], tmp_path)
+    check_schema(written)
+    targets = {row["name"]: row["target"] for row in written["rows"] if "target" in row}
+    assert sorted(targets.values()) == [1.0, 1.0, 1.0, 1.0, 1.4]
+    assert "nvidia-dali-cuda130" in written["versions"]
 
 
 def test_bench_attention(tmp_path: Path) -> None:

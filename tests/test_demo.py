@@ -38,6 +38,24 @@ def test_folders(demo: Path) -> None:
     assert (demo / "data" / "train" / "boxes.json").is_file()
 
 
+def test_engine_ffcv(demo: Path, tmp_path: Path) -> None:
+    """Raw pixels give the folder engine's views, and so its figures; pictures and true boxes are found too."""
+    out = tmp_path / "out"
+    assert main(["demo", "--tiny", "--engine", "ffcv", "--out", str(out)]) == 0
+    assert {path.name for path in (out / "data").glob("train*")} == {
+        "train",
+        "train.beton",
+        "train.beton.json",
+        "train.boxes.json",
+    }
+    own, other = (
+        [{key: row[key] for key in ("kind", "epoch", "iou", "loss", "top1") if key in row} for row in read_metrics(run)]
+        for run in (out / "saga", demo / "saga")
+    )
+    assert own == other
+    assert "data:image/jpeg;base64," in (out / "report.html").read_text()
+
+
 def test_report_compares_the_arms(demo: Path) -> None:
     report = (demo / "report.html").read_text()
     assert all(arm in report for arm in ARMS)

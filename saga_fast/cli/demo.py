@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import add_overrides
+from saga_fast.cli.options import add_engine, add_overrides
 from saga_fast.demo import run_demo
 
 
@@ -19,6 +19,7 @@ def add_parser(subparsers: Any) -> None:
         " the same checkpoint, and write a report. A demo that was cut short goes on where it was.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
+    add_engine(parser, default="folder")
     parser.add_argument("--tiny", action="store_true", help="a few dozen images and epochs: tries the machinery only")
     add_overrides(parser, text="override a value of configs/demo.yaml")
     parser.set_defaults(run=run)
@@ -26,4 +27,5 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the demo and say where the report is."""
-    print(f"report: {run_demo(options.out, tiny=options.tiny, overrides=options.overrides)}")
+    engine = options.engine or "folder"
+    print(f"report: {run_demo(options.out, engine=engine, tiny=options.tiny, overrides=options.overrides)}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from saga_fast.demo_data import copy_true_boxes
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable
 from saga_fast.loaders import ImageFolder
@@ -18,8 +19,8 @@ def add_parser(subparsers: Any) -> None:
         "pack",
         help="pack a folder of images into a .beton file for the ffcv engine",
         description="Pack a folder of images into an FFCV file, OUT.beton, and the list of its images, OUT.beton.json:"
-        " the engine needs both. Box tables and indices stay those of the folder. Undecodable images are listed in"
-        " OUT.beton.bad.txt and left out.",
+        " the engine needs both. True object boxes (DIR/boxes.json) are copied to OUT.boxes.json. Box tables and"
+        " indices stay those of the folder. Undecodable images are listed in OUT.beton.bad.txt and left out.",
     )
     parser.add_argument("source", type=Path, metavar="DIR", help="DIR/CLASS/.../*.jpg, or DIR/*.jpg")
     parser.add_argument("out", type=Path, metavar="OUT.beton")
@@ -78,6 +79,7 @@ def run(options: argparse.Namespace) -> None:
     )
     listed = options.out.with_name(f"{options.out.name}.bad.txt")
     bad.write(listed)
+    copy_true_boxes(options.source, options.out)
     size = options.out.stat().st_size / 2**20
     print(f"{options.out}: {len(source) - len(bad)} of {len(source)} images, {size:.1f} MiB")
     if len(bad):

@@ -1,49 +1,32 @@
-"""How to go on training what was imported: the augmentation that each method's authors used, and 60 more epochs."""
+"""How to go on training what was imported: as the shipped config of its method does."""
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
-_JITTER = {"flip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
-_V1 = {"scale": [0.2, 1.0]}, {**_JITTER, "hue": 0.4, "grayscale": 0.2, "grayscale_first": True}
-_BANK = {"scale": [0.08, 1.0]}, {**_JITTER, "hue": 0.4, "grayscale": 0.2}
-RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "insdis": _BANK,  # PyContrast
-    "pirl": _BANK,
-    "cmc": ({"scale": [0.08, 1.0]}, {**_JITTER, "hue": 0.1}),
-    "moco": _V1,  # facebookresearch/moco
-    "mocov2": ({"scale": [0.2, 1.0]}, {**_JITTER, "hue": 0.1, "jitter": 0.8, "grayscale": 0.2, "blur": 0.5}),
-    "simclr": (
-        {"scale": [0.08, 1.0]},
-        {
-            "flip": 0.5,
-            "brightness": 0.8,
-            "contrast": 0.8,
-            "saturation": 0.8,
-            "hue": 0.2,
-            "jitter": 0.8,
-            "grayscale": 0.2,
-            "blur": 0.5,
-        },
-    ),
-    "invspread": ({"scale": [0.2, 1.0]}, {**_JITTER, "hue": 0.4, "grayscale": 0.2}),
-    "supervised": ({}, {"flip": 0.5}),
-}
-"""Crops and photometric augmentation."""
+import yaml
 
 
 def training_values(method: str, epoch: int, size: int) -> dict[str, Any]:
-    """A config's values but for method, encoder and images.
+    """A config's values, for images of ``size`` px and after ``epoch`` plain epochs; method, encoder and data aside.
 
-    Table 1 of the paper trains 60 epochs more. 3e-4 is the last rate of the step schedules that InsDis, PIRL, MoCo and
-    CMC were trained with; the paper names none.
+    float32, because a network is first of all looked at: ``--set precision=bf16`` for training.
     """
-    crop, photometric = RECIPES.get(method, ({}, {}))
-    blur = {"blur_kernel": max(1, size // 20 * 2 + 1)} if "blur" in photometric else {}
-    return {
-        "out": "runs/imported",
-        "crop": {"size": size, **crop},
-        "photometric": {**photometric, **blur},
-        "plain": {"epochs": max(epoch, 0), "lr": 0.03},
-        "saga": {"epochs": 60, "lr": 0.0003},
-    }
+    values = _shipped(method)
+    values |= {"out": "runs/imported", "precision": "fp32"}
+    values["crop"] = {**values.get("crop", {}), "size": size}
+    values["plain"] = {**values.get("plain", {}), "epochs": max(epoch, 0)}
+    values["plain"]["warmup_epochs"] = min(values["plain"].get("warmup_epochs", 0), max(epoch, 0))
+    if values.get("photometric", {}).get("blur"):
+        values["photometric"]["blur_kernel"] = size // 20 * 2 + 1  # a tenth of the side, odd
+    return values
+
+
+def _shipped(method: str) -> dict[str, Any]:
+    for folder in ("imagenet", "imagenet100"):
+        path = files("saga_fast.configs").joinpath(folder, f"{method}.yaml")
+        if path.is_file():
+            values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return values
+    return {"saga": {"epochs": 1}}  # a classifier, which is not trained

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+from saga_fast.kernels import crop_resize
+from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.source import Source
 
 
 @dataclass(frozen=True)
@@ -15,8 +21,29 @@ class Batch:
         views: (B, V, S, S, 3) uint8, before photometric augmentation and normalisation.
         index: (B,) int64, the images' positions in the data set.
         label: (B,) int64, -1 where there is none.
+        more: the plan's further views, a tensor (B, count, size, size, 3) uint8 for each of ``plan.more``.
     """
 
     views: torch.Tensor
     index: torch.Tensor
     label: torch.Tensor
+    more: tuple[torch.Tensor, ...] = ()
+
+
+def crop_batch(images: torch.Tensor, windows: npt.NDArray[np.int32] | torch.Tensor, plan: Plan) -> torch.Tensor:
+    """All views of a padded batch: (B, H, W, 3) uint8, windows (B, V, 4) -> (B, bytes), on the images' device."""
+    parts, begin = [], 0
+    for side, count in plan.groups:
+        parts.append(crop_resize(images, windows[:, begin : begin + count], side).flatten(1))
+        begin += count
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def make_batch(views: torch.Tensor, indices: npt.NDArray[np.int64], source: Source, plan: Plan) -> Batch:
+    """A batch of views (B, bytes) uint8, in which each image's views lie one after the other, in the plan's order."""
+    groups, begin = [], 0
+    for side, count in plan.groups:
+        end = begin + 3 * side * side * count
+        groups.append(views[:, begin:end].view(len(views), count, side, side, 3))
+        begin = end
+    return Batch(groups[0], torch.from_numpy(indices), torch.from_numpy(source.labels[indices]), tuple(groups[1:]))

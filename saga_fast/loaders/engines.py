@@ -16,6 +16,7 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place
 from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.shards import Shards, is_shards
 from saga_fast.loaders.source import Source
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,13 @@ ENGINES = {
         packages=("ffcv",),
         install="apt install libopencv-dev libturbojpeg0-dev pkg-config g++, then pip install 'saga-fast[ffcv]'",
     ),
+    "dali": Engine(
+        loader="saga_fast.loaders.dali:DaliLoader",
+        decode=("gpu", "cpu"),
+        crop=("gpu", "cpu"),
+        packages=("nvidia.dali",),
+        install="pip install 'saga-fast[dali]' (Linux only)",
+    ),
 }
 
 
@@ -60,14 +68,20 @@ def open_source(engine: str, path: Path | str, *, classes: Path | str | None = N
 
     Args:
         engine: a name in ``ENGINES``.
-        path: a folder of images, or for ``ffcv`` a file that ``saga-fast pack`` wrote.
+        path: a folder of images; a tar file of images, or a folder that holds such files and nothing else; for
+            ``ffcv`` a file that ``saga-fast pack`` wrote.
         classes: see :class:`ImageFolder`.
 
     Raises:
-        SagaError: no such engine, another engine's file, or what :class:`ImageFolder` or ``Beton`` refuses.
+        SagaError: no such engine, another engine's file, or what :class:`ImageFolder`, :class:`Shards` or ``Beton``
+            refuses.
     """
     found = require_engine(engine)
     _check_form(engine, found, Path(path))
+    if is_shards(Path(path)) and not found.suffix:
+        if classes:
+            raise SagaError(f"a class list ({classes}) goes with a folder of images, {path} is tar files")
+        return Shards(path)
     return cast(Source, _load(found.source)(path, classes=classes))
 
 
@@ -90,8 +104,8 @@ def open_loader(
     """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
 
     Args:
-        engine: a name in ``ENGINES``: ``"folder"``, ``"ffcv"``.
-        source: a folder of images, for ``"ffcv"`` a .beton file, or what :func:`open_source` gave.
+        engine: a name in ``ENGINES``: ``"folder"``, ``"ffcv"``, ``"dali"``.
+        source: a folder or tar files of images, for ``"ffcv"`` a .beton file, or what :func:`open_source` gave.
         plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
             with a box table is checked against the data set.
         batch_size: images per batch.

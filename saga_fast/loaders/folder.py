@@ -17,12 +17,12 @@ import torch
 
 from saga_fast.kernels.crop_resize import crop_resize_image
 from saga_fast.loaders.bad_images import BadImages
-from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch import Batch, make_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
 from saga_fast.loaders.folder_device import CropsOnDevice, Pending
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
-from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.source import Source
 
 
@@ -69,8 +69,7 @@ class _CropsOnCpu:
         self._crops, self._options, self._memory, self._task_size = crops, options, memory, task_size
 
     def start(self, pool: ThreadPoolExecutor, indices: Int64) -> Pending:
-        plan = self._crops.plan
-        shape = (len(indices), plan.num_views, plan.size, plan.size, 3)
+        shape = (len(indices), view_bytes(self._crops.plan))
         pinned = self._options.device.type == "cuda"
         views = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pinned else self._memory.tensor(shape)
         target = views.numpy()
@@ -91,28 +90,33 @@ class EpochCrops:
     def __init__(self, source: Source, plan: Plan, epoch: int, seed: int, bad: BadImages) -> None:
         self.source, self.plan = source, plan
         self._epoch, self._seed, self._bad = epoch, seed, bad
+        self.sides = view_sides(plan)
+
+    def windows(self, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
+        """See :meth:`saga_fast.loaders.plan.Plan.windows`."""
+        return self.plan.windows(self._epoch, indices, sizes)
 
     def fill(self, indices: Int64, views: Pixels) -> npt.NDArray[np.bool_]:
-        """Read, decode and crop images into ``views`` (n, V, S, S, 3); which of them could be decoded, (n,) bool."""
+        """Read, decode and crop images into ``views`` (n, bytes); which of them could be decoded, (n,) bool."""
         images = [self._read(int(index)) for index in indices]
         good = np.array([image is not None for image in images])
         sizes = np.array([image.shape[:2] if image is not None else (1, 1) for image in images], np.int64)
-        windows = self.plan.windows(self._epoch, indices, sizes)
+        windows = self.windows(indices, sizes)
         for n, image in enumerate(images):
             if image is not None:
-                crop_resize_image(image, windows[n], views[n])
+                crop_resize_image(image, windows[n], self.sides, views[n])
         return good
 
     def batch(self, indices: Int64, views: torch.Tensor, good: npt.NDArray[np.bool_], *, substitute: bool) -> Batch:
-        """The batch of ``views``, in which images that are not ``good`` are substituted or left out."""
+        """The batch of ``views`` (B, bytes), in which images that are not ``good`` are substituted or left out."""
         if not good.all() and substitute:
-            spare = np.empty((1, *views.shape[1:]), np.uint8)
+            spare = np.empty((1, views.shape[1]), np.uint8)
             for slot in np.flatnonzero(~good):
                 indices[slot] = self._substitute(int(indices[slot]), indices, spare)
                 views[slot] = torch.from_numpy(spare[0])
         elif not good.all():
             indices, views = indices[good], views[torch.from_numpy(good)]
-        return Batch(views, torch.from_numpy(indices), torch.from_numpy(self.source.labels[indices]))
+        return make_batch(views, indices, self.source, self.plan)
 
     def _substitute(self, index: int, taken: Int64, views: Pixels) -> int:
         """Fill a bad image's place in a training batch with another image; which one."""

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saga_fast.kernels import crop_resize
-from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch import Batch, crop_batch, make_batch
 from saga_fast.loaders.decode import DecodeError, decode_image
 from saga_fast.loaders.loader import Int64, LoaderOptions, substitutes
-from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.plan import Plan, view_bytes
 from saga_fast.loaders.source import Source
 
 Contents = list[torch.Tensor | None]
@@ -59,10 +58,10 @@ class CropsOnDevice:
             indices = np.delete(indices, bad)
         good = [image for image in images if image is not None]
         sizes = np.array([image.shape[:2] for image in good], np.int64).reshape(-1, 2)
-        views = crop_on_device(
-            good, self._plan.windows(self._epoch, indices, sizes), self._plan.size, self._options.device
+        windows = self._plan.windows(self._epoch, indices, sizes)
+        return make_batch(
+            crop_on_device(good, windows, self._plan, self._options.device), indices, self._source, self._plan
         )
-        return Batch(views, torch.from_numpy(indices), torch.from_numpy(self._source.labels[indices]))
 
     def _read_all(self, indices: Int64) -> Contents:
         return [self._read(int(index), keep_jpeg=self._options.decode == "gpu") for index in indices]
@@ -120,7 +119,7 @@ def decode_jpegs(files: Sequence[torch.Tensor], device: torch.device) -> list[to
 
 
 def crop_on_device(
-    images: Sequence[torch.Tensor], windows: npt.NDArray[np.int32], size: int, device: torch.device
+    images: Sequence[torch.Tensor], windows: npt.NDArray[np.int32], plan: Plan, device: torch.device
 ) -> torch.Tensor:
     """Crop images of any sizes there: (H, W, 3) uint8 each, on the CPU or the device, windows (B, V, 4).
 
@@ -128,9 +127,9 @@ def crop_on_device(
     others does not make all of them as large.
 
     Returns:
-        (B, V, size, size, 3) uint8 on the device.
+        (B, bytes) uint8 on the device, see :func:`make_batch`.
     """
-    views = torch.empty((*windows.shape[:2], size, size, 3), dtype=torch.uint8, device=device)
+    views = torch.empty((len(windows), view_bytes(plan)), dtype=torch.uint8, device=device)
     groups: dict[tuple[int, int, torch.device], list[int]] = {}
     for row, image in enumerate(images):
         height, width = image.shape[:2]
@@ -141,5 +140,5 @@ def crop_on_device(
         padded = torch.empty((len(rows), height, width, 3), dtype=torch.uint8, device=place, pin_memory=pinned)
         for slot, row in enumerate(rows):
             padded[slot, : images[row].shape[0], : images[row].shape[1]] = images[row]
-        views[rows] = crop_resize(padded.to(device, non_blocking=True), windows[rows], size)
+        views[rows] = crop_batch(padded.to(device, non_blocking=True), windows[rows], plan)
     return views

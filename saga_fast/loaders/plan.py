@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -26,7 +27,11 @@ class Plan(Protocol):
 
     @property
     def num_views(self) -> int:
-        """Views per image."""
+        """Views per image of that size: the main ones."""
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """(side, number of views per image) of the main views, and then of any other views."""
 
     def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
         """indices (B,), sizes (B, 2) as height, width -> (B, V, 4) int32 [top, left, height, width]."""
@@ -39,6 +44,11 @@ class WholePlan:
     size: int
     num_views: int = 1
 
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """See :class:`Plan`."""
+        return ((self.size, self.num_views),)
+
     def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:  # noqa: ARG002
         """The whole image: (B, 1, 4)."""
         windows = np.zeros((len(sizes), self.num_views, 4), np.int32)
@@ -47,13 +57,29 @@ class WholePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoreViews:
+    """Views besides the main ones, because their size or the range of their crops is another (PIRL's jigsaw)."""
+
+    size: int
+    """Side, pixels."""
+    count: int = 1
+    """Views per image."""
+    scale: tuple[float, float] = (0.08, 1.0)
+
+    def __post_init__(self) -> None:
+        _check_size_and_range(self.size, {"scale": self.scale})
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CropPlan:
     """Random resized crops, inside the attention boxes where there are any.
 
     Args:
-        size: side of the views, pixels.
+        size: side of the main views, pixels.
         seed: key of all draws.
-        num_views: views per image.
+        num_views: main views per image.
         scale: range of a crop's area over its box's area.
         ratio: range of a crop's width over its height.
         table: D^att, or None to crop from whole images.
@@ -62,9 +88,10 @@ class CropPlan:
         share: see ``union``.
         margin: fraction of the box's side added on each side, clamped to the image.
         min_side: boxes are widened about their centre to at least this fraction of the image's side.
+        more: further views, numbered on from the main ones.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value out of its range, or ``mixed`` views of a table where there is only one.
     """
 
     size: int
@@ -77,24 +104,28 @@ class CropPlan:
     share: float = 0.5
     margin: float = 0.0
     min_side: float = 0.0
+    more: tuple[MoreViews, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}")
+        _check_size_and_range(self.size, {"scale": self.scale, "ratio": self.ratio})
         if not 1 <= self.num_views <= 256:
             raise ValueError(f"num_views must be in 1 to 256, got {self.num_views}")
-        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0.0 < low <= high:
-                raise ValueError(f"{name} must be an increasing pair of positive numbers, got {(low, high)}")
         check_views(self.views, self.share)
         if not self.margin >= 0.0:
             raise ValueError(f"margin must not be negative, got {self.margin}")
         if not 0.0 <= self.min_side <= 1.0:
             raise ValueError(f"min_side must be in [0, 1], got {self.min_side}")
+        if self.table is not None and self.views == "mixed" and self.num_views == 1 and not self.more:
+            raise ValueError("views 'mixed' needs two views, and there is one, which would never see its box")
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """See :class:`Plan`."""
+        return ((self.size, self.num_views), *((more.size, more.count) for more in self.more))
 
     def boxes(self, epoch: int, indices: Int64) -> npt.NDArray[np.float32]:
         """The box that each view is cropped from: (B, V, 4), normalised."""
-        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(indices), self.num_views, 1))
+        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(indices), len(view_sides(self)), 1))
         if self.table is None:
             return boxes
         attention = self.table.boxes[indices]
@@ -111,16 +142,40 @@ class CropPlan:
 
     def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
         """(B, V, 4) int32 [top, left, height, width]."""
-        return sample_windows(
-            self.boxes(epoch, indices),
-            sizes,
-            seed=self.seed,
-            epoch=epoch,
-            indices=indices,
-            num_views=self.num_views,
-            scale=self.scale,
-            ratio=self.ratio,
-        )
+        boxes, parts, last = self.boxes(epoch, indices), [], 0
+        for count, scale in ((self.num_views, self.scale), *((more.count, more.scale) for more in self.more)):
+            first, last = last, last + count
+            # Views are keyed by their number, so those before these are drawn, too, and left out.
+            drawn = sample_windows(
+                boxes[:, :last],
+                sizes,
+                seed=self.seed,
+                epoch=epoch,
+                indices=indices,
+                num_views=last,
+                scale=scale,
+                ratio=self.ratio,
+            )
+            parts.append(drawn[:, first:])
+        return np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _check_size_and_range(size: int, ranges: Mapping[str, tuple[float, float]]) -> None:
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    for name, (low, high) in ranges.items():
+        if not 0.0 < low <= high:
+            raise ValueError(f"{name} must be an increasing pair of positive numbers, got {(low, high)}")
+
+
+def view_sides(plan: Plan) -> Int64:
+    """The side of each of an image's V views, pixels: (V,)."""
+    return np.array([side for side, count in plan.groups for _ in range(count)], np.int64)
+
+
+def view_bytes(plan: Plan) -> int:
+    """Bytes of all of an image's views."""
+    return 3 * sum(count * side * side for side, count in plan.groups)
 
 
 def check_views(views: str, share: float) -> None:

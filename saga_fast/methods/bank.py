@@ -105,10 +105,14 @@ class MemoryBank(nn.Module):
     def update(self, index: Tensor, features: Tensor) -> None:
         """Rows ``index`` (B,) move towards features (B, D); of an image that the batch holds twice, the last counts."""
         moved = F.normalize(torch.lerp(features, self.rows[index], self.momentum), dim=1)
-        # Both occurrences write the last one's row: which write comes last is not defined on a GPU.
-        position = torch.arange(len(index), device=index.device)
-        last = torch.where(index[:, None] == index[None, :], position, -1).amax(1)
-        self.rows[index] = moved[last]
+        # All occurrences write the last one's row: which write comes last is not defined on a GPU.
+        self.rows[index] = moved[last_occurrence(index)]
+
+
+def last_occurrence(index: Tensor) -> Tensor:
+    """Where each entry of index (B,) occurs last: (B,) int64, without waiting for a GPU."""
+    position = torch.arange(len(index), device=index.device)
+    return torch.where(index[:, None] == index[None, :], position, -1).amax(1)
 
 
 def num_bank_rows(state: Mapping[str, Tensor]) -> int | None:

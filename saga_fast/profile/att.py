@@ -46,7 +46,8 @@ def profile_att(profile: AttProfile) -> Iterator[Row]:
     def forward(batch: Batch) -> None:
         images = normalized(batch.views, model.encoder, device, channels_last=profile.channels_last)[:, 0]
         with autocast(device, profile.precision):
-            model.encoder.features(images)
+            for branch in model.branches(images):
+                branch.encoder.features(branch.images)
 
     def attend(batch: Batch) -> None:
         found = boxes_of_batch(

@@ -71,7 +71,14 @@ def _open(config: TrainConfig, model: Method, source: Source, device: torch.devi
     return open_loader(
         data.engine,
         source,
-        CropPlan(size=crop.size, seed=config.seed, num_views=model.num_views, scale=crop.scale, ratio=crop.ratio),
+        CropPlan(
+            size=crop.size,
+            seed=config.seed,
+            num_views=model.num_views,
+            scale=crop.scale,
+            ratio=crop.ratio,
+            more=model.more_views,
+        ),
         batch_size=config.batch_size,
         shuffle=True,
         drop_last=True,

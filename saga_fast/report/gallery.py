@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from PIL import Image
 
+from saga_fast.demo_data import true_boxes_file
 from saga_fast.errors import SagaError
-from saga_fast.loaders.box_table import BoxTable
-from saga_fast.loaders.image_folder import ImageFolder
+from saga_fast.loaders import BoxTable, Source, engines_for, open_source
 from saga_fast.report.runs import Run, short_path
 
 IMAGES = 12
@@ -71,15 +71,15 @@ def make_gallery(run: Run) -> Gallery | None:
     tables = [(record["epoch"], BoxTable.open(run.folder / record["table"])) for record in shown]
     root = Path(str(run.setting("data.train") or "data.train"))
     try:
-        images = ImageFolder(root)
+        images = open_source(engines_for(root)[0], root)
         for _, table in tables:
             table.check(images.fingerprint, len(images))
     except SagaError:
         name = short_path(str(root))
         return Gallery(name=run.name, note=f"No pictures: {name} is gone, or its images are not those of the boxes.")
     paths = images.paths
-    true_boxes = _read_true_boxes(root / "boxes.json")
-    tiles = [_tile(run.name, root, paths[i], i, tables, true_boxes.get(paths[i])) for i in choose(paths)]
+    true_boxes = _read_true_boxes(true_boxes_file(root))
+    tiles = [_tile(run.name, images, i, tables, true_boxes.get(paths[i])) for i in choose(paths)]
     known = any(mark.style == "true" for tile in tiles if tile for mark in tile.marks)
     legend = [("true", "true box")] if known else []
     legend += [(s, f"epoch {epoch}") for s, (epoch, _) in zip(_styles(len(tables)), tables, strict=True)]
@@ -114,14 +114,14 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _tile(
     run_name: str,
-    root: Path,
-    path: str,
+    images: Source,
     index: int,
     tables: Sequence[tuple[int, BoxTable]],
     true_box: Sequence[float] | None,
 ) -> Tile | None:
+    path = images.paths[index]
     try:
-        source, width, height = _thumbnail(root / path)
+        source, width, height = _thumbnail(images.read(index))
     except OSError:  # training lists undecodable images; the report leaves them out
         return None
     marks, overlaps, words = [], [], []
@@ -152,8 +152,8 @@ def _styles(count: int) -> list[str]:
     return [f"att-{i} last" if i == count - 1 else f"att-{i}" for i in range(count)]
 
 
-def _thumbnail(path: Path) -> tuple[str, int, int]:
-    with Image.open(path) as image:
+def _thumbnail(data: bytes) -> tuple[str, int, int]:
+    with Image.open(io.BytesIO(data)) as image:
         # Boxes count in stored pixels, so the EXIF orientation is left out of it, as in the loaders.
         small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +39,7 @@ def device_views(config: TrainConfig, model: Method, batch: Batch, epoch: int) -
     """
     device = next(model.parameters()).device
     groups = [(batch.views, config.photometric)]
-    more: Sequence[torch.Tensor] = getattr(batch, "more", ())
-    groups += [(views, group.photometric) for views, group in zip(more, model.more_views, strict=True)]
+    groups += [(views, group.photometric) for views, group in zip(batch.more, model.more_views, strict=True)]
     result, first = [], 0
     for views, recipe in groups:
         last = first + views.shape[1]

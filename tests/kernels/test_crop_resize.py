@@ -158,9 +158,12 @@ def test_a_padded_batch(impl: str) -> None:
 
 def test_the_engines_entry_point_is_the_op(image: NDArray) -> None:
     """What the decoding threads call gives the bytes of the public op, which is tested against Pillow above."""
-    views = np.empty((len(WINDOWS), 37, 37, 3), np.uint8)
-    crop_resize_image(image, WINDOWS, views)
-    np.testing.assert_array_equal(views, crop_resize(image, WINDOWS, 37))
+    sides = np.array([37] * (len(WINDOWS) - 2) + [9, 50])
+    views = np.empty(3 * (sides**2).sum(), np.uint8)
+    crop_resize_image(image, WINDOWS, sides, views)
+    parts = np.split(views, np.cumsum(3 * sides**2)[:-1])
+    for part, window, side in zip(parts, WINDOWS, sides, strict=True):
+        np.testing.assert_array_equal(part.reshape(side, side, 3), crop_resize(image, window[None], int(side))[0])
 
 
 def test_shapes_follow_the_windows(image: NDArray) -> None:

@@ -34,10 +34,8 @@ def make_folder(root: Path, suffixes: tuple[str, ...]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         height, width = (1, 1) if number == 5 else rng.integers(1, 90, 2)
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-        options: dict[str, Any] = (
-            {"subsampling": number % 3, "progressive": number % 5 == 0} if path.suffix == ".jpg" else {}
-        )
-        image.convert("L" if number % 7 == 1 else "RGB").save(path, **options)
+        jpeg: dict[str, Any] = {"subsampling": number % 3, "progressive": number % 5 == 0}
+        image.convert("L" if number % 7 == 1 else "RGB").save(path, **(jpeg if path.suffix == ".jpg" else {}))
     return root
 
 
@@ -131,13 +129,21 @@ def test_cropping_for_a_gpu_without_one_is_said_once(packed: dict[str, Path], ca
     assert not caplog.records
 
 
-def test_padded_images_stay_within_bounds(packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_padded_among_those_of_their_size(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    for number, size in enumerate([(30, 20), (4000, 10), (17, 32), (10, 4000), (31, 31), (16, 16)]):
+        Image.new("RGB", size, (number, 0, 0)).save(root / f"{number}.png")
+    assert main(["pack", str(root), str(tmp_path / "x.beton"), "--mode", "raw"]) == 0
+    loader = open_beton(tmp_path / "x.beton", WholePlan(size=3), crop="gpu")
     from saga_fast.loaders.ffcv import engine
 
-    expected = list(open_beton(packed["jpg"], batch_size=30))
-    for limit in (1, 50_000):
-        monkeypatch.setattr(engine, "PADDED_BYTES", limit)
-        assert_same(open_beton(packed["jpg"], batch_size=30, crop="gpu"), expected)
+    parts = engine._parts(np.array([[16, 16], [20, 30], [32, 17], [31, 31], [10, 4000], [4000, 10]]))
+    assert [(part.start, part.stop) for part in parts] == [(0, 1), (1, 4), (4, 5), (5, 6)]
+    (batch,) = loader
+    assert batch.index.tolist() == list(range(6))
+    for number in range(6):
+        assert set(batch.views[number, 0, :, :, 0].flatten().tolist()) == {number}
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -188,6 +194,15 @@ def test_plan_and_epoch_are_taken_by_the_next_iteration(packed: dict[str, Path])
     fresh = open_beton(packed["jpg"], plan, shuffle=True)
     fresh.set_epoch(4)
     assert_same(loader, fresh)
+
+
+@pytest.mark.parametrize("crop", ["cpu", "gpu"])
+def test_an_epoch_can_be_entered_at_any_batch(packed: dict[str, Path], crop: Any) -> None:
+    loader = open_beton(packed["jpg"], shuffle=True, crop=crop)
+    loader.set_epoch(3)
+    expected = list(loader)
+    loader.set_epoch(3, start_batch=5)
+    assert_same(loader, expected[5:])
 
 
 def test_two_iterations_at_once_do_not_disturb_each_other(packed: dict[str, Path]) -> None:
@@ -251,8 +266,8 @@ def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Pa
                 loader.set_plan(plan)
                 loader.set_epoch(epoch)
                 list(loader)
-    for function in (decode_and_crop, decode_padded):
-        assert len(function.signatures) == 1  # type: ignore[union-attr]
+    functions: list[Any] = [decode_and_crop, decode_padded]
+    assert [len(function.signatures) for function in functions] == [1, 1]
 
 
 def test_tables_are_not_kept(packed: dict[str, Path]) -> None:

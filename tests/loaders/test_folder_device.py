@@ -88,10 +88,10 @@ def test_images_of_any_sizes_share_batches() -> None:
     sizes = [(5, 300), (9, 11), (16, 16), (17, 16), (300, 200), (1, 1), (9, 16)]
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
     windows = np.array([[[0, 0, h, w], [h // 2, w // 3, h - h // 2, w - w // 3]] for h, w in sizes], np.int32)
-    views = crop_on_device([torch.from_numpy(image) for image in images], windows, SIZE, CPU)
+    views = crop_on_device([torch.from_numpy(image) for image in images], windows, CROPS, CPU)
     for image, own, view in zip(images, windows, views, strict=True):
-        np.testing.assert_array_equal(view.numpy(), crop_resize(image, own, SIZE))
-    assert crop_on_device([], np.empty((0, 2, 4), np.int32), SIZE, CPU).shape == (0, 2, SIZE, SIZE, 3)
+        np.testing.assert_array_equal(view.view(2, SIZE, SIZE, 3).numpy(), crop_resize(image, own, SIZE))
+    assert crop_on_device([], np.empty((0, 2, 4), np.int32), CROPS, CPU).shape == (0, 2 * SIZE * SIZE * 3)
 
 
 def test_one_refused_jpeg_does_not_spoil_the_others(root: Path) -> None:

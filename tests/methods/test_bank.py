@@ -14,7 +14,7 @@ from torch import Tensor
 from saga_fast.checkpoint import load_model, save_checkpoint
 from saga_fast.errors import SagaError
 from saga_fast.methods import METHODS, build_method, num_bank_rows
-from saga_fast.methods.bank import BankConfig, MemoryBank
+from saga_fast.methods.bank import BankConfig, MemoryBank, last_occurrence
 from saga_fast.train.config import config_to_dict, load_config
 
 N, DIM, TAU = 9, 5, 0.2
@@ -158,6 +158,11 @@ def test_three_updates_with_repeated_indices(momentum: float) -> None:
         torch.testing.assert_close(bank.rows, torch.tensor(expected, dtype=torch.float64))
     untouched = [2, 4, 6, 7]
     assert torch.equal(bank.rows[untouched], make_bank().rows[untouched])
+
+
+def test_last_occurrence() -> None:
+    assert last_occurrence(torch.tensor([7, 3, 7, 0, 3, 7])).tolist() == [5, 4, 5, 3, 4, 5]
+    assert last_occurrence(torch.tensor([2, 1, 0])).tolist() == [0, 1, 2]
 
 
 def test_drawn_rows() -> None:

@@ -1,12 +1,10 @@
 """Views besides the main ones (PIRL's jigsaw): numbered on from them, augmented their own way, given to the method."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
 from saga_fast.loaders import Batch
@@ -15,20 +13,13 @@ from saga_fast.train.config import TrainConfig, config_from_dict
 from saga_fast.train.epoch import device_views
 
 
-@dataclass(frozen=True)
-class Views(Batch):
-    """A batch with views of another size."""
-
-    more: tuple[Tensor, ...] = ()
-
-
-def make_batch(*shapes: tuple[int, int]) -> Views:
+def make_batch(*shapes: tuple[int, int]) -> Batch:
     """Groups of (count, side), the first of them the main views; 12 images from index 100."""
     generator = torch.Generator().manual_seed(0)
     first, *more = (
         torch.randint(256, (12, count, side, side, 3), generator=generator, dtype=torch.uint8) for count, side in shapes
     )
-    return Views(first, torch.arange(100, 112), torch.full((12,), -1), more=tuple(more))
+    return Batch(first, torch.arange(100, 112), torch.full((12,), -1), more=tuple(more))
 
 
 @pytest.fixture
@@ -66,8 +57,3 @@ def test_a_step_with_them(config: TrainConfig, model: Method) -> None:
     output = model(views[0], batch.index, *views[1:])
     output.loss.backward()
     assert bool(output.loss.isfinite())
-
-
-def test_a_batch_without_what_the_method_needs(config: TrainConfig, model: Method) -> None:
-    with pytest.raises(ValueError, match="argument"):
-        device_views(config, model, make_batch((1, 16)), 0)

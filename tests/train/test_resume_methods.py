@@ -15,6 +15,7 @@ METHODS = {
     "insdis nce": "method={name: insdis, projection_dim: 12, negatives: 16, loss: nce}",
     "cmc": "method={name: cmc, projection_dim: 12, negatives: 16, loss: nce}",
     "invspread": "method={name: invspread, projection_dim: 12}",
+    "pirl": "method={name: pirl, projection_dim: 12, negatives: 16, jigsaw_size: 24, jigsaw_patch: 7}",
 }
 
 
@@ -25,7 +26,8 @@ def test_crash_and_resume(name: str, tiny_yaml: Path, tmp_path: Path, monkeypatc
     reference, run = tmp_path / "reference", tmp_path / "run"
     train(load_config(tiny_yaml, [f"out={reference}", *overrides]))
     with monkeypatch.context() as patch:
-        crash_at(patch, epoch, "sample_photometrics", 13)
+        groups = 2 if name == "pirl" else 1
+        crash_at(patch, epoch, "sample_photometrics", 13 * groups)
         with pytest.raises(Crash):
             train(load_config(tiny_yaml, [f"out={run}", *overrides]))
     assert len(rows_of(run, "epoch")) == 2

