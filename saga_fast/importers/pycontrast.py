@@ -85,3 +85,4 @@ def _read_cmc(draft: Draft, tensors: Tensors, memory: Tensors | None) -> None:
         draft.place_resnet(tensors.take(f"encoder{number}."), f"encoder.{ours}", in_channels=channels)
         place_bank(draft, draft.memory(memory, f"memory_{number}") if memory else None, f"{ours}_bank", dims[-1])
     draft.method = {"name": "cmc", "projection_dim": dims[0], "color": "ydbdr"}
+    draft.notes.append("trained with colour jitter, which the config leaves out: see configs/imagenet/cmc.yaml")

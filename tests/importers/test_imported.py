@@ -17,7 +17,15 @@ from saga_fast.cli import main
 from saga_fast.loaders import BoxTable, ImageFolder
 from saga_fast.train.config import load_config
 
-FAST = ["crop.size=32", "batch_size=8", "plain.epochs=0", "saga.epochs=1", "evaluate=null", "method.negatives=8"]
+FAST = [
+    "crop.size=32",
+    "batch_size=8",
+    "plain.epochs=0",
+    "plain.warmup_epochs=0",
+    "saga.epochs=1",
+    "evaluate=null",
+    "method.negatives=8",
+]
 
 
 @pytest.mark.parametrize("name", ["pycontrast insdis", "moco v2", "cmc cmc", "lightly simclr"])
@@ -96,6 +104,15 @@ def test_a_classifier_gives_its_predicted_class(tmp_path: Path, images: Path) ->
     with torch.no_grad():
         x = torch.rand(4, 3, 48, 48)
         assert torch.equal(model.projector(model.encoder(x)).argmax(1), layout.z[0](x).argmax(1))
+
+
+def test_a_classifier_as_provider(tmp_path: Path, images: Path, tiny_yaml: Path) -> None:
+    """Table 2's last row: D^att from the classifier, in the training of another network."""
+    out = run_import(LAYOUTS["torchvision"]().content, tmp_path, "--data", images / "train")
+    sets = ["attention.provider=supervised", f"attention.provider_ckpt={out}", "evaluate=null", "saga.epochs=1"]
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(tiny_yaml), "--out", str(run), "--set", *sets]) == 0
+    assert set(BoxTable.open(run / "att" / "epoch_0001.safetensors").pseudo_label) <= set(range(20))
 
 
 def test_a_classifier_is_not_trained(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
