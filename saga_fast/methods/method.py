@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from saga_fast.encoder import Encoder
 from saga_fast.kernels import PhotometricRecipe
-from saga_fast.loaders.plan import MoreViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +27,18 @@ class StepOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewGroup(MoreViews):
+class ViewGroup:
     """Views that a method takes besides its main ones, because their size or augmentation is another.
 
     They are numbered on from the main views, so that their windows and photometrics are draws of their own.
     """
 
+    size: int
+    """Side, pixels."""
+    count: int = 1
+    """Views per image."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Range of a crop's area, as of the main views."""
     photometric: PhotometricRecipe = field(default_factory=PhotometricRecipe)
 
 

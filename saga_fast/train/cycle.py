@@ -26,6 +26,7 @@ from saga_fast.train.config import CheckpointConfig, TrainConfig, config_to_dict
 from saga_fast.train.epoch import train_epoch
 from saga_fast.train.metrics import Metrics
 from saga_fast.train.optimizer import build_optimizer
+from saga_fast.train.plan import crop_plan
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class _Run:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "config.yaml", yaml.safe_dump(config_to_dict(config), sort_keys=False))
-        self.loader = self._open(CropPlan(size=config.crop.size, seed=config.seed), shuffle=True)
+        self.loader = self._open(crop_plan(config, self.model), shuffle=True)
         # A renewal at epoch E comes after the checkpoint of epoch E and is repeated when resuming from it.
         self.metrics = Metrics(
             self.folder,
@@ -128,7 +129,7 @@ class _Run:
             phase_epoch = self.epoch - config.plain.epochs * in_saga
             if in_saga and self._is_due(phase_epoch):
                 self._renew()
-            self.loader.set_plan(self._crop_plan())
+            self.loader.set_plan(crop_plan(config, self.model, self.table))
             result = train_epoch(
                 config,
                 phase,
@@ -155,20 +156,6 @@ class _Run:
             if config.evaluate and (self.epoch % config.evaluate.every == 0 or self.epoch == total):
                 self._evaluate()
             self._save()
-
-    def _crop_plan(self) -> CropPlan:
-        plan = CropPlan(
-            size=self.config.crop.size,
-            seed=self.config.seed,
-            num_views=self.model.num_views,
-            scale=self.config.crop.scale,
-            ratio=self.config.crop.ratio,
-            more=self.model.more_views,
-        )
-        if self.table is None or self.config.attention is None:
-            return plan
-        a = self.config.attention
-        return replace(plan, table=self.table, views=a.views, share=a.share, margin=a.margin, min_side=a.min_side)
 
     def _open_source(self, path: str) -> Source:
         return open_source(self.config.data.engine, path, classes=self.config.data.classes)
