@@ -30,6 +30,7 @@ install: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_folder.py --out benchmarks/results/bench_folder.json
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_ffcv.py --out benchmarks/results/bench_ffcv.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_dali.py --out benchmarks/results/bench_dali.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py --out benchmarks/results/bench_attention.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_kernels.py --out benchmarks/results/bench_kernels.json

@@ -31,9 +31,9 @@ import torch.nn.functional as F
 from pytorch_grad_cam import GradCAM
 from torch import Tensor, nn
 
-from benchmarks.bench_folder import bind, consume
 from benchmarks.bench_kernels import DELTA, Boxes, Heatmaps, boxes_of_heatmaps
 from benchmarks.images import make_images
+from benchmarks.loading import bind, consume
 from saga_fast.attention import box_iou, build_box_table
 from saga_fast.channel_weights import channel_weights
 from saga_fast.encoder import EncoderConfig

@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from benchmarks.bench_folder import RATIO, SCALE, SEED, bind, consume, decode_files, half_side_boxes
 from benchmarks.images import make_images
-from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
+from benchmarks.loading import RATIO, SCALE, SEED, bind, consume, decode_files, half_side_boxes
+from benchmarks.swaps import memory_over_epochs, table_swap
+from saga_fast.loaders import CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
 from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
+
+DEPTH = 2
+"""Batches under way in a pipeline of DALI's own, which is its default."""
 
 
 class Stock:
@@ -37,7 +37,8 @@ class Stock:
     """
 
     def __init__(self, root: Path, *, views: int, size: int, threads: int, batch_size: int) -> None:
-        self.pipeline: Any = Pipeline(batch_size=batch_size, num_threads=threads, device_id=None, seed=SEED)
+        sizes = {"batch_size": batch_size, "num_threads": threads, "prefetch_queue_depth": DEPTH}
+        self.pipeline: Any = Pipeline(**sizes, device_id=None, seed=SEED)
         with self.pipeline:
             encoded, _ = fn.readers.file(name="files", file_root=str(root), random_shuffle=True)
             rgb = types.DALIImageType.RGB
@@ -51,61 +52,25 @@ class Stock:
                 self.pipeline.set_outputs(*(fn.resize(crop, size=[size, size], antialias=True) for crop in crops))
             else:
                 self.pipeline.set_outputs(fn.decoders.image(encoded, output_type=rgb))
-        self.pipeline.build()
         self.batches = -(-self.pipeline.epoch_size("files") // batch_size)
+        self.pipeline.schedule_run()  # the first run starts DEPTH of them
+        self._take(DEPTH)
 
     def epoch(self) -> None:
-        """One epoch's batches, the last one filled up, drawn and dropped."""
-        for _ in range(self.batches):
-            self.pipeline.run()
+        """One epoch's batches, the last one filled up, drawn and dropped.
 
+        None is under way when it ends, which the next way would pay for: up to a quarter, with DALI's ``run()``.
+        """
+        for batch in range(self.batches):
+            self.pipeline.schedule_run()
+            if batch >= DEPTH - 1:
+                self._take(1)
+        self._take(DEPTH - 1)
 
-def resident(loader: Loader, *, epochs: int) -> Row:
-    """Resident memory and threads over ``epochs`` epochs with a new table each, beside the most of the first five."""
-    process, plan = psutil.Process(), loader.plan
-    memory, threads = [], []
-    for epoch in range(epochs):
-        loader.set_plan(CropPlan(size=plan.size, seed=epoch, scale=SCALE, table=half_side_boxes(len(loader.source))))
-        loader.set_epoch(epoch)
-        consume(loader)
-        memory.append(process.memory_info().rss)
-        threads.append(process.num_threads())
-    now, limit = max(memory[5:]), max(memory[:5])
-    return {
-        "name": f"dali, most resident memory of epochs 6 to {epochs}",
-        "bytes": now,
-        "limit": limit,
-        "against": "most of epochs 1 to 5",
-        "ratio": limit / now,
-        "target": 1.0,
-        "threads_at_first": max(threads[:5]),
-        "threads_later": max(threads[5:]),
-    }
-
-
-def table_swap(root: Path, *, count: int, size: int, batch_size: int, repeats: int) -> list[Row]:
-    """Seconds from the file of a table of ``count`` rows to the loader that will crop with it; and to the first batch,
-    which waits for the epoch's order, too."""
-    source = ImageFolder(root)
-    source.paths = [source.paths[i % len(source)] for i in range(count)]
-    source.labels = np.resize(source.labels, count)
-    loader = open_loader("dali", source, CropPlan(size=size, seed=SEED), batch_size=batch_size, shuffle=True)
-    swaps, firsts = np.empty(repeats + 1), np.empty(repeats + 1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table.safetensors"
-        replace(half_side_boxes(count), metadata={"dataset": source.fingerprint}).save(path)
-        for epoch in range(repeats + 1):  # the first one warms up
-            begin = time.perf_counter()
-            loader.set_plan(CropPlan(size=size, seed=SEED, table=BoxTable.open(path)))
-            swaps[epoch] = time.perf_counter() - begin
-            loader.set_epoch(epoch)
-            next(iter(loader))
-            firsts[epoch] = time.perf_counter() - begin
-    second = np.ones(repeats)
-    return [
-        compare(f"dali, {name}", seconds[1:], second, against="one second", rows=count, rounds=repeats, target=1.0)
-        for name, seconds in (("table swap", swaps), ("table swap and first batch", firsts))
-    ]
+    def _take(self, count: int) -> None:
+        for _ in range(count):
+            self.pipeline.share_outputs()
+            self.pipeline.release_outputs()
 
 
 def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repeats: int, epochs: int) -> list[Row]:
@@ -116,7 +81,7 @@ def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repe
     def engine(plan: Plan, name: str = "dali", *, shuffle: bool = True) -> Loader:
         return open_loader(name, source, plan, batch_size=batch_size, shuffle=shuffle, seed=SEED, threads=threads)
 
-    memory = resident(engine(boxes), epochs=epochs)  # before the other ways take theirs
+    memory = memory_over_epochs(engine(boxes), "dali", epochs=epochs)  # before the other ways take theirs
     stock = partial(Stock, source.root, size=size, threads=threads, batch_size=batch_size)
     whole = stock(views=0).epoch
     ways: Ways = {
@@ -169,7 +134,7 @@ def main() -> None:
     root = make_images(arguments.data, arguments.images, width=arguments.width, height=arguments.width * 3 // 4)
     sizes = {"size": arguments.size, "batch_size": arguments.batch_size, "repeats": arguments.repeats}
     rows = bench(ImageFolder(root), threads=arguments.threads, epochs=arguments.epochs, **sizes)
-    rows += table_swap(root, count=arguments.rows, **sizes)
+    rows += table_swap("dali", root, count=arguments.rows, **sizes)
     write(arguments.out, rows)
     print(*map(line, rows), sep="\n")
 

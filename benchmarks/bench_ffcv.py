@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader as StockLoader
@@ -28,8 +26,9 @@ from ffcv.pipeline import PipelineSpec
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 
-from benchmarks.bench_folder import RATIO, SCALE, SEED, bind, consume, decode_bytes, half_side_boxes
 from benchmarks.images import make_images
+from benchmarks.loading import RATIO, SCALE, SEED, bind, consume, decode_bytes, half_side_boxes
+from benchmarks.swaps import memory_over_epochs
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Place, Plan, WholePlan, open_loader
 from saga_fast.loaders.ffcv.beton import RAW, Beton, sidecar_path
 from saga_fast.loaders.ffcv.pack import PackOptions, pack, write_sidecar
@@ -130,32 +129,6 @@ def bench_swap(folder: Path, count: int, *, threads: int, repeats: int) -> list[
     ]
 
 
-def memory_over_epochs(loader: Loader, count: int, *, epochs: int) -> Row:
-    """Resident memory and threads after epochs with a new table each, beside after three."""
-    process = psutil.Process()
-    memory, threads = [], []
-    for epoch in range(epochs):
-        loader.set_plan(
-            CropPlan(size=loader.plan.size, seed=SEED, scale=SCALE, ratio=RATIO, table=half_side_boxes(count))
-        )
-        loader.set_epoch(epoch)
-        consume(loader)
-        memory.append(process.memory_info().rss)
-        threads.append(process.num_threads())
-    settled = min(3, epochs) - 1
-    return {
-        "name": f"ffcv, resident memory after {epochs} epochs with a new table each",
-        "bytes": memory[-1],
-        "limit": memory[settled],
-        "against": f"after {settled + 1}",
-        "ratio": memory[settled] / memory[-1],
-        "target": 1.0,
-        "threads": threads[-1],
-        "threads_before": threads[settled],
-        "python_threads": threading.active_count(),
-    }
-
-
 def bench(
     folder: Path, *, size: int, threads: int, batch_size: int, repeats: int, epochs: int, records: int
 ) -> list[Row]:
@@ -171,7 +144,9 @@ def bench(
         options: dict[str, Any] = {"batch_size": batch_size, "seed": SEED, "threads": threads}
         return open_loader(name, path, plan, shuffle=shuffle, crop=crop, **options)
 
-    memory = memory_over_epochs(engine(betons["jpg"], crops), count, epochs=epochs)  # before FFCV's loaders take theirs
+    memory = memory_over_epochs(
+        engine(betons["jpg"], crops), "ffcv", epochs=epochs
+    )  # before FFCV's loaders take theirs
     stock = partial(stock_loader, size=size, threads=threads, batch_size=batch_size)
     # FFCV's loaders last: what comes right after one is up to 10 % slower.
     ways: Ways = {

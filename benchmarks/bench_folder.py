@@ -10,32 +10,26 @@ Run it as ``PYTHONPATH=. python benchmarks/bench_folder.py --out FILE`` on an ot
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numba
-import numpy as np
-import psutil
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.images import make_images
+from benchmarks.loading import RATIO, SCALE, SEED, bind, consume, decode_bytes, decode_files, half_side_boxes
+from benchmarks.swaps import memory_over_epochs, table_swap
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
-from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
-from saga_fast.loaders.decode import decode_image
+from saga_fast.loaders import CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
 from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCALE, RATIO = (0.2, 1.0), (3.0 / 4.0, 4.0 / 3.0)  # MoCo's RandomResizedCrop
 JITTER: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-SEED = 0
 
 
 def mocov2_recipe(size: int) -> PhotometricRecipe:
@@ -73,74 +67,11 @@ class TwoViewsByTorchvision(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         return self.transform(image), self.transform(image), self.labels[index]
 
 
-def half_side_boxes(count: int) -> BoxTable:
-    """A table of boxes of half the image's side, at random places."""
-    table = BoxTable.whole(count)
-    table.boxes[:, :2] = np.random.default_rng(SEED).random((count, 2)) / 2
-    table.boxes[:, 2:] = 0.5
-    table.found[:] = True
-    return table
-
-
-def consume(batches: Iterable[object]) -> None:
-    """Draw every batch."""
-    for _ in batches:
-        pass
-
-
-def decode_files(paths: list[Path], threads: int) -> None:
-    """Read and decode every file on ``threads`` threads and drop the pixels: the limit of any loader of these files.
-
-    Runs of 16 files are a task, as in the folder engine.
-    """
-
-    def decode(part: list[Path]) -> None:
-        for path in part:
-            decode_image(path.read_bytes())
-
-    with ThreadPoolExecutor(threads) as pool:
-        consume(pool.map(decode, [paths[i : i + 16] for i in range(0, len(paths), 16)]))
-
-
-def decode_bytes(contents: list[bytes], threads: int) -> None:
-    """As :func:`decode_files`, with the files' contents at hand."""
-
-    def decode(part: list[bytes]) -> None:
-        for data in part:
-            decode_image(data)
-
-    with ThreadPoolExecutor(threads) as pool:
-        consume(pool.map(decode, [contents[i : i + 16] for i in range(0, len(contents), 16)]))
-
-
 def augmented(loader: Loader, recipe: PhotometricRecipe) -> Iterator[torch.Tensor]:
     """The loader's batches as a training step gets them: (B, 2, 3, S, S) float32."""
     for batch in loader:
         photometrics = sample_photometrics(recipe, SEED, loader.epoch, batch.index, 2)
         yield augment(batch.views, photometrics, MEAN, STD)
-
-
-def resident_memory(loader: Loader, *, epochs: int) -> Row:
-    """What stays resident after ``epochs`` more epochs, beside after one."""
-    process = psutil.Process()
-    consume(loader)
-    limit = process.memory_info().rss
-    for _ in range(epochs):
-        consume(loader)
-    now = process.memory_info().rss
-    name, against = f"folder, resident memory after {1 + epochs} epochs", "after one epoch"
-    return {"name": name, "bytes": now, "limit": limit, "against": against, "ratio": limit / now, "target": 1.0}
-
-
-def bind(threads: int) -> None:
-    """Leave this process and its children ``threads`` cores, and its thread pools as many threads."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) < threads:
-            raise SystemExit(f"--threads {threads}, but this process may use {len(cores)} cores")
-        os.sched_setaffinity(0, cores[:threads])
-    numba.set_num_threads(threads)
-    torch.set_num_threads(threads)
 
 
 def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repeats: int) -> list[Row]:
@@ -178,7 +109,7 @@ def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repe
     del peer, ways  # ends the workers
 
     facts: dict[str, Any] = {"threads": threads, "rounds": repeats}
-    rows = [
+    return [
         compare(name, seconds[way], seconds[other], against=against, images=count, **facts, **more)
         for name, way, other, against, more in (
             ("folder, two views", "two views", "decode", "read and decode alone", {"target": 0.75}),
@@ -203,8 +134,6 @@ def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repe
             ),
         )
     ]
-    rows.append(resident_memory(engine(crops), epochs=repeats))
-    return rows
 
 
 def main() -> None:
@@ -216,19 +145,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30, help="over which resident memory is followed")
+    parser.add_argument("--rows", type=int, default=1_281_167, help="of the table that is swapped: ImageNet's")
     parser.add_argument(
         "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
     )
     arguments = parser.parse_args()
     bind(arguments.threads)
     root = make_images(arguments.data, arguments.images, width=arguments.width, height=arguments.width * 3 // 4)
-    rows = bench(
-        ImageFolder(root),
-        size=arguments.size,
-        threads=arguments.threads,
-        batch_size=arguments.batch_size,
-        repeats=arguments.repeats,
-    )
+    source, sizes = ImageFolder(root), {"size": arguments.size, "batch_size": arguments.batch_size}
+    rows = bench(source, threads=arguments.threads, repeats=arguments.repeats, **sizes)
+    loader = open_loader("folder", source, CropPlan(size=arguments.size, seed=SEED), batch_size=arguments.batch_size)
+    rows.append(memory_over_epochs(loader, "folder", epochs=arguments.epochs))
+    rows += table_swap("folder", root, count=arguments.rows, repeats=arguments.repeats, **sizes)
     write(arguments.out, rows)
     print(*map(line, rows), sep="\n")
 

@@ -25,6 +25,10 @@ Normalize = Literal["minmax", "max"]
 class AttentionConfig:
     """How D^att is made and used (DESIGN 1). The first value of each choice is the paper's reading."""
 
+    provider: Literal["self", "supervised"] = "self"
+    """Whose attention: the network's own, or that of a classifier, whose z are its logits (Table 2's last row)."""
+    provider_ckpt: str | None = None
+    """``supervised``: the classifier, a checkpoint that ``saga-fast import`` wrote."""
     period: int = 10
     """Epochs between renewals; the paper's 40 and, better, 10."""
     views: Views = "att"
@@ -43,6 +47,10 @@ class AttentionConfig:
     """Boxes are widened to at least this fraction of the image's side before cropping."""
 
     def __post_init__(self) -> None:
+        if (self.provider == "supervised") != (self.provider_ckpt is not None):
+            raise ValueError(
+                f"provider supervised, and it alone, needs a provider_ckpt, got {self.provider}, {self.provider_ckpt}"
+            )
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}")
         for name, value, below in (

@@ -27,6 +27,10 @@ class EncoderConfig:
     stem: Literal["imagenet", "medium", "small"] = "imagenet"
     """Images of about 32 px want ``small``: first convolution 3x3 without stride, no max pooling (as for CIFAR);
     of 64 to 96 px ``medium``: 3x3 with stride 2, no max pooling; ``imagenet`` leaves the backbone as it is."""
+    stem_channels: int | None = None
+    """Outputs of a ResNet's first convolution; timm's have 64 whatever ``channels`` says, PyContrast's x2 has 128."""
+    stem_padding: int = 1
+    """Of the first convolution of ``small`` and ``medium``; solo-learn's ResNets for CIFAR have 2."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """More keyword arguments of ``timm.create_model``, ``{channels: [32, 64, 128, 256]}`` say."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -42,6 +46,10 @@ class EncoderConfig:
             )
         if min(self.std) <= 0.0:
             raise SagaError(f"encoder.std must be positive, got {self.std}")
+        if self.stem_channels is not None and self.stem_channels < 1:
+            raise SagaError(f"encoder.stem_channels must be at least 1, got {self.stem_channels}")
+        if self.stem_padding < 0:
+            raise SagaError(f"encoder.stem_padding must not be negative, got {self.stem_padding}")
 
 
 class Encoder(nn.Module):
@@ -62,8 +70,8 @@ class Encoder(nn.Module):
         try:
             self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **channels, **config.args))
             self._channels_last_map = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
-            if config.stem != "imagenet":
-                _replace_stem(self.backbone, config.name, stride=1 if config.stem == "small" else 2)
+            if config.stem != "imagenet" or config.stem_channels is not None:
+                _replace_stem(self.backbone, config)
             self.dim, self.is_global_average = self._probe(config.name, in_channels)
         except SagaError:
             raise
@@ -107,10 +115,36 @@ class Encoder(nn.Module):
         return pooled.shape[1], is_mean
 
 
-def _replace_stem(backbone: Any, name: str, *, stride: int) -> None:
+def _replace_stem(backbone: Any, config: EncoderConfig) -> None:
     stem = getattr(backbone, "conv1", None)
     if not isinstance(stem, nn.Conv2d) or not hasattr(backbone, "maxpool"):
-        raise SagaError(f"encoder.stem small or medium needs a ResNet with one first convolution, not {name!r}")
-    backbone.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=stride, padding=1, bias=False)
+        raise SagaError(
+            "encoder.stem small or medium and stem_channels need a ResNet with one first convolution,"
+            f" not {config.name!r}"
+        )
+    channels = config.stem_channels or stem.out_channels
+    if config.stem == "imagenet":
+        backbone.conv1 = nn.Conv2d(stem.in_channels, channels, 7, stride=2, padding=3, bias=False)
+    else:
+        stride = 1 if config.stem == "small" else 2
+        backbone.conv1 = nn.Conv2d(stem.in_channels, channels, 3, stride, config.stem_padding, bias=False)
+        backbone.maxpool = nn.Identity()
     nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet does
-    backbone.maxpool = nn.Identity()
+    if channels != stem.out_channels:
+        _connect_stem(backbone, channels)
+
+
+def _connect_stem(backbone: Any, channels: int) -> None:
+    """Make a ResNet's first normalisation and first block take another number of channels."""
+    backbone.bn1 = nn.BatchNorm2d(channels)
+    block = backbone.layer1[0]
+    first, last = block.conv1, block.bn3 if hasattr(block, "bn3") else block.bn2
+    block.conv1 = nn.Conv2d(channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False)
+    block.downsample = None
+    if channels != last.num_features:
+        block.downsample = nn.Sequential(
+            nn.Conv2d(channels, last.num_features, 1, bias=False), nn.BatchNorm2d(last.num_features)
+        )
+    for module in block.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -30,6 +30,8 @@ COMMANDS = [
     ["show-att"],
     ["eval", "pairs"],
     ["report"],
+    ["import"],
+    ["export"],
 ]
 
 Refuses = Callable[..., None]
@@ -155,7 +157,7 @@ def test_train_refuses_what_is_not_there(tiny_yaml: Path, tmp_path: Path, refuse
         ("batch_size=some", ["batch_size", "'some'"]),
         ("batch_size=100", ["batch_size 100", "41 images"]),
         ("attention.delta=1.5", ["delta", "1.5"]),
-        ("method.name=byol", ["'byol'", "simclr, mocov2"]),
+        ("method.name=byol", ["'byol'", "simclr, moco"]),
         ("encoder.name=renset18", ["'renset18'", "resnet18"]),
         ("encoder={name: test_vit}", ["'test_vit'", "no convolutional map"]),
         ("data.engine=dalli", ["no such engine", "'dalli'", "folder"]),

@@ -29,6 +29,19 @@ NOT_RUN = {
     "sudo apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev": "installs",
     "pip install 'saga-fast[ffcv]'": "installs",
     "saga-fast train --config my.yaml --set device=cuda": "needs a GPU",
+    **dict.fromkeys(
+        (
+            "saga-fast import moco_v2_200ep_pretrain.pth.tar --out moco.pt --data imagenet/train"
+            " --config-out moco.yaml",
+            "saga-fast train --config moco.yaml --ckpt moco.pt --out runs/saga",
+            "saga-fast build-att --ckpt moco.pt",
+        ),
+        "ImageNet, and a file to be downloaded",
+    ),
+    "saga-fast profile loaders --data photos/train photos/train.beton": "measures for minutes",
+    "saga-fast profile att --ckpt runs/mine/last.pt --images 1281167": "measures for minutes",
+    "saga-fast export runs/saga/last.pt --to moco --out encoder.pth.tar": "needs a ResNet-50, the tiny one has no name",
+    "saga-fast export runs/saga/last.pt --to torchvision --out encoder.safetensors": "needs a network of torchvision's",
 }
 """Commands that these tests leave out, each with its reason; one that no page names any more is an error."""
 INSTEAD = {"make demo": "saga-fast demo --tiny"}

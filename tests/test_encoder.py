@@ -173,3 +173,31 @@ def test_published_weights_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> No
     assert build("test_resnet").dim == 96
     with pytest.raises(SagaError, match="asks for published weights"):
         build("test_resnet", args={"pretrained": True})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("channels", [16, 64, 128])
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_stem_channels(name: str, channels: int, stem: Any) -> None:
+    """The first convolution, its normalisation and what the first block takes change together."""
+    args = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]}
+    encoder = Encoder(EncoderConfig(name=name, stem=stem, stem_channels=channels, args=args))
+    backbone = encoder.backbone
+    assert backbone.conv1.out_channels == backbone.bn1.num_features == channels
+    output = 64 if name == "resnet50" else 16
+    assert (backbone.layer1[0].downsample is None) == (channels == output)
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, output)
+
+
+def test_stem_padding() -> None:
+    """solo-learn's networks for CIFAR: 34 x 34 after the first convolution."""
+    args = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    encoder = Encoder(EncoderConfig(name="resnet18", stem="small", stem_padding=2, args=args))
+    assert encoder.backbone.conv1(torch.zeros(1, 3, 32, 32)).shape[-2:] == (34, 34)
+    assert encoder.features(torch.zeros(1, 3, 32, 32)).shape[-2:] == (5, 5)
+
+
+@pytest.mark.parametrize("fields", [{"stem_channels": 0}, {"stem_padding": -1}])
+def test_stem_numbers_are_checked(fields: dict[str, int]) -> None:
+    with pytest.raises(SagaError, match=rf"encoder.{next(iter(fields))} .*got -?\d"):
+        EncoderConfig(**fields)  # type: ignore[arg-type]

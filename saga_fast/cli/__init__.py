@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from saga_fast.cli import build_att, demo, evaluate, pack, profile, report, show_att, train
+from saga_fast.cli import build_att, demo, evaluate, export, import_, pack, profile, report, show_att, train
 from saga_fast.errors import SagaError
 from saga_fast.version import __version__
 
-COMMANDS = (demo, train, build_att, evaluate, show_att, report, pack, profile)
+COMMANDS = (demo, train, build_att, evaluate, show_att, report, pack, profile, import_, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from saga_fast.attention import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import (
     add_device,
+    add_engine,
     add_loading,
     add_overrides,
     add_places,
@@ -93,6 +95,7 @@ def _add_train(subjects: Any) -> None:
         description="A config's training beside the loader alone and the step alone. Nothing is written.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
+    add_engine(parser, default="the config's")
     add_overrides(parser, text="override a config value")
     _add_measuring(parser, seconds=10.0)
     parser.set_defaults(run=run_train)
@@ -170,9 +173,10 @@ def run_att(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Measure, and say which of the two binds."""
     check_positive(options, "seconds")
-    rows = _show(
-        profile_train(load_config(options.config, options.overrides), seconds=options.seconds), 3, options.json
-    )
+    config = load_config(options.config, options.overrides)
+    if options.engine:
+        config = replace(config, data=replace(config.data, engine=options.engine))
+    rows = _show(profile_train(config, seconds=options.seconds), 3, options.json)
     train = rows[-1]
     print(f"\nthe {train['against']} binds: training runs at {train['ratio']:.2f} of it")
 

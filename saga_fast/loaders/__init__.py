@@ -9,6 +9,7 @@ from saga_fast.loaders.fixed_plans import BoxPlan, CentrePlan
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.loader import Loader, Place
 from saga_fast.loaders.plan import CropPlan, Plan, WholePlan
+from saga_fast.loaders.shards import Shards
 from saga_fast.loaders.source import Source
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Loader",
     "Place",
     "Plan",
+    "Shards",
     "Source",
     "WholePlan",
     "engines_for",

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from saga_fast.kernels import crop_resize
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
 
@@ -27,6 +28,15 @@ class Batch:
     index: torch.Tensor
     label: torch.Tensor
     more: tuple[torch.Tensor, ...] = ()
+
+
+def crop_batch(images: torch.Tensor, windows: npt.NDArray[np.int32] | torch.Tensor, plan: Plan) -> torch.Tensor:
+    """All views of a padded batch: (B, H, W, 3) uint8, windows (B, V, 4) -> (B, bytes), on the images' device."""
+    parts, begin = [], 0
+    for side, count in plan.groups:
+        parts.append(crop_resize(images, windows[:, begin : begin + count], side).flatten(1))
+        begin += count
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def make_batch(views: torch.Tensor, indices: npt.NDArray[np.int64], source: Source, plan: Plan) -> Batch:

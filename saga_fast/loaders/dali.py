@@ -27,13 +27,12 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from saga_fast.kernels.crop_resize import crop_resize_image
-from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.dali_decoder import NOTHING, Decoder, DecoderError, Encoded
 from saga_fast.loaders.dali_jpeg import jpeg_size
 from saga_fast.loaders.decode import Pixels
 from saga_fast.loaders.folder import EpochCrops
-from saga_fast.loaders.folder_device import crop_batch
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions
 from saga_fast.loaders.plan import Plan, view_bytes
 from saga_fast.loaders.source import Source
@@ -129,7 +128,11 @@ class DaliLoader(Loader):
         )
 
     def _reads(self, work: EpochCrops, order: Int64, pool: ThreadPoolExecutor) -> Iterator[_Read]:
-        """The epoch's batches in turn; while one is decoded, the files of the next are read."""
+        """The epoch's batches in turn; while one is decoded, the files of the next are read.
+
+        By threads, not in DALI's callback: 1091 images/s against 1062, and 508 against 331 where a file takes 2 ms. Nor
+        by DALI's worker processes, which would not see a new table.
+        """
         ahead: deque[list[Future[_Read]]] = deque()
         for start in range(0, len(order), self.options.batch_size):
             indices = order[start : start + self.options.batch_size]

@@ -16,6 +16,7 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place
 from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.shards import Shards, is_shards
 from saga_fast.loaders.source import Source
 
 log = logging.getLogger(__name__)
@@ -67,14 +68,20 @@ def open_source(engine: str, path: Path | str, *, classes: Path | str | None = N
 
     Args:
         engine: a name in ``ENGINES``.
-        path: a folder of images, or for ``ffcv`` a file that ``saga-fast pack`` wrote.
+        path: a folder of images; a tar file of images, or a folder that holds such files and nothing else; for
+            ``ffcv`` a file that ``saga-fast pack`` wrote.
         classes: see :class:`ImageFolder`.
 
     Raises:
-        SagaError: no such engine, another engine's file, or what :class:`ImageFolder` or ``Beton`` refuses.
+        SagaError: no such engine, another engine's file, or what :class:`ImageFolder`, :class:`Shards` or ``Beton``
+            refuses.
     """
     found = require_engine(engine)
     _check_form(engine, found, Path(path))
+    if is_shards(Path(path)) and not found.suffix:
+        if classes:
+            raise SagaError(f"a class list ({classes}) goes with a folder of images, {path} is tar files")
+        return Shards(path)
     return cast(Source, _load(found.source)(path, classes=classes))
 
 
@@ -98,7 +105,7 @@ def open_loader(
 
     Args:
         engine: a name in ``ENGINES``: ``"folder"``, ``"ffcv"``, ``"dali"``.
-        source: a folder of images, for ``"ffcv"`` a .beton file, or what :func:`open_source` gave.
+        source: a folder or tar files of images, for ``"ffcv"`` a .beton file, or what :func:`open_source` gave.
         plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
             with a box table is checked against the data set.
         batch_size: images per batch.

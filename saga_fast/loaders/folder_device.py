@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saga_fast.kernels import crop_resize
-from saga_fast.loaders.batch import Batch, make_batch
+from saga_fast.loaders.batch import Batch, crop_batch, make_batch
 from saga_fast.loaders.decode import DecodeError, decode_image
 from saga_fast.loaders.loader import Int64, LoaderOptions, substitutes
 from saga_fast.loaders.plan import Plan, view_bytes
@@ -143,12 +142,3 @@ def crop_on_device(
             padded[slot, : images[row].shape[0], : images[row].shape[1]] = images[row]
         views[rows] = crop_batch(padded.to(device, non_blocking=True), windows[rows], plan)
     return views
-
-
-def crop_batch(images: torch.Tensor, windows: npt.NDArray[np.int32] | torch.Tensor, plan: Plan) -> torch.Tensor:
-    """All views of a padded batch: (B, H, W, 3) uint8, windows (B, V, 4) -> (B, bytes), on the images' device."""
-    parts, begin = [], 0
-    for side, count in plan.groups:
-        parts.append(crop_resize(images, windows[:, begin : begin + count], side).flatten(1))
-        begin += count
-    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]

@@ -15,6 +15,7 @@ from saga_fast.methods.moco import MoCo
 from saga_fast.methods.mocov2 import MoCoV2
 from saga_fast.methods.pirl import PIRL
 from saga_fast.methods.simclr import SimCLR
+from saga_fast.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "pirl": PIRL,
     "cmc": CMC,
     "invspread": InvSpread,
+    "supervised": Supervised,
 }
 
 __all__ = [

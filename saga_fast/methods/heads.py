@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Literal, get_args
+
 from torch import nn
 
+Norm = Literal["none", "hidden", "all"]
+"""Which linear layers of a projector batch norm follows; such a layer has no bias."""
 
-def mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear, ReLU, Linear: SimCLR's projection head (Chen et al. 2020, section 2.1) and MoCo v2's."""
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim))
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int, *, layers: int = 2, norm: Norm = "none") -> nn.Sequential:
+    """Linear layers with ReLU between them: SimCLR's projection head (Chen et al. 2020, section 2.1) and MoCo v2's.
+
+    SimCLR v2 has three layers; SimCLR's TensorFlow code and lightly put batch norm after all of them.
+    """
+    modules: list[nn.Module] = []
+    for number, (before, after) in enumerate(pairwise([in_dim, *[hidden_dim] * (layers - 1), out_dim]), 1):
+        normed = norm == "all" or (norm == "hidden" and number < layers)
+        modules.append(nn.Linear(before, after, bias=not normed))
+        if normed:
+            modules.append(nn.BatchNorm1d(after))
+        if number < layers:
+            modules.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*modules)
+
+
+def check_mlp(layers: int, norm: str) -> None:
+    """Refuse a projector that :func:`mlp` cannot make.
+
+    Raises:
+        ValueError: no layer, or an unknown ``norm``.
+    """
+    if layers < 1:
+        raise ValueError(f"projection_layers must be at least 1, got {layers}")
+    if norm not in get_args(Norm):
+        raise ValueError(f"projection_norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
 
 
 def check_widths(projection_dim: int, hidden_dim: int | None) -> None:

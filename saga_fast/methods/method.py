@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from saga_fast.encoder import Encoder
 from saga_fast.kernels import PhotometricRecipe
-from saga_fast.loaders.plan import MoreViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +27,18 @@ class StepOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewGroup(MoreViews):
+class ViewGroup:
     """Views that a method takes besides its main ones, because their size or augmentation is another.
 
     They are numbered on from the main views, so that their windows and photometrics are draws of their own.
     """
 
+    size: int
+    """Side, pixels."""
+    count: int = 1
+    """Views per image."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Range of a crop's area, as of the main views."""
     photometric: PhotometricRecipe = field(default_factory=PhotometricRecipe)
 
 
@@ -60,11 +65,13 @@ class Method(nn.Module):
         projector: g.
         num_views: main views per image that :meth:`forward` takes.
         more_views: further groups of views that :meth:`forward` takes, in this order, after its first two arguments.
+        trainable: whether :meth:`forward` gives a loss; a classifier that only gives attention has none.
         method: the method's name, its key in ``METHODS``.
     """
 
     Config: ClassVar[type[MethodConfig]]
     num_views: ClassVar[int] = 2
+    trainable: ClassVar[bool] = True
     more_views: tuple[ViewGroup, ...] = ()
     projector: nn.Module
 

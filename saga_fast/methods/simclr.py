@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_fast.encoder import Encoder, EncoderConfig
-from saga_fast.methods.heads import check_temperature, check_widths, mlp
+from saga_fast.methods.heads import Norm, check_mlp, check_temperature, check_widths, mlp
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
 from saga_fast.precision import autocast
 
@@ -23,11 +23,16 @@ class SimCLRConfig(MethodConfig):
     temperature: float = 0.1
     projection_dim: int = 128
     hidden_dim: int | None = None
-    """Width of the projector's hidden layer; default: the encoder's output."""
+    """Width of the projector's hidden layers; default: the encoder's output."""
+    projection_layers: int = 2
+    """Linear layers of the projector; SimCLR v2 has 3."""
+    projection_norm: Norm = "none"
+    """Which of them batch norm follows."""
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         check_widths(self.projection_dim, self.hidden_dim)
+        check_mlp(self.projection_layers, self.projection_norm)
 
 
 class SimCLR(Method):
@@ -38,7 +43,13 @@ class SimCLR(Method):
     def __init__(self, config: SimCLRConfig, encoder: EncoderConfig) -> None:
         super().__init__(config, Encoder(encoder))
         self.temperature = config.temperature
-        self.projector = mlp(self.encoder.dim, config.hidden_dim or self.encoder.dim, config.projection_dim)
+        self.projector = mlp(
+            self.encoder.dim,
+            config.hidden_dim or self.encoder.dim,
+            config.projection_dim,
+            layers=config.projection_layers,
+            norm=config.projection_norm,
+        )
 
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:  # noqa: ARG002 - no bank
         """See :meth:`Method.forward`. View v of image i is row 2 i + v, so that no view is copied."""

@@ -25,7 +25,7 @@ import torch
 Seconds = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Ways = Mapping[str, Callable[[], object]]
-UNITS = ("seconds", "images_per_second", "bytes", "bytes_per_second", "deviation")
+UNITS = ("seconds", "images_per_second", "bytes", "bytes_per_second", "deviation", "accuracy")
 PACKAGES = (
     *("torch", "torchvision", "triton", "timm", "numba", "numpy", "pillow"),
     *("simplejpeg", "ffcv", "nvidia-dali-cuda130", "grad-cam"),
@@ -51,7 +51,7 @@ def hardware() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Python and those of PACKAGES that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, "nvidia-dali-cuda130"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -9,13 +9,14 @@ from dataclasses import replace
 import torch
 
 from saga_fast.device import choose_device
-from saga_fast.loaders import Batch, CropPlan, Loader, Source, open_loader, open_source
+from saga_fast.loaders import Batch, Loader, Source, open_loader, open_source
 from saga_fast.methods import Method, build_method
 from saga_fast.profile.figures import Row
 from saga_fast.profile.measure import batches, measure
 from saga_fast.train.config import TrainConfig
 from saga_fast.train.epoch import EpochResult, train_epoch
 from saga_fast.train.optimizer import build_optimizer
+from saga_fast.train.plan import crop_plan
 
 
 class _Some(Loader):
@@ -67,18 +68,11 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
 
 
 def _open(config: TrainConfig, model: Method, source: Source, device: torch.device) -> Loader:
-    data, crop = config.data, config.crop
+    data = config.data
     return open_loader(
         data.engine,
         source,
-        CropPlan(
-            size=crop.size,
-            seed=config.seed,
-            num_views=model.num_views,
-            scale=crop.scale,
-            ratio=crop.ratio,
-            more=model.more_views,
-        ),
+        crop_plan(config, model),
         batch_size=config.batch_size,
         shuffle=True,
         drop_last=True,

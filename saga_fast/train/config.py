@@ -176,11 +176,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     if not isinstance(values, dict):
         raise SagaError(f"{path} is not a config: expected keys and values, got {type(values).__name__}")
     for override in overrides:
-        _override(values, override)
+        apply_override(values, override)
     return config_from_dict(values, where=str(path))
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set ``key.sub=value`` in nested mappings; the value is YAML.
+
+    Raises:
+        SagaError: not of that form, or a key below a value.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise SagaError(f"an override is key=value, got {override!r}")

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from saga_fast.attention import box_iou, build_box_table
-from saga_fast.checkpoint import checkpoint_config, load_weights, read_checkpoint, save_checkpoint
+from saga_fast.checkpoint import checkpoint_config, load_model, load_weights, read_checkpoint, save_checkpoint
 from saga_fast.demo_data import make_demo_data, read_true_boxes
 from saga_fast.device import choose_device
 from saga_fast.encoder import Encoder
@@ -21,12 +21,13 @@ from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
 from saga_fast.files import sha256, write_text
 from saga_fast.loaders import BadImages, BoxTable, CropPlan, Loader, Source, WholePlan, open_loader, open_source
-from saga_fast.methods import build_method
+from saga_fast.methods import Method, build_method
 from saga_fast.report.sheet import draw_sheet, spread_over
 from saga_fast.train.config import CheckpointConfig, TrainConfig, config_to_dict
 from saga_fast.train.epoch import train_epoch
 from saga_fast.train.metrics import Metrics
 from saga_fast.train.optimizer import build_optimizer
+from saga_fast.train.plan import crop_plan
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,11 @@ class _Run:
 
         torch.manual_seed(config.seed)
         self.model = build_method(config.method, config.encoder, num_images=len(self.source))
+        if not self.model.trainable:
+            raise SagaError(
+                f"method {config.method.name} cannot be trained: it is a classifier whose attention gives boxes,"
+                " see saga-fast build-att"
+            )
         alone = self.model.num_views == 1 and not self.model.more_views
         if alone and config.attention is not None and config.attention.views == "mixed":
             raise SagaError(
@@ -88,6 +94,8 @@ class _Run:
         if resuming:
             load_weights(self.model, state["model"], self.last)
             self.epoch = state["epoch"]
+        if config.attention is not None and config.attention.provider_ckpt is not None:
+            self._classifier()  # refused now rather than after the plain epochs
         self.model.to(self.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -102,7 +110,7 @@ class _Run:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "config.yaml", yaml.safe_dump(config_to_dict(config), sort_keys=False))
-        self.loader = self._open(CropPlan(size=config.crop.size, seed=config.seed), shuffle=True)
+        self.loader = self._open(crop_plan(config, self.model), shuffle=True)
         # A renewal at epoch E comes after the checkpoint of epoch E and is repeated when resuming from it.
         self.metrics = Metrics(
             self.folder,
@@ -120,9 +128,9 @@ class _Run:
             in_saga = self.epoch >= config.plain.epochs
             phase = config.saga if in_saga else config.plain
             phase_epoch = self.epoch - config.plain.epochs * in_saga
-            if in_saga and config.attention is not None and phase_epoch % config.attention.period == 0:
+            if in_saga and self._is_due(phase_epoch):
                 self._renew()
-            self.loader.set_plan(self._crop_plan())
+            self.loader.set_plan(crop_plan(config, self.model, self.table))
             result = train_epoch(
                 config,
                 phase,
@@ -150,20 +158,6 @@ class _Run:
                 self._evaluate()
             self._save()
 
-    def _crop_plan(self) -> CropPlan:
-        plan = CropPlan(
-            size=self.config.crop.size,
-            seed=self.config.seed,
-            num_views=self.model.num_views,
-            scale=self.config.crop.scale,
-            ratio=self.config.crop.ratio,
-            more=self.model.more_views,
-        )
-        if self.table is None or self.config.attention is None:
-            return plan
-        a = self.config.attention
-        return replace(plan, table=self.table, views=a.views, share=a.share, margin=a.margin, min_side=a.min_side)
-
     def _open_source(self, path: str) -> Source:
         return open_source(self.config.data.engine, path, classes=self.config.data.classes)
 
@@ -185,20 +179,34 @@ class _Run:
             crop=config.data.crop,
         )
 
+    def _is_due(self, phase_epoch: int) -> bool:
+        """Whether D^att is renewed before this epoch; a classifier, which does not change, makes it once."""
+        a = self.config.attention
+        if a is None or phase_epoch % a.period != 0:
+            return False
+        return a.provider == "self" or self.table is None
+
+    def _classifier(self) -> Method:
+        """The network whose attention is taken in place of the own one's."""
+        assert self.config.attention is not None and self.config.attention.provider_ckpt is not None
+        model = load_model(self.config.attention.provider_ckpt).to(self.device)
+        return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
+
     def _renew(self) -> None:
         """Algorithm 1: a new D^att from the network as it is now."""
         a = self.config.attention
         assert a is not None
         start = time.perf_counter()
+        supervised = a.provider_ckpt is not None
         self.table = build_box_table(
-            self.model,
+            self._classifier() if supervised else self.model,
             self._open(WholePlan(size=self.config.crop.size), shuffle=False),
             delta=a.delta,
             normalize=a.normalize,
             score=a.score,
             precision=self.config.precision,
             channels_last=self.config.channels_last,
-            metadata={"checkpoint": sha256(self.last), "epoch": str(self.epoch)},
+            metadata={"checkpoint": sha256(Path(a.provider_ckpt or self.last)), "epoch": str(self.epoch)},
             progress=self.progress,
         )
         seconds = time.perf_counter() - start

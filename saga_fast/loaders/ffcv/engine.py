@@ -28,12 +28,11 @@ import numpy.typing as npt
 import torch
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders.batch import Batch, make_batch
+from saga_fast.loaders.batch import Batch, crop_batch, make_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.decode import Pixels
 from saga_fast.loaders.ffcv.beton import Beton
 from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_padded
-from saga_fast.loaders.folder_device import crop_batch
 from saga_fast.loaders.loader import Int64, Loader, LoaderOptions, substitutes
 from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.source import Source

@@ -1,0 +1,72 @@
+"""Checkpoints of other projects: read without running their code, and made into saga-fast's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saga_fast.errors import SagaError
+from saga_fast.importers import (
+    classifier,
+    cmc,
+    contrastivecrop,
+    invspread,
+    lemniscate,
+    lightly,
+    moco,
+    pycontrast,
+    simclr,
+    solo,
+    vissl,
+)
+from saga_fast.importers.draft import Draft
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A way to lay out a checkpoint."""
+
+    title: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Draft], None]
+
+
+FORMATS = {
+    "contrastivecrop": Format(
+        title="xyupeng/ContrastiveCrop", matches=contrastivecrop.matches, read=contrastivecrop.read
+    ),
+    "vissl": Format(title="facebookresearch/vissl", matches=vissl.matches, read=vissl.read),
+    "cmc": Format(title="HobbitLong/CMC", matches=cmc.matches, read=cmc.read),
+    "pycontrast": Format(title="HobbitLong/PyContrast", matches=pycontrast.matches, read=pycontrast.read),
+    "lemniscate": Format(title="zhirongw/lemniscate.pytorch", matches=lemniscate.matches, read=lemniscate.read),
+    "invspread": Format(
+        title="mangye16/Unsupervised_Embedding_Learning", matches=invspread.matches, read=invspread.read
+    ),
+    "moco": Format(title="facebookresearch/moco", matches=moco.matches, read=moco.read),
+    "lightly": Format(title="lightly-ai/lightly", matches=lightly.matches, read=lightly.read),
+    "sthalles": Format(title="sthalles/SimCLR", matches=simclr.matches_sthalles, read=simclr.read_sthalles),
+    "solo-learn": Format(title="vturrisi/solo-learn", matches=solo.matches, read=solo.read),
+    "spijkervet": Format(title="Spijkervet/SimCLR", matches=simclr.matches_spijkervet, read=simclr.read_spijkervet),
+    "torchvision": Format(title="a ResNet of torchvision or timm", matches=classifier.matches, read=classifier.read),
+    "timm": Format(title="a network of timm", matches=classifier.matches_timm, read=classifier.read_timm),
+}
+"""By name, in the order in which they are tried."""
+
+
+def detect(content: Mapping[str, Any], path: object) -> str:
+    """The name of a file's format.
+
+    Raises:
+        SagaError: a saga-fast checkpoint, or a layout that none of the formats has.
+    """
+    if str(content.get("format", "")).startswith("saga-fast/"):
+        raise SagaError(f"{path} is a saga-fast checkpoint already")
+    found = next((name for name, kind in FORMATS.items() if kind.matches(content)), None)
+    if found is None:
+        keys = ", ".join(list(map(str, content))[:6])
+        raise SagaError(
+            f"{path} has the layout of no known project (its keys begin {keys}): name one with --format,"
+            f" of {', '.join(FORMATS)}"
+        )
+    return found

@@ -1,0 +1,65 @@
+"""Other projects' files, read without running their code."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from saga_fast.errors import SagaError
+
+_make_scalar = np.float64(0.0).__reduce__()[0]
+ALLOWED: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")},
+    # NumPy 2 writes the first name, NumPy 1 the second.
+    (_make_scalar, "numpy._core.multiarray.scalar"),
+    (_make_scalar, "numpy.core.multiarray.scalar"),
+]
+"""What a file may hold besides torch's plain types: options of a command line and numbers, which are values only."""
+
+
+def read_foreign(path: Path) -> dict[str, Any]:
+    """The dictionary that a .pt, .pth, .tar, .ckpt, .t7 or .safetensors file holds, tensors on the CPU.
+
+    Raises:
+        SagaError: no such file, cut short, not a dictionary, or one whose reading would run pickle code.
+    """
+    if not path.is_file():
+        raise SagaError(f"no such checkpoint: {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise SagaError(f"cannot read the checkpoint {path}: {_first_line(error)}") from error
+    try:
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files from old torch versions, which are fine
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise SagaError(f"cannot read the checkpoint {path}: it is not torch's, or damaged") from error
+        raise SagaError(
+            f"{path} holds a pickled {found[1]}, and reading that would run code of its own: with the project that"
+            " wrote the file at hand, load it there with torch.load(..., weights_only=False), put the object's"
+            " state_dict() in its place or leave it out, and torch.save it again"
+        ) from error
+    except Exception as error:  # damaged bytes make torch's reader raise anything from IndexError to RuntimeError
+        raise SagaError(f"cannot read the checkpoint {path}: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise SagaError(f"{path} is not a checkpoint: expected a dictionary, got {type(content).__name__}")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

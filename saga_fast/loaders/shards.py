@@ -1,0 +1,143 @@
+"""Images in tar files, as WebDataset or ``tar -cf`` leaves them, in a fixed order."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders.image_folder import EXTENSIONS
+from saga_fast.loaders.source import fingerprint
+
+
+class Shards:
+    """The images of one tar file, or of all tar files of a folder, sorted by name; within a file, in its order.
+
+    The tars are read through once for where each image lies; nothing is ever extracted, so that a member's name, be it
+    ``/etc/passwd`` or ``../../x``, is a name and no place. A tar of an ImageFolder in its order has its fingerprint, so
+    one's box table fits the other.
+
+    Labels are, in this order: what lies beside an image under its name in the same tar, ``.cls`` (a number) or
+    ``.json`` (an object with a number ``cls`` or ``label``); the first folder in its member name; or none.
+
+    Attributes:
+        root: the file or folder.
+        paths: N member names; position i is image index i.
+        labels: (N,) int64, position in ``classes``, or -1.
+        classes: the numbers up to the largest as strings, or sorted names of folders, or ().
+
+    Raises:
+        SagaError: no such file, not an uncompressed tar, one that is cut, a label that is no number, or no image.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self._files = sorted(self.root.glob("*.tar")) if self.root.is_dir() else [self.root]
+        self.paths: list[str] = []
+        places: list[tuple[int, int, int]] = []
+        numbers: list[int] = []
+        for number, path in enumerate(self._files):
+            try:
+                for name, offset, size, label in _members(path):
+                    self.paths.append(name)
+                    places.append((number, offset, size))
+                    numbers.append(label)
+            except (tarfile.TarError, EOFError) as error:
+                raise SagaError(f"not an uncompressed tar file, or one that is cut: {path}: {error}") from error
+            except OSError as error:
+                raise SagaError(f"cannot read {path}: {error.strerror or error}") from error
+        if not self.paths:
+            raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
+        self._places = np.array(places, np.int64)  # (N, 3): file, offset, size
+        self.classes, self.labels = _classes(self.paths, numbers)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return (
+            f"Shards({str(self.root)!r}: {len(self)} images in {len(self._files)} files, {len(self.classes)} classes)"
+        )
+
+    def read(self, index: int) -> bytes:
+        """See :meth:`saga_fast.loaders.source.Source.read`."""
+        number, offset, size = self._places[index].tolist()
+        with self._files[number].open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+        if len(data) < size:
+            raise OSError(f"{self._files[number]} ends within {self.paths[index]}")
+        return data
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See :func:`saga_fast.loaders.source.fingerprint`."""
+        return fingerprint(self.paths)
+
+
+def is_shards(path: Path) -> bool:
+    """Whether this is a tar file, or a folder that holds nothing else."""
+    if not path.is_dir():
+        return path.suffix == ".tar"
+    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+    return bool(names) and all(name.endswith(".tar") for name in names)
+
+
+def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
+    """(name, offset, size, label or -1) of a tar's images; a label may come before its image or after it."""
+    images: list[tuple[str, int, int]] = []
+    labels: dict[str, int] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # which would keep them all
+            name = member.name.removeprefix("./")
+            if not member.isreg() or member.issparse() or PurePosixPath(name).name.startswith("."):
+                continue
+            if name.lower().endswith(EXTENSIONS):
+                images.append((name, member.offset_data, member.size))
+            elif name.endswith((".cls", ".json")):
+                content: Any = tar.extractfile(member)
+                label = _number(content.read(2**20), f"{path}: {name}", is_json=name.endswith(".json"))
+                if label is not None:
+                    labels[_key(name)] = label
+    yield from ((name, offset, size, labels.get(_key(name), -1)) for name, offset, size in images)
+
+
+def _key(name: str) -> str:
+    """What WebDataset groups members by: the name up to its file part's first dot."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
+
+
+def _number(content: bytes, where: str, *, is_json: bool) -> int | None:
+    """The label in a member; None for JSON that has other things to say."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SagaError(f"no label in {where}: {error}") from error
+    if is_json:
+        value = value.get("cls", value.get("label")) if isinstance(value, dict) else None
+    if value is None and is_json:
+        return None
+    if type(value) is not int or not 0 <= value < 2**20:
+        raise SagaError(f"a label must be a number from 0 on, got {value!r} in {where}")
+    return value
+
+
+def _classes(paths: list[str], numbers: list[int]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    if max(numbers) >= 0:
+        return tuple(str(number) for number in range(max(numbers) + 1)), np.array(numbers, np.int64)
+    folders = [PurePosixPath(path).parts for path in paths]
+    names = [parts[0] if len(parts) > 1 else "" for parts in folders]
+    if not all(names):
+        return (), np.full(len(paths), -1, np.int64)
+    classes = tuple(sorted(set(names)))
+    position = {name: number for number, name in enumerate(classes)}
+    return classes, np.array([position[name] for name in names], np.int64)

@@ -1,0 +1,123 @@
+"""Shards: images in tar files, read where they lie, with the labels that come with them; nothing is extracted."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders import BadImages, CropPlan, ImageFolder, Shards, WholePlan, open_loader, open_source
+
+
+def make_jpeg(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 31, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes], *, mode: str = "w", style: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode, format=style) as tar:  # type: ignore[call-overload]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+    root = tmp_path_factory.mktemp("images")
+    for number in range(23):
+        path = root / f"class {number % 3}" / f"{number:02}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(make_jpeg(number))
+    return ImageFolder(root)
+
+
+@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("engine", ["folder", "dali"])
+def test_a_tarred_folder_is_the_folder(folder: ImageFolder, tmp_path: Path, engine: str, style: int) -> None:
+    members = {path: folder.read(index) for index, path in enumerate(folder.paths)}
+    names = list(members)
+    for number, part in enumerate((names[:10], names[10:11], names[11:])):
+        write_tar(tmp_path / f"{number:05}.tar", {f"./{name}": members[name] for name in part}, style=style)
+    source = open_source(engine, tmp_path)
+    assert isinstance(source, Shards)
+    assert (source.paths, source.classes, source.fingerprint) == (folder.paths, folder.classes, folder.fingerprint)
+    assert source.labels.tolist() == folder.labels.tolist() and source.labels.dtype == np.int64
+    plan = CropPlan(size=9, seed=0)
+    ours = open_loader(engine, tmp_path, plan, batch_size=5, shuffle=True, threads=2)
+    for batch, other in zip(ours, open_loader("folder", folder, plan, batch_size=5, shuffle=True), strict=True):
+        assert batch.index.tolist() == other.index.tolist() and batch.label.tolist() == other.label.tolist()
+        np.testing.assert_array_equal(batch.views, other.views)
+
+
+def test_labels_lie_beside_the_images(tmp_path: Path) -> None:
+    members = {"b.cls": b"7", "b.jpg": b"B", "a.left.jpg": b"A", "a.json": b'{"label": 2}', "c.png": b"C", "note": b""}
+    source = Shards(write_tar(tmp_path / "x.tar", members | {"c.json": b'{"caption": "no label"}'}))
+    assert source.paths == ["b.jpg", "a.left.jpg", "c.png"]
+    assert source.labels.tolist() == [7, 2, -1]
+    assert source.classes == tuple("01234567")
+    assert [source.read(index) for index in range(3)] == [b"B", b"A", b"C"]
+    assert Shards(write_tar(tmp_path / "y.tar", {"a.jpg": b"", "cat/b.jpg": b""})).labels.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("label", [b"cat", b"", b"-1", b"1.5", b"true", b"99999999999", b"[" * 10**5])
+def test_a_label_that_is_no_number_is_refused(tmp_path: Path, label: bytes) -> None:
+    with pytest.raises(SagaError, match=r"x\.tar: a\.cls"):
+        Shards(write_tar(tmp_path / "x.tar", {"a.jpg": b"", "a.cls": label}))
+
+
+def test_names_are_names_and_no_places(tmp_path: Path) -> None:
+    long = "very/" * 60 + "long.jpg"
+    names = ["/etc/passwd.jpg", "../../outside.jpg", "a/../../b.jpg", "C:\\x.jpg", "line\nbreak.jpg", long]
+    tar = write_tar(tmp_path / "in" / "x.tar", {name: make_jpeg(number) for number, name in enumerate(names)})
+    with tarfile.open(tar, "a") as more:  # links out of the tar are no images of it
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            link = tarfile.TarInfo("link.jpg")
+            link.type, link.linkname = kind, "/etc/passwd"
+            more.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    source = Shards(tar)
+    assert source.paths == names
+    assert [source.read(index) for index in range(len(names))] == [make_jpeg(number) for number in range(len(names))]
+    batches = list(open_loader("folder", source, WholePlan(size=4), batch_size=4))
+    assert sum(len(batch.index) for batch in batches) == len(names)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("engine", ["folder", "dali"])
+def test_a_tar_that_shrank_has_bad_images(tmp_path: Path, engine: str) -> None:
+    tar = write_tar(tmp_path / "x.tar", {f"{number}.jpg": make_jpeg(number) for number in range(6)})
+    source = Shards(tar)
+    tar.write_bytes(tar.read_bytes()[: int(source._places[4, 1]) + 5])
+    loader = open_loader(engine, source, WholePlan(size=4), batch_size=2, bad=BadImages(source, max_fraction=0.5))
+    assert [index for batch in loader for index in batch.index.tolist()] == [0, 1, 2, 3]
+    assert loader.bad.indices.tolist() == [4, 5]
+
+
+def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "whole.tar", {f"{number}.jpg": make_jpeg(number) for number in range(3)})
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[:3000])
+    (tmp_path / "text.tar").write_text("no tar")
+    (tmp_path / "empty.tar").write_bytes(b"")
+    write_tar(tmp_path / "packed.tar", {"a.jpg": b""}, mode="w:gz")
+    write_tar(tmp_path / "none.tar", {"a.txt": b""})
+    for name in ("cut", "text", "empty", "packed", "none", "missing"):
+        with pytest.raises(SagaError, match=rf"{name}\.tar") as error:
+            open_source("folder", tmp_path / f"{name}.tar")
+        assert "\n" not in str(error.value)
+    with pytest.raises(SagaError, match="class list"):
+        open_source("folder", whole, classes=tmp_path / "classes.txt")
+
+
+def test_a_folder_with_other_things_in_it_is_an_image_folder(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"a.jpg": make_jpeg(0)})
+    assert isinstance(open_source("folder", tmp_path), Shards)
+    (tmp_path / "b.jpg").write_bytes(make_jpeg(1))
+    assert open_source("folder", tmp_path).paths == ["b.jpg"]
