@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numba.extending
+import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -22,9 +23,8 @@ class _ParallelLock:
     Numba's fallback threading layer (workqueue) aborts the process when two Python threads start parallel kernels at
     once. A parallel kernel takes all cores anyway, so one at a time costs nothing.
 
-    Numba's OpenMP layer calls ``omp_set_num_threads`` on the thread that starts it, and torch, which shares the OpenMP
-    library, would compute with that many threads from then on, whatever it was told, and round differently. The call
-    holds for its thread alone, so a thread of its own makes it.
+    Numba's OpenMP layer calls ``omp_set_num_threads`` when it starts, and torch, which shares the OpenMP library, would
+    compute with that many threads from then on, whatever it was told, and round differently. So torch is told again.
     """
 
     def __init__(self) -> None:
@@ -33,9 +33,10 @@ class _ParallelLock:
     def __enter__(self) -> None:
         self._lock.acquire()
         if not self._started:
-            starter = threading.Thread(target=numba.get_num_threads)
-            starter.start()
-            starter.join()
+            threads = torch.get_num_threads()
+            numba.get_num_threads()  # starts the layer
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
             self._started = True
 
     def __exit__(self, *_: object) -> None:
