@@ -421,10 +421,14 @@ def test_config_yaml_is_complete(finished_run: Path) -> None:
     values = yaml.safe_load((finished_run / "config.yaml").read_text())
     assert set(values) == {field.name for field in fields(TrainConfig)}
     assert values["attention"]["delta"] == 0.7
-    assert {field.name: field.default for field in fields(SimCLRConfig)} | {
+    assert values["method"] == {
+        "name": "simclr",
         "temperature": 0.2,
         "projection_dim": 12,
-    } == (values["method"])
+        "hidden_dim": None,
+        "projection_layers": 2,
+        "projection_norm": "none",
+    }
 
 
 def test_config_yaml_is_in_the_order_of_the_fields(finished_run: Path) -> None:
