@@ -10,6 +10,7 @@ from typing import Any
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, chosen_engine, loading
 from saga_fast.device import choose_device
+from saga_fast.distributed import is_main
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
 from saga_fast.files import write_text
@@ -33,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     knn.add_argument("--temperature", type=float, default=0.07, metavar="T", help="default: %(default)s")
     add_loading(knn)
     knn.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
-    knn.set_defaults(run=run_knn)
+    knn.set_defaults(run=run_knn, distributed=True)
 
 
 def run_knn(options: argparse.Namespace) -> None:
@@ -65,6 +66,8 @@ def run_knn(options: argparse.Namespace) -> None:
         query_source = open_source(engine, val)
         queries, labels = features(query_source)
         labels = align_labels(labels, query_source, bank_source)
+    if not is_main():
+        return
     rows = []
     for layer in bank:
         accuracies = knn_accuracy(
