@@ -91,7 +91,7 @@ def test_two_processes_step_as_one(case: str, alone: Any, together: Any) -> None
     fresh = make(case).state_dict()
     for name, tensor in state.items():
         assert torch.equal(first[1][name], second[1][name]), name
-        torch.testing.assert_close(first[1][name], tensor, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(first[1][name], tensor, rtol=2e-3, atol=2e-4, msg=name)
     moved = [name for name in state if name.endswith("weight") and not torch.equal(state[name], fresh[name])]
     assert moved
 
