@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from saga_fast.distributed import gather
+from saga_fast.distributed import gather, mean
 from saga_fast.kernels import sample_photometrics
 from saga_fast.loaders import Batch, Loader
 from saga_fast.methods import Method
@@ -119,7 +119,7 @@ def train_epoch(
         if undo and not is_finite(output.loss, model, gradients=not scaler.is_enabled()):
             undo.put_back()
             if skipped + steps.skipped == config.skip_nonfinite:
-                raise NonFiniteLossError(steps.done, gather(batch.index).tolist(), float(output.loss))
+                raise NonFiniteLossError(steps.done, gather(batch.index).tolist(), float(mean(output.loss.detach())))
             steps.skip(batch.index)
             log.warning("skipped step %d of epoch %d: its loss or gradient is not finite", steps.done - 1, epoch + 1)
         else:

@@ -25,7 +25,7 @@ def test_killed_after_some_steps(tiny_yaml: Path, tmp_path: Path, monkeypatch: p
     reference, out = tmp_path / "reference", tmp_path / "run"
     train(load_config(tiny_yaml, [f"out={reference}", method]))
     config = load_config(tiny_yaml, [f"out={out}", method, EVERY])
-    for kill, position in ((4, (0, 2)), (5, (1, 2)), (4, (2, 0)), (5, (2, 4)), (5, (3, 2)), (5, (4, 0))):
+    for kill, position in ((4, (0, 2)), (6, (1, 2)), (4, (2, 0)), (5, (2, 4)), (5, (3, 2)), (5, (4, 0))):
         with monkeypatch.context() as patch:
             crash_at(patch, epoch, "sample_photometrics", kill)
             with pytest.raises(Crash):
