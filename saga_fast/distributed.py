@@ -8,7 +8,10 @@ through gloo, those on GPU tensors through NCCL.
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,8 +36,8 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started this run again after a process of it had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether torchrun started this run again after a process of it had died, on whatever machine."""
+    return any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
 
 
 def local_rank() -> int:
@@ -68,7 +71,9 @@ def session() -> Iterator[None]:
         yield
         return
     try:
-        dist.init_process_group(_backend(), timeout=TIMEOUT)
+        store, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(_name_of_attempt(store, number, count), store)
+        dist.init_process_group(_backend(), timeout=TIMEOUT, store=store, rank=number, world_size=count)
         yield
         barrier()
         dist.destroy_process_group()
@@ -81,6 +86,32 @@ def session() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise SagaError(f"another process of the run ended, or cannot be reached: {reason}") from error
+
+
+def _name_of_attempt(store: dist.Store, number: int, count: int) -> str:
+    """A name that these processes share and no earlier ones have used.
+
+    After a restart torchrun's store still holds the addresses of those that died, and a process that reads one of them
+    waits for the dead. Restart counts do not tell: they differ between machines. So rank 0 answers with a name of its
+    own and what it has read of each rank, until every rank has found itself in the answer.
+    """
+    own = uuid.uuid4().hex
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    store.set(f"hello/{number}", own)
+    others = range(1, count)
+    while time.monotonic() < deadline:
+        if number == 0:
+            heard = {rank: store.get(f"hello/{rank}").decode() for rank in others}  # waits for each rank's first
+            store.set("answer", json.dumps([own, list(heard.values())]))
+            if all(store.check([f"joined/{own}/{rank}"]) for rank in others):
+                return own
+        else:
+            name, heard_names = json.loads(store.get("answer"))
+            if own in heard_names:
+                store.set(f"joined/{name}/{number}", "")
+                return str(name)
+        time.sleep(0.02)
+    raise SagaError(f"rank {number} has waited for {TIMEOUT} for the other processes")
 
 
 def _backend() -> str:

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
             metadata={"checkpoint": sha256(options.ckpt), "epoch": str(read_checkpoint(options.ckpt)["epoch"])},
             progress=True,
             parts=parts,
-            resume=options.resume or restarted(),
+            resume=restarted() or options.resume,
         )
     rate = len(table) / (time.perf_counter() - start)
     if not is_main():

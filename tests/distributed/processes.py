@@ -13,6 +13,7 @@ import torch
 
 from saga_fast import distributed
 
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start
 # Forked from a process that has imported what tests need: importing it takes seconds.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["saga_fast.cli", "saga_fast.train.cycle", "tensorboard"])

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import run
 
 from saga_fast.checkpoint import read_checkpoint
 from saga_fast.cli import main
+from saga_fast.train.config import load_config
+from saga_fast.train.cycle import train
 from saga_fast.train.metrics import read_metrics
 
 sys.path.append(str(Path(__file__).parent.parent / "train"))
@@ -25,6 +28,10 @@ def torchrun(log: Path, *arguments: str, restarts: int = 0) -> subprocess.Popen[
     with log.open("wb") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+def run_folder(config: Path, out: Path, overrides: list[str], resume: bool) -> None:
+    train(load_config(config, [f"out={out}", *overrides]), resume=resume)
 
 
 def worker(launcher: subprocess.Popen[bytes], rank: int) -> psutil.Process:
@@ -59,9 +66,8 @@ def test_killed_rank_is_started_again(tiny_yaml: Path, tmp_path: Path) -> None:
     state = read_checkpoint(out / "last.pt")
     assert 11 <= state["epoch"] < 25, text
 
-    assert torchrun(log, *common, "--out", str(out), "--resume").wait(120.0) == 0, log.read_text()
-    assert str(out / "last.pt") in log.read_text()
-    assert torchrun(log, *common, "--out", str(reference)).wait(120.0) == 0, log.read_text()
+    run(2, run_folder, tiny_yaml, out, overrides, True)
+    run(2, run_folder, tiny_yaml, reference, overrides, False)
     assert_same_run(out, reference)
 
 

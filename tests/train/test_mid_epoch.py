@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from run_folders import MOCO, Crash, assert_same_run, crash_at, rows_of
 
-from saga_fast.checkpoint import read_checkpoint
+from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.errors import SagaError
-from saga_fast.train import cycle, epoch
+from saga_fast.train import epoch
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
@@ -36,10 +36,10 @@ def test_killed_after_some_steps(tiny_yaml: Path, tmp_path: Path, monkeypatch: p
     state = read_checkpoint(out / "last.pt")
     assert state["config"]["checkpoint"]["every_steps"] == 2
     del state["config"]["checkpoint"]["every_steps"], state["format"], state["version"]
-    cycle.save_checkpoint(out / "last.pt", state)
+    save_checkpoint(out / "last.pt", state)
     expected = read_checkpoint(reference / "last.pt")
     del expected["config"]["checkpoint"]["every_steps"], expected["format"], expected["version"]
-    cycle.save_checkpoint(reference / "last.pt", expected)
+    save_checkpoint(reference / "last.pt", expected)
     assert_same_run(out, reference)
 
 

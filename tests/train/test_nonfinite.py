@@ -75,7 +75,7 @@ def test_skipped_step_leaves_no_trace(
         states.append({name: tensor.clone() for name, tensor in model[0].state_dict().items()})
 
     model: list[torch.nn.Module] = []
-    begin = epoch.Undo.__init__
+    begin = Undo.__init__
 
     def remember(undo: Undo, method: Any) -> None:
         model[:] = [method]

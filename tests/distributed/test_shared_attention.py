@@ -12,7 +12,7 @@ from processes import run
 
 from saga_fast import attention
 from saga_fast.attention import build_box_table
-from saga_fast.attention_parts import Parts
+from saga_fast.attention_parts import Parts, rows_of
 from saga_fast.distributed import rank
 from saga_fast.encoder import EncoderConfig
 from saga_fast.evaluate.knn import extract_features
@@ -145,7 +145,7 @@ def test_parts_of_another_pass_are_not_taken(
     table, index = BoxTable.whole(5), np.arange(4)
     parts = Parts(tmp_path / "parts")
     parts.begin(keep=True)
-    parts.write(attention.rows_of(table, index), np.array([0]), origin)
+    parts.write(rows_of(table, index), np.array([0]), origin)
     rows, batches = parts.read(origin)
     assert (rows["index"].tolist(), batches.tolist()) == ([0, 1, 2, 3], [0])
     assert not caplog.records
@@ -157,8 +157,8 @@ def test_parts_of_another_pass_are_not_taken(
 def test_damaged_parts_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     parts = Parts(tmp_path / "parts")
     parts.begin(keep=False)
-    parts.write(attention.rows_of(BoxTable.whole(5), np.arange(4)), np.array([1]), {})
-    parts.write(attention.rows_of(BoxTable.whole(5), np.arange(4)), np.array([2]), {})
+    parts.write(rows_of(BoxTable.whole(5), np.arange(4)), np.array([1]), {})
+    parts.write(rows_of(BoxTable.whole(5), np.arange(4)), np.array([2]), {})
     path = parts.folder / "part_000000001.safetensors"
     path.write_bytes(path.read_bytes()[:60])
     assert parts.read({})[1].tolist() == [2]
