@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from saga_fast.errors import SagaError
@@ -71,8 +73,8 @@ def session() -> Iterator[None]:
         yield
         return
     try:
-        store, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        store = dist.PrefixStore(_name_of_attempt(store, number, count), store)
+        store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
+        store = PrefixStore(_name_of_attempt(store, number, count), store)
         dist.init_process_group(_backend(), timeout=TIMEOUT, store=store, rank=number, world_size=count)
         yield
         barrier()
@@ -88,7 +90,7 @@ def session() -> Iterator[None]:
         raise SagaError(f"another process of the run ended, or cannot be reached: {reason}") from error
 
 
-def _name_of_attempt(store: dist.Store, number: int, count: int) -> str:
+def _name_of_attempt(store: Store, number: int, count: int) -> str:
     """A name that these processes share and no earlier ones have used.
 
     After a restart torchrun's store still holds the addresses of those that died, and a process that reads one of them

@@ -43,7 +43,7 @@ def test_step_images_and_checkpoint_are_named(
     with pytest.raises(SagaError) as caught:
         train(load_config(tiny_yaml, [f"out={out}", *BASE, "checkpoint.every_steps=2"]))
     message = str(caught.value)
-    assert "not finite since step 3 of epoch 2 (nan; images" in message
+    assert "not finite since step 3 of epoch 2: nan, images" in message
     assert ", ".join(map(str, seen[8])) in message
     assert message.endswith("last.pt holds epoch 1 and 2 steps of the next")
     assert len(seen) == {50: 9, 3: 9, 1: 9}[every]  # the checkpoint after the fourth step is not made
