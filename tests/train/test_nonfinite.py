@@ -55,7 +55,7 @@ def test_step_images_and_checkpoint_are_named(
 
 def test_found_at_the_epochs_end(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spoil(monkeypatch, 6)
-    with pytest.raises(SagaError, match=r"since step 0 of epoch 2 .*last.pt holds epoch 1$"):
+    with pytest.raises(SagaError, match=r"since step 0 of epoch 2: .*last.pt holds epoch 1$"):
         train(load_config(tiny_yaml, [f"out={tmp_path / 'run'}", *BASE]))
     assert len(seen) == 10
 
@@ -101,7 +101,7 @@ def test_skipped_step_leaves_no_trace(
 
 def test_one_too_many(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, seen = tmp_path / "run", spoil(monkeypatch, 2, 7, 8)
-    with pytest.raises(SagaError, match=r"since step 2 of epoch 2 .*last.pt holds epoch 1$"):
+    with pytest.raises(SagaError, match=r"since step 2 of epoch 2: .*last.pt holds epoch 1$"):
         train(load_config(tiny_yaml, [f"out={out}", *BASE, "skip_nonfinite=2"]))
     assert len(seen) == 8
     monkeypatch.undo()
