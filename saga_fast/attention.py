@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from saga_fast.attention_parts import COLUMNS, Int64, Parts, rows_of
 from saga_fast.channel_weights import Score, channel_weights
+from saga_fast.distributed import agree, broadcast, gather_uneven, is_main, rank, world_size
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import Batch, BoxTable, Loader
 from saga_fast.loaders.plan import Views
 from saga_fast.methods import Method
 from saga_fast.precision import Precision, autocast, normalized
+from saga_fast.stopping import asked_to_stop, stop
 
 Normalize = Literal["minmax", "max"]
 
@@ -76,14 +82,19 @@ def build_box_table(
     channels_last: bool = False,
     metadata: Mapping[str, str] | None = None,
     progress: bool = False,
+    parts: Parts | None = None,
+    resume: bool = False,
 ) -> BoxTable:
     """One box per image of the loader's data set, from the model's own attention (Eq. 2 to 4).
 
     A forward pass in eval mode; the model's mode is restored. Images that cannot be decoded keep the whole image.
+    Processes that torchrun started together share the batches among them, and each gets the whole table: on the CPU the
+    one that a process alone would make, bit for bit, if both use as many threads. At SIGTERM the pass ends with
+    SystemExit 143, if the process that called it is :func:`saga_fast.stopping.stopping_in_order`.
 
     Args:
         model: has ``encoder`` and ``projector``; runs on the device where its parameters are.
-        loader: whole images, in any order (:class:`saga_fast.loaders.WholePlan`).
+        loader: whole images, not shuffled (:class:`saga_fast.loaders.WholePlan`), all of them in every process.
         delta: threshold on the scaled heatmap.
         size: side of the heatmap, pixels; default: the loader's image size.
         normalize: scaling of the coarse map, see :func:`saga_fast.kernels.attention_boxes`.
@@ -92,18 +103,53 @@ def build_box_table(
         channels_last: memory format of the input.
         metadata: strings for the table, ``checkpoint`` and ``epoch`` say.
         progress: show a progress bar with images/s on stderr.
+        parts: where to keep what has been computed until the caller has saved the table and removes them.
+        resume: take what ``parts`` holds of an earlier pass, and compute the rest.
 
     Raises:
         SagaError: more undecodable images than the loader's list allows.
     """
-    table = BoxTable.whole(len(loader.source))
     size = loader.plan.size if size is None else size
+    described = {
+        "dataset": loader.source.fingerprint,
+        "delta": repr(delta),
+        "size": str(size),
+        "normalize": normalize,
+        "attention_score": score,
+        **(metadata or {}),
+    }
+    agree(loader.bad)
+    order = loader.order()
+    device = next(model.parameters()).device
+    # Processes with equal strings here compute equal rows, to the bit on the CPU.
+    origin = {
+        **described,
+        "precision": precision,
+        "channels_last": str(channels_last),
+        "image_size": str(loader.plan.size),
+        "loader": f"{type(loader).__name__} {loader.options.decode} {loader.options.crop}",
+        "batch_size": str(loader.global_batch_size),
+        "order": hashlib.sha256(order.tobytes()).hexdigest()[:16],
+        "device": device.type,
+    }
+    table = BoxTable.whole(len(loader.source))
+    done = np.empty(0, np.int64)
+    earlier = rows_of(table, done)
+    if parts is not None:
+        if is_main():
+            parts.begin(keep=resume)
+        if resume:
+            earlier, done = broadcast(parts.read(origin) if is_main() else (earlier, done))
+            _put(table, earlier)
+    missing = np.setdiff1d(np.arange(len(loader)), done)
     was_training = model.training
     model.eval()
+    bar = tqdm(total=len(table), desc="attention", unit="img", disable=None if progress and is_main() else True)
     try:
-        with tqdm(total=len(table), desc="attention", unit="img", disable=None if progress else True) as bar:
-            for batch in loader:
-                rows = batch.index.numpy()
+        own = _OwnShare(loader, order, missing, table, parts, origin)
+        with bar:
+            bar.update(len(order) - len(_images_of(order, missing, loader.global_batch_size)))
+            for batch in own.batches():
                 found_in_batch = boxes_of_batch(
                     model,
                     batch,
@@ -114,20 +160,86 @@ def build_box_table(
                     precision=precision,
                     channels_last=channels_last,
                 )
-                table.boxes[rows], table.found[rows], table.pseudo_label[rows], table.score[rows] = (
-                    column.cpu().numpy() for column in found_in_batch
-                )
-                bar.update(len(rows))
+                index, columns = batch.index.numpy(), [column.cpu().numpy() for column in found_in_batch]
+                _put(table, {"index": index, **dict(zip(COLUMNS, columns, strict=True))})
+                bar.update(world_size() * len(index))
     finally:
         model.train(was_training)
-    described = {
-        "dataset": loader.source.fingerprint,
-        "delta": repr(delta),
-        "size": str(size),
-        "normalize": normalize,
-        "attention_score": score,
-    }
-    return BoxTable(table.boxes, table.found, table.pseudo_label, table.score, {**described, **(metadata or {})})
+    own.share()
+    agree(loader.bad)
+    unreadable = earlier["index"][earlier["pseudo_label"] == -1]
+    loader.bad.update(dict.fromkeys(unreadable.tolist(), "found by an earlier run"))
+    return BoxTable(table.boxes, table.found, table.pseudo_label, table.score, described)
+
+
+class _OwnShare:
+    """What a process computes of a pass: every so many of the missing batches, and with others what all computed."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        order: Int64,
+        missing: Int64,
+        table: BoxTable,
+        parts: Parts | None,
+        origin: Mapping[str, str],
+    ) -> None:
+        self._loader, self._order, self._table, self._parts, self._origin = loader, order, table, parts, origin
+        self._missing = missing
+        self._numbers = missing[rank() :: world_size()]
+        self._written, self._since = 0, time.perf_counter()
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches; the caller has put one's rows into the table when it asks for the next."""
+        size = self._loader.global_batch_size
+        self._loader.set_batches(self._numbers)
+        try:
+            for batch in self._loader:
+                # Batches in which nothing could be decoded do not come at all.
+                at = int(np.searchsorted(self._order, int(batch.index[0]))) // size
+                self._write_part(int(np.searchsorted(self._numbers, at)))
+                yield batch
+        finally:
+            self._loader.set_batches(None)
+
+    def _write_part(self, done: int) -> None:
+        """Write the rows of the first ``done`` own batches that no part has yet, when it is time to."""
+        due = asked_to_stop() or (self._parts and time.perf_counter() - self._since >= self._parts.seconds)
+        if self._parts and due and done > self._written:
+            numbers = self._numbers[self._written : done]
+            index = _images_of(self._order, numbers, self._loader.global_batch_size)
+            self._parts.write(rows_of(self._table, index), numbers, self._origin)
+            self._written, self._since = done, time.perf_counter()
+        if asked_to_stop():
+            stop()
+
+    def share(self) -> None:
+        """Let every process have the rows that any has computed.
+
+        Raises:
+            RuntimeError: an index was computed twice, or not at all.
+        """
+        if world_size() == 1:
+            return
+        size = self._loader.global_batch_size
+        own = rows_of(self._table, _images_of(self._order, self._numbers, size))
+        every = {name: gather_uneven([torch.from_numpy(rows)]).numpy() for name, rows in own.items()}
+        expected = _images_of(self._order, self._missing, size)
+        if not np.array_equal(np.sort(every["index"]), expected):
+            raise RuntimeError(f"{len(every['index'])} rows of {len(expected)} were computed, or not the right ones")
+        _put(self._table, every)
+
+
+def _images_of(order: Int64, numbers: Int64, size: int) -> Int64:
+    """The images of these batches, those among them that cannot be decoded too."""
+    places = (numbers[:, None] * size + np.arange(size)).ravel()
+    images: Int64 = order[places[places < len(order)]]
+    return images
+
+
+def _put(table: BoxTable, rows: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    for name in COLUMNS:
+        getattr(table, name)[rows["index"]] = rows[name]
 
 
 def boxes_of_batch(

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import torch
 
+from saga_fast.distributed import launched, local_rank
 from saga_fast.errors import SagaError
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto``: the GPU where there is one, else the CPU.
+    """``auto``: the GPU where there is one, else the CPU. Of several processes each takes a GPU of its own.
 
     Raises:
-        SagaError: ``cuda`` on a machine without a GPU.
+        SagaError: ``cuda`` on a machine without a GPU, or more processes than GPUs.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise SagaError("device cuda: torch sees no GPU; use device auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not launched():
+        return torch.device("cuda")
+    if local_rank() >= torch.cuda.device_count():
+        raise SagaError(
+            f"process {local_rank()} of this machine has no GPU, there are {torch.cuda.device_count()}: start as many"
+            " processes with --nproc-per-node, or set device cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
+from saga_fast import distributed
 from saga_fast.cli import build_att, demo, evaluate, export, import_, pack, profile, report, show_att, train
 from saga_fast.errors import SagaError
 from saga_fast.version import __version__
@@ -25,9 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(subparsers)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    speaks = int(os.environ.get("RANK", "0")) == 0
+    form = "%(message)s" if speaks else f"rank {os.environ['RANK']}: %(message)s"
+    logging.basicConfig(level=logging.INFO if speaks else logging.WARNING, format=form, stream=sys.stderr)
     try:
-        options.run(options)
+        if distributed.launched() and not getattr(options, "distributed", False):
+            return _fail(f"{options.command} runs in one process: start it without torchrun")
+        with distributed.session():
+            options.run(options)
     except SagaError as error:
         return _fail(str(error))
     except OSError as error:
@@ -36,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror}{where}")
     except KeyboardInterrupt:
-        print("saga-fast: interrupted", file=sys.stderr)
+        if speaks:
+            print("saga-fast: interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from saga_fast.attention import AttentionConfig, Normalize, build_box_table
+from saga_fast.attention_parts import Parts, parts_of
 from saga_fast.channel_weights import Score
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, chosen_source, loading
 from saga_fast.device import choose_device
+from saga_fast.distributed import is_main, restarted
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, sha256
 from saga_fast.loaders import BadImages, WholePlan, open_loader
+from saga_fast.stopping import stopping_in_order
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,7 +37,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--normalize", choices=get_args(Normalize), help="scaling of the coarse map")
     parser.add_argument("--size", type=int, metavar="S", help="input and heatmap side, pixels")
     parser.add_argument("--max-bad-fraction", type=float, metavar="F", help="undecodable images allowed; default: 0.01")
-    parser.set_defaults(run=run)
+    text = "go on with the parts that an interrupted command left beside --out"
+    parser.add_argument("--resume", action="store_true", help=text)
+    parser.set_defaults(run=run, distributed=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -60,20 +65,27 @@ def run(options: argparse.Namespace) -> None:
         bad=bad,
         **loading(options),
     )
+    parts = Parts(parts_of(options.out))
     start = time.perf_counter()
-    table = build_box_table(
-        load_model(options.ckpt).to(choose_device(options.device)),
-        loader,
-        delta=delta,
-        normalize=options.normalize or attention.normalize,
-        score=options.score or attention.score,
-        precision=config.precision,
-        channels_last=config.channels_last,
-        metadata={"checkpoint": sha256(options.ckpt), "epoch": str(read_checkpoint(options.ckpt)["epoch"])},
-        progress=True,
-    )
+    with stopping_in_order():
+        table = build_box_table(
+            load_model(options.ckpt).to(choose_device(options.device)),
+            loader,
+            delta=delta,
+            normalize=options.normalize or attention.normalize,
+            score=options.score or attention.score,
+            precision=config.precision,
+            channels_last=config.channels_last,
+            metadata={"checkpoint": sha256(options.ckpt), "epoch": str(read_checkpoint(options.ckpt)["epoch"])},
+            progress=True,
+            parts=parts,
+            resume=restarted() or options.resume,
+        )
     rate = len(table) / (time.perf_counter() - start)
+    if not is_main():
+        return
     table.save(options.out)
+    parts.remove()
     bad.write(options.out.parent / "bad_images.txt")
     print(
         f"{options.out}: {len(table)} images, found {100 * table.found_fraction:.1f} %,"

@@ -9,6 +9,7 @@ import torch
 
 from saga_fast.cli import eval_boxes, eval_linear, eval_pairs
 from saga_fast.cli.subject import Subject, add_subject, open_subject, write_rows
+from saga_fast.distributed import is_main
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import LAYERS, align_labels, check_neighbours, extract_features, knn_accuracy
 from saga_fast.loaders import Source, WholePlan
@@ -30,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
         "--temperature", type=float, nargs="+", default=[0.07], metavar="T", help="of the votes; default: 0.07"
     )
     knn.add_argument("--layer", nargs="+", choices=LAYERS, default=list(LAYERS), help="default: both")
-    knn.set_defaults(run=run_knn)
+    knn.set_defaults(run=run_knn, distributed=True)
     eval_linear.add_parser(protocols)
     eval_pairs.add_parser(protocols)
     eval_boxes.add_parser(protocols)
@@ -51,6 +52,8 @@ def run_knn(options: argparse.Namespace) -> None:
     else:
         found, labels = _features(subject, queries)
         labels = align_labels(labels, queries, subject.train)
+    if not is_main():
+        return
     rows = []
     for layer in LAYERS:
         for temperature in options.temperature if layer in options.layer else []:

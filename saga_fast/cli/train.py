@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_fast.cli.options import add_engine, add_overrides
+from saga_fast.distributed import is_main, restarted
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
@@ -17,7 +18,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train an encoder: plain epochs, then SAGA epochs",
-        description="Train an encoder: plain epochs, then epochs on its own attention crops, renewed as configured.",
+        description="Train an encoder: plain epochs, then epochs on its own attention crops, renewed as configured."
+        " Also under torchrun, one process per GPU.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
     parser.add_argument("--out", metavar="DIR", help="run folder; default: the config's 'out'")
@@ -32,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     add_overrides(
         parser, text="override a config value, 'saga.epochs=20' or 'attention=null' (the fine-tuning baseline)"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, distributed=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,4 +44,6 @@ def run(options: argparse.Namespace) -> None:
         config = replace(config, out=options.out)
     if options.engine:
         config = replace(config, data=replace(config.data, engine=options.engine))
-    print(train(config, resume=options.resume, ckpt=options.ckpt, progress=True))
+    last = train(config, resume=restarted() or options.resume, ckpt=options.ckpt, progress=True)
+    if is_main():
+        print(last)

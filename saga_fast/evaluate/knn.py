@@ -7,11 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from saga_fast.distributed import agree, gather_uneven, is_main, rank, world_size
 from saga_fast.errors import SagaError
 from saga_fast.loaders import Loader, Source
 from saga_fast.methods import Method
@@ -31,18 +33,24 @@ def extract_features(
 ) -> tuple[dict[Layer, Tensor], Tensor]:
     """L2-normalised features of every image, in eval mode; the model's mode is restored.
 
+    Processes that torchrun started together share the batches among them, and each gets everything.
+
     Returns:
         {"backbone": (M, dim), "projector": (M, 128)} float32 and labels (M,) int64, on the CPU, in the loader's order.
         M is the number of images that could be decoded. Several views of an image, or branches of a method (CMC), are
         side by side, each normalised before.
     """
     device = next(model.parameters()).device
+    agree(loader.bad)
+    loader.set_batches(np.arange(rank(), len(loader), world_size()) if world_size() > 1 else None)
     was_training = model.training
     model.eval()
     parts: dict[Layer, list[Tensor]] = {layer: [] for layer in LAYERS}
-    labels = []
+    labels, indices = [], []
     try:
-        with tqdm(total=len(loader.source), desc="features", unit="img", disable=None if progress else True) as bar:
+        with tqdm(
+            total=len(loader.source), desc="features", unit="img", disable=None if progress and is_main() else True
+        ) as bar:
             for batch in loader:
                 views = normalized(batch.views, model.encoder, device, channels_last=channels_last)
                 with torch.no_grad(), autocast(device, precision):
@@ -52,10 +60,15 @@ def extract_features(
                 for layer, features in zip(LAYERS, (h, z), strict=True):
                     parts[layer].append(_unit(features).cpu())
                 labels.append(batch.label)
-                bar.update(len(batch.label))
+                indices.append(batch.index)
+                bar.update(world_size() * len(batch.label))
     finally:
         model.train(was_training)
-    return {layer: torch.cat(part) for layer, part in parts.items()}, torch.cat(labels)
+        loader.set_batches(None)
+    if world_size() == 1:
+        return {layer: torch.cat(part) for layer, part in parts.items()}, torch.cat(labels)
+    order = gather_uneven(indices).argsort()  # as one process extracts it all
+    return {layer: gather_uneven(part)[order] for layer, part in parts.items()}, gather_uneven(labels)[order]
 
 
 def _unit(features: Sequence[Tensor]) -> Tensor:

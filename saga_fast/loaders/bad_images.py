@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,22 @@ class BadImages:
     def indices(self) -> npt.NDArray[np.int64]:
         """Sorted indices of the bad images, int64."""
         return np.array(sorted(self._reasons), np.int64)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """What is wrong with each of them."""
+        with self._lock:
+            return dict(self._reasons)
+
+    def update(self, reasons: Mapping[int, str]) -> None:
+        """List images that others have found.
+
+        Raises:
+            SagaError: see :meth:`add`.
+        """
+        for index, reason in sorted(reasons.items()):
+            if index not in self:
+                self.add(index, reason)
 
     def add(self, index: int, reason: str) -> None:
         """List an image.

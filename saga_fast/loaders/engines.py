@@ -100,6 +100,8 @@ def open_loader(
     device: torch.device | str = "cpu",
     decode: Place = "auto",
     crop: Place = "auto",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Loader:
     """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
 
@@ -108,7 +110,7 @@ def open_loader(
         source: a folder or tar files of images, for ``"ffcv"`` a .beton file, or what :func:`open_source` gave.
         plan: the windows: :class:`CropPlan` to train, :class:`WholePlan` for the attention pass and evaluation. A plan
             with a box table is checked against the data set.
-        batch_size: images per batch.
+        batch_size: images per batch, all processes' parts together.
         shuffle: a new order every epoch, by (seed, epoch); else ascending.
         drop_last: leave out a last batch that is not full.
         seed: keys the order.
@@ -121,13 +123,18 @@ def open_loader(
             not block; what is cropped on the GPU stays there.
         decode, crop: where images are decoded and cropped: ``cpu``, ``gpu``, or ``auto``, which is the engine's choice
             for ``device``.
+        rank, world_size: of ``world_size`` processes this is number ``rank``: it yields the ``rank``-th of as many
+            equal parts of each batch. An epoch's batches are the same for any number of processes, as long as their
+            lists ``bad`` are when an iteration begins. What stands in for an image that is only then found to be bad
+            keeps clear of the part's other images, not of those of other parts.
 
     Returns:
         An iterable with ``set_epoch(epoch)``, ``set_plan(plan)``, ``len()``; iteration may be stopped at any point.
 
     Raises:
         SagaError: no such engine or folder, an engine that is not installed or cannot work where it is told to, a table
-            of another data set, batch_size, threads or prefetch out of range, or fewer images than one batch when
+            of another data set, batch_size, threads or prefetch out of range, a batch_size that ``world_size`` does not
+            divide, or fewer images than one batch when
             ``drop_last`` is set.
     """
     found = require_engine(engine)
@@ -137,6 +144,8 @@ def open_loader(
     for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):
         if value < least:
             raise SagaError(f"{name} must be at least {least}, got {value}")
+    if batch_size % world_size:
+        raise SagaError(f"batch_size {batch_size} cannot be split evenly among {world_size} processes")
     if drop_last and batch_size > len(source):
         raise SagaError(f"batch_size {batch_size} is more than the {len(source)} images in {source.root}")
     device = torch.device(device)
@@ -146,7 +155,7 @@ def open_loader(
     if (decode, crop) == ("gpu", "cpu"):
         raise SagaError("images decoded on the GPU are cropped there: crop must be auto or gpu, got 'cpu'")
     options = LoaderOptions(
-        batch_size=batch_size,
+        batch_size=batch_size // world_size,
         shuffle=shuffle,
         drop_last=drop_last,
         seed=seed,
@@ -156,6 +165,8 @@ def open_loader(
         device=device,
         decode=decode,
         crop=crop,
+        rank=rank,
+        world_size=world_size,
     )
     return cast(Loader, _load(found.loader)(source, plan, options))
 

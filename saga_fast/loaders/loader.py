@@ -24,7 +24,10 @@ Place = Literal["auto", "cpu", "gpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """See :func:`saga_fast.loaders.open_loader`, which documents and checks them."""
+    """See :func:`saga_fast.loaders.open_loader`, which documents and checks them.
+
+    ``batch_size`` is what this process takes of a batch: the ``rank``-th of ``world_size`` equal parts.
+    """
 
     batch_size: int
     shuffle: bool
@@ -36,6 +39,8 @@ class LoaderOptions:
     device: torch.device
     decode: Place
     crop: Place
+    rank: int = 0
+    world_size: int = 1
 
 
 class Loader(ABC):
@@ -47,12 +52,14 @@ class Loader(ABC):
         bad: images that cannot be decoded.
         epoch: what the next iteration takes.
         start_batch: the first batch that the next iteration takes.
+        batches: the numbers of the batches that the next iterations take, or None for all of them.
     """
 
     def __init__(self, source: Source, plan: Plan, options: LoaderOptions) -> None:
         check_plan(plan, source)
         self.source, self.plan, self.bad, self.epoch = source, plan, options.bad, 0
         self.start_batch = 0
+        self.batches: Int64 | None = None
         self.options = options
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -68,6 +75,19 @@ class Loader(ABC):
             raise ValueError(f"start_batch must not be negative, got {start_batch}")
         self.epoch, self.start_batch = epoch, start_batch
 
+    def set_batches(self, numbers: Int64 | None) -> None:
+        """Of the batches of an epoch only these, (n,) int64 ascending, from the next iteration on; None: all of them.
+
+        Each is what it is in a whole epoch, so that processes which share an epoch's batches among them compute, image
+        by image, what one process computes.
+
+        Raises:
+            ValueError: numbers that are negative or not ascending.
+        """
+        if numbers is not None and len(numbers) and (numbers[0] < 0 or (np.diff(numbers) <= 0).any()):
+            raise ValueError(f"batch numbers must be ascending from 0 up, got {numbers}")
+        self.batches = numbers
+
     def set_plan(self, plan: Plan) -> None:
         """The plan that the next iteration takes: a new box table, say. SagaError if it is another data set's."""
         check_plan(plan, self.source)
@@ -75,15 +95,21 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         """Batches per epoch, from its beginning."""
-        images, size = len(self.source) - len(self.bad), self.options.batch_size
+        images, size = len(self.source) - len(self.bad), self.global_batch_size
         return images // size if self.options.drop_last else -(-images // size)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of a batch, all processes' parts together."""
+        return self.options.batch_size * self.options.world_size
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """The epoch's batches; iteration may be stopped at any point."""
 
     def order(self) -> Int64:
-        """The indices that the next iteration visits in turn, without known bad images and what is dropped."""
+        """The indices that the next iteration visits in turn in this process, without known bad images and what is
+        dropped."""
         options = self.options
         order = epoch_order(
             len(self.source),
@@ -92,7 +118,27 @@ class Loader(ABC):
             shuffle=options.shuffle,
             without=self.bad.indices,
         )
-        return order[self.start_batch * options.batch_size : len(self) * options.batch_size]
+        size = self.global_batch_size
+        order = order[: len(self) * size]
+        if self.batches is not None:
+            numbers = self.batches[self.batches < len(self)]
+            places = (numbers[:, None] * size + np.arange(size)).ravel()
+            order = order[places[places < len(order)]]  # the last batch may not be full
+        else:
+            order = order[self.start_batch * size :]
+        return rank_order(order, size, options.rank, options.world_size)
+
+
+def rank_order(order: Int64, batch_size: int, rank: int, world_size: int) -> Int64:
+    """What one of ``world_size`` processes takes of batches one after the other: the ``rank``-th part of each.
+
+    Of a last batch that is not full, the first processes take their parts in full and the last ones may get nothing.
+    """
+    if world_size == 1:
+        return order
+    full, part = len(order) // batch_size * batch_size, batch_size // world_size
+    whole = order[:full].reshape(-1, world_size, part)[:, rank].ravel()
+    return np.concatenate([whole, order[full:][rank * part : (rank + 1) * part]])
 
 
 def substitutes(source: Source, bad: BadImages, index: int, taken: Int64, *, seed: int, epoch: int) -> Iterator[int]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saga_fast.distributed import gather, own_rows, world_size
 from saga_fast.encoder import Encoder
 from saga_fast.kernels import bank_logits
 from saga_fast.methods.heads import check_temperature, check_widths
@@ -55,10 +56,10 @@ class BankMethod(Method):
         """Rows to compare with: index (B,) -> (B, 1 + K), the image's own first, then K drawn uniformly.
 
         The generator is torch's own for the device, which a checkpoint holds. An image may meet its own row among
-        the drawn ones, as in PyContrast.
+        the drawn ones, as in PyContrast. Every process draws for the whole batch and takes its own images' part.
         """
-        drawn = torch.randint(self.num_images, (len(index), self.negatives), device=index.device)
-        return torch.cat([index[:, None], drawn], dim=1)
+        drawn = torch.randint(self.num_images, (world_size() * len(index), self.negatives), device=index.device)
+        return torch.cat([index[:, None], own_rows(drawn)], dim=1)
 
 
 class MemoryBank(nn.Module):
@@ -94,16 +95,19 @@ class MemoryBank(nn.Module):
         Z is N times the mean of exp(logits) of the first batch, and then kept (section 3.2).
         """
         log_images, log_negatives = math.log(len(self.rows)), math.log(logits.shape[1] - 1)
-        estimate = logits.detach().flatten().logsumexp(0) - math.log(logits.numel()) + log_images
+        total = gather(logits.flatten().logsumexp(0)[None]).logsumexp(0)  # over all processes' logits
+        estimate = total - math.log(world_size() * logits.numel()) + log_images
         log_z = torch.where(self.log_z.isinf(), estimate, self.log_z)  # no branch, which would wait for the GPU
         if self.training:
-            self.log_z.copy_(log_z)
+            self.log_z.copy_(log_z.nan_to_num(nan=math.inf))  # a first batch that is NaN may be skipped
         odds = logits - log_z - (log_negatives - log_images)  # log of P / (K / N)
         return -(F.logsigmoid(odds[:, 0]) + F.logsigmoid(-odds[:, 1:]).sum(1)).mean()
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor) -> None:
-        """Rows ``index`` (B,) move towards features (B, D); of an image that the batch holds twice, the last counts."""
+        """Rows ``index`` (B,) of all processes move towards features (B, D); of an image that the batch holds twice,
+        the last counts."""
+        index, features = gather(index), gather(features)
         moved = F.normalize(torch.lerp(features, self.rows[index], self.momentum), dim=1)
         # All occurrences write the last one's row: which write comes last is not defined on a GPU.
         self.rows[index] = moved[last_occurrence(index)]

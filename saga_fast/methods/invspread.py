@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saga_fast.distributed import gather, rank
 from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods.heads import check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
@@ -35,6 +36,7 @@ class InvSpread(Method):
     """
 
     Config: ClassVar[type[MethodConfig]] = InvSpreadConfig
+    sync_batchnorm: ClassVar[bool] = True  # the authors train on one GPU
 
     def __init__(self, config: InvSpreadConfig, encoder: EncoderConfig) -> None:
         super().__init__(config, Encoder(encoder))
@@ -52,12 +54,15 @@ def invariant_spread(z: Tensor, temperature: float) -> StepOutput:
 
     P(j | i) is the softmax over all rows but i of z_i . z_j / temperature, for 2N L2-normalised rows whose neighbours
     2i, 2i + 1 are views of one image. The gradient flows through z_i alone, z_j is held as it is (the official code).
+    j goes over all processes' rows, i over this one's.
     """
+    every = gather(z)
     with autocast(z.device, "fp32"):  # 16 bits are for the networks, not for the loss
-        similarity = z @ z.detach().T
+        similarity = z @ every.T
     rows = torch.arange(len(z), device=z.device)
-    positive = rows ^ 1
-    log_p = (similarity / temperature).masked_fill(rows[:, None] == rows, float("-inf")).log_softmax(dim=1)
-    others = log_p.exp().masked_fill(positive[:, None] == rows, 0.0)
+    own = rank() * len(z) + rows  # the columns that are these rows
+    positive, columns = own ^ 1, torch.arange(len(every), device=z.device)
+    log_p = (similarity / temperature).masked_fill(own[:, None] == columns, float("-inf")).log_softmax(dim=1)
+    others = log_p.exp().masked_fill(positive[:, None] == columns, 0.0)
     loss = -(log_p[rows, positive] + torch.log1p(-others).sum(1)).mean()
     return StepOutput(loss, similarity[rows, positive].detach().mean())

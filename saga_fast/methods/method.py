@@ -60,6 +60,11 @@ class Method(nn.Module):
     number of images too. They implement :meth:`forward`, and :meth:`after_step` if they keep a queue or a bank.
     Everything that a resumed run needs is in ``state_dict()``.
 
+    Under torchrun every process has a part of the batch, and the same random state. What a loss compares with is
+    gathered from all of them (:func:`saga_fast.distributed.gather_with_gradient`), the loss is the mean over the
+    process's own images, random numbers are drawn for the whole batch and cut (``own_rows``), and queues and banks
+    change by the whole batch's features, so that they stay the same everywhere.
+
     Attributes:
         encoder: f.
         projector: g.
@@ -67,11 +72,13 @@ class Method(nn.Module):
         more_views: further groups of views that :meth:`forward` takes, in this order, after its first two arguments.
         trainable: whether :meth:`forward` gives a loss; a classifier that only gives attention has none.
         method: the method's name, its key in ``METHODS``.
+        sync_batchnorm: whether the paper's batch norm goes over the whole batch; the config may say otherwise.
     """
 
     Config: ClassVar[type[MethodConfig]]
     num_views: ClassVar[int] = 2
     trainable: ClassVar[bool] = True
+    sync_batchnorm: ClassVar[bool] = False
     more_views: tuple[ViewGroup, ...] = ()
     projector: nn.Module
 

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saga_fast.distributed import gather, own_rows, world_size
 from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods.heads import check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
 from saga_fast.precision import autocast
+from saga_fast.sync_batchnorm import is_own_batchnorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +69,12 @@ class MoCo(Method):
         with torch.no_grad():
             if self.training:
                 self._move_key_encoder()
-            key = F.normalize(self.key_projector(self.key_encoder(views[:, 1])).float(), dim=1)
+            key = self._keys_of(views[:, 1])
         positive = (query * key).sum(1, keepdim=True)
         with autocast(query.device, "fp32"):  # 16 bits are for the networks, not for the loss
             negative = query @ self.queue.T
         logits = torch.cat([positive, negative], dim=1) / self.temperature
-        self._keys = key
+        self._keys = gather(key)
         target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         return StepOutput(F.cross_entropy(logits, target), positive.detach().mean())
 
@@ -86,6 +88,19 @@ class MoCo(Method):
         self.queue[slots] = keys
         self.queue_pointer.copy_((self.queue_pointer + len(keys)) % size)
         self._keys = None
+
+    def _keys_of(self, views: Tensor) -> Tensor:
+        """Keys (B, D) of views (B, 3, S, S).
+
+        Where each process has batch norm of its own, the key encoder sees images that are shuffled over all processes,
+        so that its statistics do not tell a query's key from the queue (section 3.3, "Shuffling BN").
+        """
+        shuffling = self.training and world_size() > 1 and any(map(is_own_batchnorm, self.key_encoder.modules()))
+        if shuffling:
+            order = torch.randperm(world_size() * len(views), device=views.device)  # the same in every process
+            views = gather(views)[own_rows(order)]
+        keys = F.normalize(self.key_projector(self.key_encoder(views)).float(), dim=1)
+        return own_rows(gather(keys)[order.argsort()]) if shuffling else keys
 
     def _move_key_encoder(self) -> None:
         """Moving average of the parameters; batch-norm statistics are the key encoder's own."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saga_fast.distributed import gather_with_gradient, rank
 from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods.heads import Norm, check_mlp, check_temperature, check_widths, mlp
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
@@ -39,6 +40,7 @@ class SimCLR(Method):
     """Both views of an image attract; all other views of the batch repel."""
 
     Config: ClassVar[type[MethodConfig]] = SimCLRConfig
+    sync_batchnorm: ClassVar[bool] = True  # section 2.2, "Global BN"
 
     def __init__(self, config: SimCLRConfig, encoder: EncoderConfig) -> None:
         super().__init__(config, Encoder(encoder))
@@ -58,10 +60,15 @@ class SimCLR(Method):
 
 
 def nt_xent(z: Tensor, temperature: float) -> StepOutput:
-    """NT-Xent (Eq. 1) over 2N L2-normalised rows whose neighbours 2i, 2i + 1 are positives: the mean of 2N losses."""
+    """NT-Xent (Eq. 1) over 2N L2-normalised rows whose neighbours 2i, 2i + 1 are positives: the mean of 2N losses.
+
+    The columns are all processes' rows, with their gradient; the mean is over this process's rows.
+    """
+    every = gather_with_gradient(z)
     with autocast(z.device, "fp32"):  # 16 bits are for the networks, not for the loss
-        similarity = z @ z.T
+        similarity = z @ every.T
     rows = torch.arange(len(z), device=z.device)
-    positive = rows ^ 1
-    logits = (similarity / temperature).masked_fill(rows[:, None] == rows[None, :], float("-inf"))
-    return StepOutput(F.cross_entropy(logits, positive), similarity[rows, positive].detach().mean())
+    own = rank() * len(z) + rows  # the columns that are these rows
+    columns = torch.arange(len(every), device=z.device)
+    logits = (similarity / temperature).masked_fill(own[:, None] == columns, float("-inf"))
+    return StepOutput(F.cross_entropy(logits, own ^ 1), similarity[rows, own ^ 1].detach().mean())

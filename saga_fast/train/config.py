@@ -90,6 +90,14 @@ class CheckpointConfig:
 
     keep_every: int | None = None
     """Keep epoch_NNNN.pt of every so many epochs; null: none."""
+    every_steps: int | None = None
+    """Write last.pt also after every so many steps of an epoch; null: at its end alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("keep_every", "every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _method(value: Any) -> Any:
@@ -114,6 +122,9 @@ class TrainConfig:
     crop: CropConfig = CropConfig()
     photometric: PhotometricRecipe = PhotometricRecipe()
     batch_size: int = 256
+    """Images per step, all processes' parts together: it stays when their number changes, and they must divide it."""
+    sync_batchnorm: bool | None = None
+    """Batch norm over all processes' parts of a batch; null: as in the method's paper. One process: no difference."""
     optimizer: OptimizerConfig = OptimizerConfig()
     plain: PhaseConfig = PhaseConfig()
     saga: PhaseConfig = PhaseConfig()
@@ -126,12 +137,17 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     """torch.compile the encoder."""
+    skip_nonfinite: int = 0
+    """Leave out up to so many steps of the run whose loss or gradient is not finite: nothing learns from them. Above 0
+    every step waits for the GPU, to look. 0: the first such loss, looked for now and then, ends the run."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 for a contrastive loss, got {self.batch_size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
+        if self.skip_nonfinite < 0:
+            raise ValueError(f"skip_nonfinite must not be negative, got {self.skip_nonfinite}")
         if self.plain.epochs + self.saga.epochs < 1:
             raise ValueError("plain.epochs + saga.epochs must be at least 1")
 

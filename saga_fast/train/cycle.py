@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,20 @@ import torch
 import yaml
 
 from saga_fast.attention import box_iou, build_box_table
-from saga_fast.checkpoint import checkpoint_config, load_model, load_weights, read_checkpoint, save_checkpoint
+from saga_fast.attention_parts import Parts, parts_of
+from saga_fast.checkpoint import load_model, load_weights, read_checkpoint, save_checkpoint
 from saga_fast.demo_data import make_demo_data, read_true_boxes
 from saga_fast.device import choose_device
+from saga_fast.distributed import (
+    Agreement,
+    agree,
+    barrier,
+    broadcast,
+    is_main,
+    rank,
+    world_size,
+    wrapped,
+)
 from saga_fast.encoder import Encoder
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
@@ -23,17 +34,27 @@ from saga_fast.files import sha256, write_text
 from saga_fast.loaders import BadImages, BoxTable, CropPlan, Loader, Source, WholePlan, open_loader, open_source
 from saga_fast.methods import Method, build_method
 from saga_fast.report.sheet import draw_sheet, spread_over
-from saga_fast.train.config import CheckpointConfig, TrainConfig, config_to_dict
-from saga_fast.train.epoch import train_epoch
+from saga_fast.stopping import asked_to_stop, stop, stopping_in_order
+from saga_fast.sync_batchnorm import synchronise_batchnorm
+from saga_fast.train.config import TrainConfig, config_to_dict
+from saga_fast.train.epoch import EpochResult, train_epoch
 from saga_fast.train.metrics import Metrics
-from saga_fast.train.optimizer import build_optimizer
+from saga_fast.train.optimizer import PhaseConfig, build_optimizer
 from saga_fast.train.plan import crop_plan
+from saga_fast.train.state import read_state, restore_training_state, share_statistics, training_state
+from saga_fast.train.steps import NonFiniteLossError, Steps
 
 log = logging.getLogger(__name__)
 
+WHOLE_BATCH = 256
+"""At most so many images are looked at together in the attention pass and in evaluation. Each process takes whole
+batches there, and ``batch_size`` may be what all of them together can just hold."""
+
 
 def train(config: TrainConfig, *, resume: bool = False, ckpt: Path | None = None, progress: bool = False) -> Path:
-    """Run an experiment into ``config.out``.
+    """Run an experiment into ``config.out``: all processes that torchrun started together, or this one alone.
+
+    SIGTERM ends it at the next step, with a checkpoint and SystemExit 143.
 
     Args:
         config: the experiment.
@@ -47,12 +68,13 @@ def train(config: TrainConfig, *, resume: bool = False, ckpt: Path | None = None
     Raises:
         SagaError: a run folder in use, a config that differs from the one being resumed, or what the parts refuse.
     """
-    run = _Run(config, resume=resume, ckpt=ckpt, progress=progress)
-    try:
-        run.go()
-    finally:
-        run.metrics.close()
-    return run.last
+    with stopping_in_order():
+        run = _Run(config, resume=resume, ckpt=ckpt, progress=progress and is_main())
+        try:
+            run.go()
+        finally:
+            run.metrics.close()
+        return run.last
 
 
 class _Run:
@@ -62,11 +84,13 @@ class _Run:
         self.config, self.progress = config, progress
         self.folder = Path(config.out)
         self.last = self.folder / "last.pt"
-        resuming = resume and self.last.exists()
-        if self.last.exists() and not resume:
+        exists = broadcast(self.last.exists())
+        resuming = resume and exists
+        if exists and not resume:
             raise SagaError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
-        if config.data.generate:
+        if config.data.generate and is_main():
             make_demo_data(Path(config.data.train).parent, config.data.generate)
+        barrier()
         self.device = choose_device(config.device)
         self.source = self._open_source(config.data.train)
         self.val = self._open_source(config.data.val) if config.data.val else None
@@ -84,37 +108,51 @@ class _Run:
                 f"attention.views=mixed needs two views, and method {config.method.name} has one: set att or union"
             )
         self.epoch = 0
+        self.skipped = 0
+        self.so_far: dict[str, Any] | None = None  # of an epoch that an earlier run began
+        self.stop = Agreement()
         self.table: BoxTable | None = None
         self.table_entry: dict[str, str] | None = None
-        state = self._read_state() if resuming else {}
-        self.bad = BadImages(self.source, max_fraction=config.data.max_bad_fraction, known=state.get("bad_images", []))
+        state = read_state(self.last, config, self.source) if resuming else {}
+        known = state.get("bad_images", [])
+        self.bad = BadImages(self.source, max_fraction=config.data.max_bad_fraction, known=known)
+        self.known, self.found = known, state.get("bad_found", [])
         if not resuming and ckpt is not None:
             load_weights(self.model, read_checkpoint(ckpt)["model"], ckpt)
             self.epoch = config.plain.epochs
         if resuming:
             load_weights(self.model, state["model"], self.last)
-            self.epoch = state["epoch"]
+            self.epoch, self.so_far, self.skipped = state["epoch"], state.get("so_far"), state.get("skipped", 0)
         if config.attention is not None and config.attention.provider_ckpt is not None:
             self._classifier()  # refused now rather than after the plain epochs
         self.model.to(self.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        synchronised = self.model.sync_batchnorm if config.sync_batchnorm is None else config.sync_batchnorm
+        if world_size() > 1 and synchronised:
+            synchronise_batchnorm(self.model, self.device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         if resuming:
-            self._restore(state)
+            restore_training_state(state, self.optimizer, self.scaler, self.device)
+            self._open_table(state["box_table"])
         if config.compile:
             for module in self.model.modules():
                 if isinstance(module, Encoder):
                     module.compile()
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.yaml", yaml.safe_dump(config_to_dict(config), sort_keys=False))
+        self.network = wrapped(self.model, self.device)
+        if is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "config.yaml", yaml.safe_dump(config_to_dict(config), sort_keys=False))
         self.loader = self._open(crop_plan(config, self.model), shuffle=True)
-        # A renewal at epoch E comes after the checkpoint of epoch E and is repeated when resuming from it.
+        # A renewal at epoch E comes after the checkpoint of epoch E and is repeated when resuming from it, unless that
+        # holds steps of the next epoch.
+        began = self.so_far is not None
         self.metrics = Metrics(
             self.folder,
-            keep=lambda row: resuming and (row["epoch"] < self.epoch + (row["kind"] != "renewal")),
+            keep=lambda row: resuming and (row["epoch"] < self.epoch + (began or row["kind"] != "renewal")),
+            writes=is_main(),
         )
         if not resuming:
             self._evaluate()
@@ -128,20 +166,12 @@ class _Run:
             in_saga = self.epoch >= config.plain.epochs
             phase = config.saga if in_saga else config.plain
             phase_epoch = self.epoch - config.plain.epochs * in_saga
-            if in_saga and self._is_due(phase_epoch):
+            if in_saga and self._is_due(phase_epoch) and not self.so_far:
                 self._renew()
             self.loader.set_plan(crop_plan(config, self.model, self.table))
-            result = train_epoch(
-                config,
-                phase,
-                self.model,
-                self.optimizer,
-                self.scaler,
-                self.loader,
-                epoch=self.epoch,
-                phase_epoch=phase_epoch,
-                progress=self.progress,
-            )
+            agree(self.bad)
+            self.known = self.bad.indices.tolist()
+            result = self._train_epoch(phase, phase_epoch)
             self.epoch += 1
             name = "saga" if in_saga else "plain"
             self.metrics.add("epoch", self.epoch, phase=name, **asdict(result))
@@ -154,20 +184,79 @@ class _Run:
                 result.images_per_second,
                 100 * result.data_wait,
             )
+            agree(self.bad)
+            share_statistics(self.model)
             if config.evaluate and (self.epoch % config.evaluate.every == 0 or self.epoch == total):
                 self._evaluate()
             self._save()
+
+    def _train_epoch(self, phase: PhaseConfig, phase_epoch: int) -> EpochResult:
+        try:
+            result = train_epoch(
+                self.config,
+                phase,
+                self.model,
+                self.optimizer,
+                self.scaler,
+                self.loader,
+                epoch=self.epoch,
+                phase_epoch=phase_epoch,
+                progress=self.progress,
+                network=self.network,
+                so_far=self.so_far,
+                skipped=self.skipped,
+                after_step=self._after_step,
+            )
+        except NonFiniteLossError as error:
+            raise self._explained(error, phase) from error
+        self.so_far = None
+        self.skipped += result.skipped
+        self.bad.update(dict.fromkeys(self.found, "found by an earlier run"))
+        self.found = []
+        return result
+
+    def _after_step(self, steps: Steps) -> None:
+        """Write last.pt when it is time, and stop when any process has been asked to."""
+        every = self.config.checkpoint.every_steps
+        stopping = self.stop.ask(asked_to_stop())
+        if stopping or (every and steps.done % every == 0 and steps.done < len(steps.losses)):
+            self._save(steps)
+        if stopping:
+            log.info("stopped after step %d of epoch %d; go on with --resume", steps.done, self.epoch + 1)
+            stop()
+
+    def _explained(self, error: NonFiniteLossError, phase: PhaseConfig) -> SagaError:
+        """The error with the images of the batch and the checkpoint to go on from."""
+        state = broadcast(self._position() if is_main() else "")
+        path = self.folder / "nonfinite.txt"
+        if is_main():
+            write_text(path, "".join(f"{index}\t{self.source.paths[index]}\n" for index in error.indices))
+        some = ", ".join(map(str, error.indices[:16])) + (", ..." if len(error.indices) > 16 else "")
+        return SagaError(
+            f"the loss is not finite since step {error.step} of epoch {self.epoch + 1}: {error.value}, images {some},"
+            f" see {path}; lower the learning rate ({phase.lr:g}), raise the precision or set skip_nonfinite;"
+            f" last.pt holds {state}"
+        )
+
+    def _position(self) -> str:
+        """What last.pt holds, in words."""
+        state = read_checkpoint(self.last)
+        done = state["so_far"]["done"] if state["so_far"] else 0
+        return f"epoch {state['epoch']}" + (f" and {done} steps of the next" if done else "")
 
     def _open_source(self, path: str) -> Source:
         return open_source(self.config.data.engine, path, classes=self.config.data.classes)
 
     def _open(self, plan: CropPlan | WholePlan, *, shuffle: bool, source: Source | None = None) -> Loader:
         config = self.config
+        shares: dict[str, Any] = {"batch_size": min(config.batch_size, WHOLE_BATCH)}
+        if shuffle:
+            shares = {"batch_size": config.batch_size, "rank": rank(), "world_size": world_size()}
         return open_loader(
             config.data.engine,
             source or self.source,
             plan,
-            batch_size=config.batch_size,
+            **shares,
             shuffle=shuffle,
             drop_last=shuffle,
             seed=config.seed,
@@ -198,6 +287,10 @@ class _Run:
         assert a is not None
         start = time.perf_counter()
         supervised = a.provider_ckpt is not None
+        looked_at = Path(a.provider_ckpt or self.last)
+        name = f"att/epoch_{self.epoch:04d}.safetensors"
+        # Of a renewal that was interrupted, parts are left; they name the checkpoint, so those of others are not taken.
+        parts = Parts(parts_of(self.folder / name))
         self.table = build_box_table(
             self._classifier() if supervised else self.model,
             self._open(WholePlan(size=self.config.crop.size), shuffle=False),
@@ -206,13 +299,17 @@ class _Run:
             score=a.score,
             precision=self.config.precision,
             channels_last=self.config.channels_last,
-            metadata={"checkpoint": sha256(Path(a.provider_ckpt or self.last)), "epoch": str(self.epoch)},
+            metadata={"checkpoint": broadcast(sha256(looked_at)), "epoch": str(self.epoch)},
             progress=self.progress,
+            parts=parts,
+            resume=True,
         )
         seconds = time.perf_counter() - start
-        name = f"att/epoch_{self.epoch:04d}.safetensors"
-        self.table.save(self.folder / name)
-        self.table_entry = {"name": name, "sha256": sha256(self.folder / name)}
+        if is_main():
+            self.table.save(self.folder / name)
+            parts.remove()
+        barrier()
+        self.table_entry = {"name": name, "sha256": broadcast(sha256(self.folder / name))}
         figures: dict[str, Any] = {
             "table": name,
             "found_fraction": self.table.found_fraction,
@@ -226,9 +323,12 @@ class _Run:
             overlap = box_iou(self.table.boxes, read_true_boxes(self.source.root, self.source.paths))
             figures |= {"iou": float(overlap.mean()), "corloc": float(np.mean(overlap >= 0.5))}
         self.metrics.add("renewal", self.epoch, **figures)
-        shown = spread_over(np.arange(len(self.table)), 32).tolist()
-        self.metrics.add_picture("attention/boxes", self.epoch, draw_sheet(self.source, self.table, shown, columns=8))
-        self.bad.write(self.folder / "bad_images.txt")
+        if is_main():
+            shown = spread_over(np.arange(len(self.table)), 32).tolist()
+            self.metrics.add_picture(
+                "attention/boxes", self.epoch, draw_sheet(self.source, self.table, shown, columns=8)
+            )
+            self.bad.write(self.folder / "bad_images.txt")
         log.info(
             "renewed D^att: found %.1f %%, mean area %.3f, %.0f images/s",
             100 * self.table.found_fraction,
@@ -245,6 +345,8 @@ class _Run:
         options: dict[str, Any] = {"precision": self.config.precision, "channels_last": self.config.channels_last}
         bank, bank_labels = extract_features(self.model, self._open(whole, shuffle=False), **options)
         queries, labels = extract_features(self.model, self._open(whole, shuffle=False, source=self.val), **options)
+        if not is_main():
+            return
         labels = align_labels(labels, self.val, self.source)
         ks = [k for k in evaluate.k if k <= len(bank_labels)]
         if len(ks) < len(evaluate.k):
@@ -259,58 +361,36 @@ class _Run:
                 self.metrics.add("knn", self.epoch, layer=layer, k=k, top1=top1, images=len(labels))
                 log.info("epoch %d: kNN (%s, k %d) %.1f %%", self.epoch, layer, k, 100 * top1)
 
-    def _save(self) -> None:
-        content = {
-            "config": config_to_dict(self.config),
-            "epoch": self.epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            "box_table": self.table_entry,
-            "dataset": self.source.fingerprint,
-            "bad_images": self.bad.indices.tolist(),
-        }
-        save_checkpoint(self.last, content)
-        keep = self.config.checkpoint.keep_every
-        if keep and self.epoch % keep == 0:
-            save_checkpoint(self.folder / f"epoch_{self.epoch:04d}.pt", content)
-        self.bad.write(self.folder / "bad_images.txt")
+    def _save(self, steps: Steps | None = None) -> None:
+        """Write last.pt at an epoch's end, or after some steps of an epoch."""
+        so_far = steps.state() if steps else None
+        agree(self.bad)
+        if is_main():
+            found = sorted({*self.bad.indices.tolist(), *self.found})
+            content = {
+                "config": config_to_dict(self.config),
+                "epoch": self.epoch,
+                "so_far": so_far,
+                "skipped": self.skipped,
+                **training_state(self.model, self.optimizer, self.scaler, self.device),
+                "box_table": self.table_entry,
+                "dataset": self.source.fingerprint,
+                # An epoch's order leaves out those known at its beginning.
+                "bad_images": self.known if steps else found,
+                "bad_found": found,
+            }
+            save_checkpoint(self.last, content)
+            keep = self.config.checkpoint.keep_every
+            if keep and self.epoch % keep == 0 and not steps:
+                save_checkpoint(self.folder / f"epoch_{self.epoch:04d}.pt", content)
+            self.bad.write(self.folder / "bad_images.txt")
+        barrier()
 
-    def _read_state(self) -> dict[str, Any]:
-        state = read_checkpoint(self.last)
-        earlier, now = (_what_matters(config) for config in (checkpoint_config(state, self.last), self.config))
-        differing = [key for key in now if now[key] != earlier[key]]
-        if differing:
-            raise SagaError(
-                f"cannot resume {self.folder} with another {', '.join(differing)}:"
-                " take its config.yaml or another --out"
-            )
-        if state["dataset"] != self.source.fingerprint:
-            raise SagaError(
-                f"cannot resume {self.folder}: it was trained on data set {state['dataset']}, {self.source.root} is"
-                f" {self.source.fingerprint}"
-            )
-        return state
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
-        self.table_entry = state["box_table"]
-        if self.table_entry is not None:
-            path = self.folder / self.table_entry["name"]
-            if not path.is_file() or sha256(path) != self.table_entry["sha256"]:
+    def _open_table(self, entry: dict[str, str] | None) -> None:
+        """Read the box table that last.pt names."""
+        self.table_entry = entry
+        if entry is not None:
+            path = self.folder / entry["name"]
+            if not path.is_file() or sha256(path) != entry["sha256"]:
                 raise SagaError(f"cannot resume {self.folder}: {path} is missing or not the table of last.pt")
             self.table = BoxTable.open(path)
-
-
-def _what_matters(config: TrainConfig) -> dict[str, Any]:
-    """The config without what leaves a run's result as it is; the data set itself is compared by its fingerprint."""
-    free = replace(config.data, train="", val=None, threads=None, prefetch=0, max_bad_fraction=1.0)
-    return config_to_dict(
-        replace(config, out="", device="auto", evaluate=None, checkpoint=CheckpointConfig(), data=free)
-    )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from saga_fast.errors import SagaError
+from saga_fast.distributed import gather, mean
 from saga_fast.kernels import sample_photometrics
 from saga_fast.loaders import Batch, Loader
 from saga_fast.methods import Method
 from saga_fast.precision import autocast, normalized
 from saga_fast.train.config import TrainConfig
 from saga_fast.train.optimizer import PhaseConfig, learning_rate
+from saga_fast.train.steps import NonFiniteLossError, Steps, Undo, is_finite
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,8 @@ class EpochResult:
     positive_similarity: float
     """Mean cosine similarity of positive pairs."""
     seconds: float
+    skipped: int
+    """Steps left out because their loss was not finite."""
 
 
 def device_views(config: TrainConfig, model: Method, batch: Batch, epoch: int) -> list[torch.Tensor]:
@@ -62,6 +71,10 @@ def train_epoch(
     epoch: int,
     phase_epoch: int,
     progress: bool,
+    network: nn.Module | None = None,
+    so_far: Mapping[str, Any] | None = None,
+    skipped: int = 0,
+    after_step: Callable[[Steps], None] | None = None,
 ) -> EpochResult:
     """Train one epoch: views from the loader, photometrics and normalisation here, loss and update by the method.
 
@@ -72,48 +85,61 @@ def train_epoch(
         epoch: counts from 0 over the whole run and keys the augmentation.
         phase_epoch: counts from 0 over the phase and sets the learning rate.
         progress: show a progress bar.
+        network: ``model`` as it is to be called, under DistributedDataParallel say.
+        so_far: ``Steps.state()`` of an earlier run that began this epoch: its steps are not made again.
+        skipped: steps skipped in earlier epochs, of ``config.skip_nonfinite``.
+        after_step: called after every step.
 
     Raises:
-        SagaError: the loss is not finite.
+        NonFiniteLossError: found every so many steps and at the epoch's end, so that no step waits for a GPU; or, when
+            ``config.skip_nonfinite`` is set, which looks at every step, when so many have been skipped.
     """
     device = next(model.parameters()).device
     model.train()
     model.begin_epoch(config.seed, epoch)
-    loader.set_epoch(epoch)
-    steps = len(loader)
-    losses, similarities = torch.zeros(steps, device=device), torch.zeros(steps, device=device)
-    waited, images, rate = 0.0, 0, 0.0
-    start = mark = time.perf_counter()
-    bar = tqdm(loader, total=steps, desc=f"epoch {epoch + 1}", unit="batch", disable=None if progress else True)
-    for step, batch in enumerate(bar):
-        waited += time.perf_counter() - mark
-        rate = learning_rate(phase, phase_epoch + step / steps)
+    count = len(loader)
+    steps = Steps(count, device, so_far=so_far)
+    loader.set_epoch(epoch, steps.done)
+    undo = Undo(model) if config.skip_nonfinite else None
+    rate = learning_rate(phase, phase_epoch + (count - 1) / count) if steps.done == count else 0.0
+    mark = time.perf_counter()
+    options: dict[str, Any] = {"total": count, "initial": steps.done, "unit": "batch"}
+    for batch in tqdm(loader, desc=f"epoch {epoch + 1}", disable=None if progress else True, **options):
+        steps.waited += time.perf_counter() - mark
+        rate = learning_rate(phase, phase_epoch + steps.done / count)
         for group in optimizer.param_groups:
             group["lr"] = rate
         views = device_views(config, model, batch, epoch)
+        if undo:
+            undo.keep()
         with autocast(device, config.precision):
-            output = model(views[0], batch.index.to(device), *views[1:])
+            output = (network or model)(views[0], batch.index.to(device), *views[1:])
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(output.loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        model.after_step()
-        losses[step], similarities[step] = output.loss.detach(), output.positive_similarity
-        images += len(batch.index)
+        if undo and not is_finite(output.loss, model, gradients=not scaler.is_enabled()):
+            undo.put_back()
+            if skipped + steps.skipped == config.skip_nonfinite:
+                raise NonFiniteLossError(steps.done, gather(batch.index).tolist(), float(mean(output.loss.detach())))
+            steps.skip(batch.index)
+            log.warning("skipped step %d of epoch %d: its loss or gradient is not finite", steps.done - 1, epoch + 1)
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+            model.after_step()
+            steps.add(output, batch.index)
+        steps.seconds += time.perf_counter() - mark
         mark = time.perf_counter()
-    loss = float(losses.mean())
-    seconds = time.perf_counter() - start
-    if not bool(torch.isfinite(losses).all()):
-        step = int(torch.isfinite(losses).logical_not().nonzero()[0, 0])
-        raise SagaError(
-            f"the loss is not finite since step {step} of epoch {epoch + 1}: lower the learning rate ({rate:g})"
-            " or raise the precision; last.pt holds the epoch before"
-        )
+        if after_step:
+            after_step(steps)
+    steps.settle()
+    steps.seconds += time.perf_counter() - mark
+    losses, similarities = (values[values.isfinite()] for values in (steps.losses, steps.similarities))
     return EpochResult(
-        loss=loss,
+        loss=float(losses.mean()),
         lr=rate,
-        images_per_second=images / seconds,
-        data_wait=waited / seconds,
+        images_per_second=steps.images / steps.seconds,
+        data_wait=steps.waited / steps.seconds,
         positive_similarity=float(similarities.mean()),
-        seconds=seconds,
+        seconds=steps.seconds,
+        skipped=steps.skipped,
     )

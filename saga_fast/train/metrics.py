@@ -23,15 +23,20 @@ class Metrics:
     ``kind/figure``, or ``knn/layer_k``.
     """
 
-    def __init__(self, folder: Path, *, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Open the files of a run folder; of earlier rows those that ``keep`` accepts stay."""
-        self._path = folder / FILE
+    def __init__(self, folder: Path, *, keep: Callable[[dict[str, Any]], bool], writes: bool = True) -> None:
+        """Open the files of a run folder; of earlier rows those that ``keep`` accepts stay. Unless this process
+        ``writes``, which one of several does, nothing is done here or later."""
+        self._path, self._writes = folder / FILE, writes
+        if not writes:
+            return
         rows = [row for row in read_metrics(folder) if keep(row)]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         self._board = SummaryWriter(str(folder), purge_step=max((row["epoch"] for row in rows), default=-1) + 1)
 
     def add(self, kind: str, epoch: int, **figures: Any) -> None:
         """Append a row; its numbers go to TensorBoard at step ``epoch``."""
+        if not self._writes:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "epoch": epoch, **figures}) + "\n")
         if kind == "knn":
@@ -47,7 +52,8 @@ class Metrics:
 
     def close(self) -> None:
         """Write out what TensorBoard still holds."""
-        self._board.close()
+        if self._writes:
+            self._board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

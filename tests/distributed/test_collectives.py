@@ -1,0 +1,89 @@
+"""Gathering, agreeing, and the gradient through a gather."""
+
+import numpy as np
+import pytest
+import torch
+from processes import run
+from torch import Tensor
+
+from saga_fast import distributed
+from saga_fast.distributed import Agreement, agree, gather, gather_uneven, gather_with_gradient, mean, own_rows, rank
+from saga_fast.errors import SagaError
+from saga_fast.loaders import BadImages, ImageFolder
+
+
+def collect() -> list[Tensor]:
+    own = torch.full((2, 3), float(rank()))
+    uneven = [torch.full((1, 2), 10 * rank() + part) for part in range(rank())]
+    return [
+        gather(own)[:, 0],
+        own_rows(torch.arange(6)),
+        mean(torch.tensor([float(rank()), 1.0])),
+        gather_uneven(uneven)[:, 0],
+        torch.tensor(distributed.broadcast(rank() + 7)),
+    ]
+
+
+def test_collectives() -> None:
+    for number, (gathered, own, means, uneven, first) in enumerate(run(3, collect)):
+        assert gathered.tolist() == [0, 0, 1, 1, 2, 2]
+        assert own.tolist() == [2 * number, 2 * number + 1]
+        assert means.tolist() == [1.0, 1.0]
+        assert uneven.tolist() == [10, 20, 21]  # rank 0 has none
+        assert first == 7
+
+
+def test_one_process_needs_none() -> None:
+    rows = torch.arange(4.0, requires_grad=True)
+    assert gather_with_gradient(rows) is rows
+    assert gather(rows).data_ptr() == rows.data_ptr()
+    assert mean(rows) is rows
+    assert own_rows(rows) is rows
+    assert gather_uneven([rows, rows]).shape == (8,)
+    assert Agreement().ask(True)
+
+
+def gradient() -> Tensor:
+    rows = torch.arange(4.0).view(2, 2) + rank()
+    rows.requires_grad_()
+    weight = torch.arange(12.0).view(6, 2) * (rank() + 1)
+    (gathered_gradient,) = torch.autograd.grad((gather_with_gradient(rows) * weight).sum(), rows)
+    return gathered_gradient
+
+
+def test_gradient_is_the_sum_over_all_losses() -> None:
+    expected = 6 * torch.arange(12.0).view(3, 2, 2)  # 1 + 2 + 3 times the weight
+    for number, found in enumerate(run(3, gradient)):
+        torch.testing.assert_close(found, expected[number], rtol=0.0, atol=0.0)
+
+
+def answers() -> list[bool]:
+    agreement = Agreement()
+    return [agreement.ask(rank() == 1 and step == 2) for step in range(6)]
+
+
+def test_agreement_comes_one_step_later_on_every_rank() -> None:
+    assert run(2, answers) == [[False, False, False, True, False, False]] * 2
+
+
+def bad_lists(root: str, each: list[list[int]]) -> tuple[list[int], str]:
+    bad = BadImages(ImageFolder(root), max_fraction=0.1)
+    for index in each[rank()]:
+        bad.add(index, f"rank {rank()}")
+    try:
+        agree(bad)
+    except SagaError as error:
+        return bad.indices.tolist(), str(error)
+    return bad.indices.tolist(), ""
+
+
+@pytest.mark.parametrize("each", [[[3], []], [[5, 3], [3, 7]]])
+def test_bad_images_are_agreed_upon(images, each) -> None:  # type: ignore[no-untyped-def]
+    for indices, error in run(2, bad_lists, str(images / "train"), each):
+        assert indices == sorted(set(np.concatenate(each).astype(int).tolist()))
+        assert not error
+
+
+def test_too_many_bad_images_together(images) -> None:  # type: ignore[no-untyped-def]
+    for _, error in run(2, bad_lists, str(images / "train"), [[1, 2, 3], [4, 5, 6]]):
+        assert "5 of 41 images" in error

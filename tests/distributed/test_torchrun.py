@@ -1,0 +1,86 @@
+"""The command line under torchrun: a killed process is started again, and the run ends as if it had not been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import run
+
+from saga_fast.checkpoint import read_checkpoint
+from saga_fast.cli import main
+from saga_fast.train.config import load_config
+from saga_fast.train.cycle import train
+from saga_fast.train.metrics import read_metrics
+
+sys.path.append(str(Path(__file__).parent.parent / "train"))
+from run_folders import assert_same_run
+
+
+def torchrun(log: Path, *arguments: str, restarts: int = 0) -> subprocess.Popen[bytes]:
+    """Start ``saga-fast ARGUMENTS`` in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", "-m", "saga_fast", *arguments]
+    with log.open("wb") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+def run_folder(config: Path, out: Path, overrides: list[str], resume: bool) -> None:
+    train(load_config(config, [f"out={out}", *overrides]), resume=resume)
+
+
+def worker(launcher: subprocess.Popen[bytes], rank: int) -> psutil.Process:
+    """The launcher's process of this rank."""
+    children = psutil.Process(launcher.pid).children()
+    return next(child for child in children if child.environ().get("RANK") == str(rank))
+
+
+def wait_for_epoch(out: Path, number: int, launcher: subprocess.Popen[bytes]) -> None:
+    while launcher.poll() is None and not any(row["epoch"] >= number for row in read_metrics(out)):
+        time.sleep(0.005)
+
+
+def test_killed_rank_is_started_again(tiny_yaml: Path, tmp_path: Path) -> None:
+    """kill -9 of rank 1 somewhere in epochs 3 to 9, then SIGTERM to the launcher, which hands it on, then ``--resume``.
+
+    The reference is a run in two processes that nothing happened to.
+    """
+    overrides = ["evaluate=null", "saga.epochs=24", "attention.period=6", "checkpoint.every_steps=2"]
+    reference, out, log = tmp_path / "reference", tmp_path / "out", tmp_path / "log.txt"
+    common = ["train", "--config", str(tiny_yaml), "--set", *overrides]
+
+    launcher = torchrun(log, *common, "--out", str(out), restarts=1)
+    wait_for_epoch(out, 3, launcher)
+    worker(launcher, 1).send_signal(signal.SIGKILL)
+    wait_for_epoch(out, 12, launcher)
+    assert launcher.poll() is None, log.read_text()
+    launcher.send_signal(signal.SIGTERM)
+    launcher.wait(60.0)
+    text = log.read_text()
+    assert "go on with --resume" in text, text
+    state = read_checkpoint(out / "last.pt")
+    assert 11 <= state["epoch"] < 25, text
+
+    run(2, run_folder, tiny_yaml, out, overrides, True)
+    run(2, run_folder, tiny_yaml, reference, overrides, False)
+    assert_same_run(out, reference)
+
+
+def test_error_is_a_line(tiny_yaml: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    launcher = torchrun(log, "train", "--config", str(tiny_yaml), "--out", str(tmp_path / "o"), "--set", "batch_size=9")
+    assert launcher.wait(60.0) == 1
+    text = log.read_text()
+    assert "error: batch_size 9 cannot be split evenly among 2 processes" in text
+    assert "Traceback" not in text.split("torch.distributed.elastic")[0].split("failed (exitcode")[0]
+
+
+def test_commands_of_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["profile", "kernels"]) == 2
+    assert "profile runs in one process: start it without torchrun" in capsys.readouterr().err
