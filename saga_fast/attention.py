@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from saga_fast.activations import activations, background_distance, mean_of
 from saga_fast.attention_parts import COLUMNS, Int64, Parts, rows_of
 from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.distributed import agree, broadcast, gather_uneven, is_main, rank, world_size
@@ -31,10 +32,13 @@ Normalize = Literal["minmax", "max"]
 class AttentionConfig:
     """How D^att is made and used (DESIGN 1). The first value of each choice is the paper's reading."""
 
-    provider: Literal["self", "supervised"] = "self"
-    """Whose attention: the network's own, or that of a classifier, whose z are its logits (Table 2's last row)."""
+    provider: Literal["self", "supervised", "table"] = "self"
+    """Whose attention: the network's own; that of a classifier, whose z are its logits (Table 2's last row); or the
+    boxes of a table that is there already."""
     provider_ckpt: str | None = None
     """``supervised``: the classifier, a checkpoint that ``saga-fast import`` wrote."""
+    provider_table: str | None = None
+    """``table``: a box table of the training images, by ``saga-fast build-att`` say. It is never renewed."""
     period: int = 10
     """Epochs between renewals; the paper's 40 and, better, 10."""
     views: Views = "att"
@@ -42,7 +46,10 @@ class AttentionConfig:
     share: float = 0.5
     """``union``: probability that an image enters as its crop in an epoch."""
     score: Score = "pseudo_label"
-    """What is differentiated: z^c; half of |z|^2; or nothing, the plain channel sum."""
+    """What is differentiated: z^c; half of |z|^2; or nothing: ``activation`` is the plain channel sum, ``background``
+    each cell's distance from the cells at the image's border, which wants a ``delta`` of 0.5 (docs/study.md)."""
+    mirror: bool = False
+    """Average the activations with those of the mirror image: a second forward pass."""
     delta: float = 0.7
     """Threshold on the scaled heatmap."""
     normalize: Normalize = "minmax"
@@ -53,19 +60,19 @@ class AttentionConfig:
     """Boxes are widened to at least this fraction of the image's side before cropping."""
 
     def __post_init__(self) -> None:
-        if (self.provider == "supervised") != (self.provider_ckpt is not None):
-            raise ValueError(
-                f"provider supervised, and it alone, needs a provider_ckpt, got {self.provider}, {self.provider_ckpt}"
-            )
+        for provider, key in (("supervised", "provider_ckpt"), ("table", "provider_table")):
+            value = getattr(self, key)
+            if (self.provider == provider) != (value is not None):
+                raise ValueError(f"provider {provider}, and it alone, needs a {key}, got {self.provider}, {value}")
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}")
-        for name, value, below in (
+        for name, number, below in (
             ("delta", self.delta, 1.0),
             ("share", self.share, 1.01),
             ("min_side", self.min_side, 1.01),
         ):
-            if not 0.0 <= value < below:
-                raise ValueError(f"{name} must be in [0, 1{']' if below > 1 else ')'}, got {value}")
+            if not 0.0 <= number < below:
+                raise ValueError(f"{name} must be in [0, 1{']' if below > 1 else ')'}, got {number}")
         if self.margin < 0.0:
             raise ValueError(f"margin must not be negative, got {self.margin}")
 
@@ -78,6 +85,7 @@ def build_box_table(
     size: int | None = None,
     normalize: Normalize = "minmax",
     score: Score = "pseudo_label",
+    mirror: bool = False,
     precision: Precision = "fp32",
     channels_last: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -99,6 +107,7 @@ def build_box_table(
         size: side of the heatmap, pixels; default: the loader's image size.
         normalize: scaling of the coarse map, see :func:`saga_fast.kernels.attention_boxes`.
         score: what is differentiated, see :class:`AttentionConfig`.
+        mirror: average the activations with those of the mirror images.
         precision: autocast type of the forward pass.
         channels_last: memory format of the input.
         metadata: strings for the table, ``checkpoint`` and ``epoch`` say.
@@ -116,6 +125,7 @@ def build_box_table(
         "size": str(size),
         "normalize": normalize,
         "attention_score": score,
+        "mirror": str(mirror),
         **(metadata or {}),
     }
     agree(loader.bad)
@@ -157,6 +167,7 @@ def build_box_table(
                     size=size,
                     normalize=normalize,
                     score=score,
+                    mirror=mirror,
                     precision=precision,
                     channels_last=channels_last,
                 )
@@ -250,6 +261,7 @@ def boxes_of_batch(
     size: int,
     normalize: Normalize,
     score: Score,
+    mirror: bool,
     precision: Precision,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -260,15 +272,17 @@ def boxes_of_batch(
     """
     device = next(model.parameters()).device
     images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
-    features, weights, label, value = _look(model, images, precision, score, normalize)
+    features, weights, label, value = _look(model, images, precision, score, normalize, mirror=mirror)
     boxes, found = attention_boxes(features, weights, delta=delta, size=size, normalize=normalize)
     return boxes, found, label, value
 
 
 def _look(
-    model: Method, images: Tensor, precision: Precision, score: Score, normalize: Normalize
+    model: Method, images: Tensor, precision: Precision, score: Score, normalize: Normalize, *, mirror: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the boxes are made of: activations (B, C, u, v) and weights (B, C), pseudo label and score (B,).
+
+    A distance from the background is no weighted sum of channels: it comes as the only channel, of weight 1.
 
     Of several branches (CMC) each one's map, scaled to [0, 1], becomes a channel, and all weigh the same: the weighted
     sum is their average, which ``attention_boxes`` scales like any other map. The pseudo label is then the strongest
@@ -278,8 +292,12 @@ def _look(
     looks = []
     for branch in model.branches(images):
         with torch.no_grad(), autocast(images.device, precision):
-            features = branch.encoder.features(branch.images)
+            seen = activations(branch.encoder, branch.images, mirror=mirror)
+        features = mean_of(seen)
         weights, label, value = channel_weights(branch.encoder, branch.projector, features, score)
+        if score == "background":
+            features = background_distance(seen)
+            weights = features.new_ones(len(features), 1)
         looks.append((features, weights, label + branch.first_dim, value))
     if len(looks) == 1:
         return looks[0]

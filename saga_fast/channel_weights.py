@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saga_fast.encoder import Encoder
 
-Score = Literal["pseudo_label", "norm", "activation"]
+Score = Literal["pseudo_label", "norm", "activation", "background"]
 
 
 def channel_weights(
@@ -25,7 +25,7 @@ def channel_weights(
     Args:
         encoder, projector: f and g.
         features: A (B, C, u, v).
-        score: see :class:`AttentionConfig`.
+        score: see :class:`AttentionConfig`; 1 for every channel where nothing is differentiated.
 
     Returns:
         alpha (B, C) float32, the pseudo label c (B,) int64, and z^c (B,) float32.
@@ -33,12 +33,13 @@ def channel_weights(
     features = features.detach().float()
     cells = features.shape[2] * features.shape[3]
     closed = encoder.is_global_average
-    with torch.set_grad_enabled(score != "activation"):
+    differentiated = score in ("pseudo_label", "norm")
+    with torch.set_grad_enabled(differentiated):
         source = encoder.pool(features).detach() if closed else features
-        source.requires_grad_(score != "activation")
+        source.requires_grad_(differentiated)
         z = projector(source if closed else encoder.pool(source))
         value, label = z.max(1)
-        if score == "activation":
+        if not differentiated:
             return torch.ones(features.shape[:2], device=features.device), label, value
         if closed and isinstance(projector, nn.Linear):
             jacobian = projector.weight[label] if score == "pseudo_label" else z @ projector.weight

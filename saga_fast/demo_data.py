@@ -63,6 +63,9 @@ class DemoDataConfig:
         num_val: images in ``val``, at least one per class.
         side: side of the square images in pixels.
         object_side: range of the object's longer side as a fraction of ``side``.
+        distractor: a second object, of another class and unlabelled, stands beside the first, as the man beside the
+            fish in the SAGA paper's Fig. 1. Its side is 0.6 times one of the objects'; where it does not fit beside
+            the labelled one, that one covers it. ``photos`` only.
         quality: JPEG quality, 1 to 100.
         seed: of everything random.
 
@@ -75,6 +78,7 @@ class DemoDataConfig:
     num_val: int = 600
     side: int = 72
     object_side: tuple[float, float] = (0.36, 0.64)
+    distractor: bool = False
     quality: int = 90
     seed: int = 0
 
@@ -90,6 +94,8 @@ class DemoDataConfig:
             raise ValueError(f"object_side must be 0 < low <= high <= 1. Got: {self.object_side}")
         if round(low * self.side) < 8:
             raise ValueError(f"side * object_side[0] must be at least 8 pixels. Got: {self.side} * {low}")
+        if self.distractor and self.kind != "photos":
+            raise ValueError(f"distractor is for photos. Got: {self.kind!r}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be 1 to 100. Got: {self.quality}")
         if self.seed < 0:
@@ -171,7 +177,10 @@ def read_true_boxes(source_root: Path, paths: Sequence[str]) -> npt.NDArray[np.f
 
 
 def _stamp(config: DemoDataConfig) -> bytes:
-    stamp = {"format": "saga-fast/demo-data", "version": _VERSION, "config": asdict(config)}
+    values = asdict(config)
+    if not config.distractor:
+        del values["distractor"]  # younger than the images of a recipe that it does not change
+    stamp = {"format": "saga-fast/demo-data", "version": _VERSION, "config": values}
     return json.dumps(stamp, indent=2).encode()
 
 
@@ -254,11 +263,32 @@ def _render(sources: _Sources, config: DemoDataConfig, split: str, index: int) -
     width, height = patch.size
     left, top = int(rng.integers(config.side - width + 1)), int(rng.integers(config.side - height + 1))
     if config.kind == "photos":
+        if config.distractor:
+            _paste_distractor(image, sources.objects[split], index, (left, top, width, height), config, rng)
         image.paste(patch, (left, top))
     else:
         ground = image.crop((left, top, left + width, top + height))
         image.paste(_stroke_colour(ground, rng), (left, top), mask=patch)
     return image, (left, top, width, height)
+
+
+def _paste_distractor(
+    image: Image.Image,
+    photos: list[list[Image.Image]],
+    index: int,
+    box: tuple[int, int, int, int],
+    config: DemoDataConfig,
+    rng: np.random.Generator,
+) -> None:
+    """A smaller object of any other class, where possible beside the labelled one's ``box``."""
+    other = photos[(index + int(rng.integers(1, len(photos)))) % len(photos)]
+    side = round(0.6 * config.side * rng.uniform(*config.object_side))
+    patch = _photo_patch(other[0], side, rng)
+    places = rng.integers(config.side - side + 1, size=(20, 2))
+    near, far = np.array(box[:2]), np.array(box[:2]) + box[2:]
+    beside = ((places + side <= near) | (places >= far)).any(1)
+    left, top = places[int(beside.argmax())]  # the first that is beside it, or else the first
+    image.paste(patch, (int(left), int(top)))
 
 
 def _background(textures: list[Image.Image], side: int, rng: np.random.Generator) -> Image.Image:

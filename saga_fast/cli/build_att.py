@@ -33,7 +33,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("att.safetensors"), metavar="T", help="default: %(default)s")
     add_loading(parser)
     parser.add_argument("--delta", type=float, metavar="D", help="threshold on the scaled heatmap, in [0, 1)")
-    parser.add_argument("--score", choices=get_args(Score), help="what is differentiated")
+    parser.add_argument("--score", choices=get_args(Score), help="what is differentiated, if anything")
+    text = "average with the mirror image: a second forward pass"
+    parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, help=text)
     parser.add_argument("--normalize", choices=get_args(Normalize), help="scaling of the coarse map")
     parser.add_argument("--size", type=int, metavar="S", help="input and heatmap side, pixels")
     parser.add_argument("--max-bad-fraction", type=float, metavar="F", help="undecodable images allowed; default: 0.01")
@@ -74,6 +76,7 @@ def run(options: argparse.Namespace) -> None:
             delta=delta,
             normalize=options.normalize or attention.normalize,
             score=options.score or attention.score,
+            mirror=attention.mirror if options.mirror is None else options.mirror,
             precision=config.precision,
             channels_last=config.channels_last,
             metadata={"checkpoint": sha256(options.ckpt), "epoch": str(read_checkpoint(options.ckpt)["epoch"])},

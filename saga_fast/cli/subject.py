@@ -95,6 +95,7 @@ def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
         delta=attention.delta,
         normalize=attention.normalize,
         score=attention.score,
+        mirror=attention.mirror,
         precision=config.precision,
         channels_last=config.channels_last,
         progress=True,

@@ -57,6 +57,7 @@ def profile_att(profile: AttProfile) -> Iterator[Row]:
             size=loader.plan.size,
             normalize=config.normalize,
             score=config.score,
+            mirror=config.mirror,
             precision=profile.precision,
             channels_last=profile.channels_last,
         )

@@ -54,6 +54,7 @@ def settings(runs: Sequence[Run]) -> Table:
         "SAGA epochs": "saga.epochs",
         "Renewal every (epochs)": "attention.period",
         "Threshold delta": "attention.delta",
+        "Mirror images looked at": "attention.mirror",
         "Batch size": "batch_size",
         "Seed": "seed",
     }

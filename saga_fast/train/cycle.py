@@ -14,7 +14,7 @@ import yaml
 
 from saga_fast.attention import box_iou, build_box_table
 from saga_fast.attention_parts import Parts, parts_of
-from saga_fast.checkpoint import load_model, load_weights, read_checkpoint, save_checkpoint
+from saga_fast.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from saga_fast.demo_data import make_demo_data, read_true_boxes
 from saga_fast.device import choose_device
 from saga_fast.distributed import (
@@ -32,7 +32,7 @@ from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
 from saga_fast.files import sha256, write_text
 from saga_fast.loaders import BadImages, BoxTable, CropPlan, Loader, Source, WholePlan, open_loader, open_source
-from saga_fast.methods import Method, build_method
+from saga_fast.methods import build_method
 from saga_fast.report.sheet import draw_sheet, spread_over
 from saga_fast.stopping import asked_to_stop, stop, stopping_in_order
 from saga_fast.sync_batchnorm import synchronise_batchnorm
@@ -41,6 +41,7 @@ from saga_fast.train.epoch import EpochResult, train_epoch
 from saga_fast.train.metrics import Metrics
 from saga_fast.train.optimizer import PhaseConfig, build_optimizer
 from saga_fast.train.plan import crop_plan
+from saga_fast.train.provider import check_provider, classifier, given_table
 from saga_fast.train.state import read_state, restore_training_state, share_statistics, training_state
 from saga_fast.train.steps import NonFiniteLossError, Steps
 
@@ -123,8 +124,7 @@ class _Run:
         if resuming:
             load_weights(self.model, state["model"], self.last)
             self.epoch, self.so_far, self.skipped = state["epoch"], state.get("so_far"), state.get("skipped", 0)
-        if config.attention is not None and config.attention.provider_ckpt is not None:
-            self._classifier()  # refused now rather than after the plain epochs
+        check_provider(config.attention, self.source)
         self.model.to(self.device)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -269,34 +269,30 @@ class _Run:
         )
 
     def _is_due(self, phase_epoch: int) -> bool:
-        """Whether D^att is renewed before this epoch; a classifier, which does not change, makes it once."""
+        """Whether D^att is renewed before this epoch; what does not change makes it once."""
         a = self.config.attention
         if a is None or phase_epoch % a.period != 0:
             return False
         return a.provider == "self" or self.table is None
-
-    def _classifier(self) -> Method:
-        """The network whose attention is taken in place of the own one's."""
-        assert self.config.attention is not None and self.config.attention.provider_ckpt is not None
-        model = load_model(self.config.attention.provider_ckpt).to(self.device)
-        return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
     def _renew(self) -> None:
         """Algorithm 1: a new D^att from the network as it is now."""
         a = self.config.attention
         assert a is not None
         start = time.perf_counter()
-        supervised = a.provider_ckpt is not None
-        looked_at = Path(a.provider_ckpt or self.last)
+        model, looked_at = self.model, Path(a.provider_ckpt or self.last)
+        if a.provider_ckpt is not None:
+            model = classifier(a.provider_ckpt, self.device, channels_last=self.config.channels_last)
         name = f"att/epoch_{self.epoch:04d}.safetensors"
         # Of a renewal that was interrupted, parts are left; they name the checkpoint, so those of others are not taken.
         parts = Parts(parts_of(self.folder / name))
-        self.table = build_box_table(
-            self._classifier() if supervised else self.model,
+        self.table = given_table(a, self.source) or build_box_table(
+            model,
             self._open(WholePlan(size=self.config.crop.size), shuffle=False),
             delta=a.delta,
             normalize=a.normalize,
             score=a.score,
+            mirror=a.mirror,
             precision=self.config.precision,
             channels_last=self.config.channels_last,
             metadata={"checkpoint": broadcast(sha256(looked_at)), "epoch": str(self.epoch)},

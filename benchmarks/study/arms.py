@@ -1,0 +1,127 @@
+"""What the study compares: data, methods, arms, and the stages that they are run in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from saga_fast.demo_data import DemoDataConfig
+
+Given = Literal["true", "shuffled", "centre"]
+
+OBJECT_SIDES = {"small": (0.3, 0.5), "middle": (0.4, 0.7), "large": (0.5, 0.9)}
+"""Range of the object's side over the image's; the demo's is ``middle``."""
+SAGA_PLUS: dict[str, Any] = {"score": "background", "mirror": True, "delta": 0.5, "views": "mixed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What the further epochs do after the plain ones."""
+
+    title: str
+    attention: dict[str, Any] | None = None
+    """Overrides of the config's ``attention``; None: fine-tuning."""
+    given: Given | None = None
+    """Boxes from a table in place of the network's own: the true ones; those that ``attention`` gives at the plain
+    checkpoint, shuffled among the images; or the same centred box for every image."""
+
+
+def _own(title: str, **attention: Any) -> Arm:
+    return Arm(title=title, attention=attention)
+
+
+ARMS: dict[str, Arm] = {
+    "finetune": Arm(title="fine-tuning"),
+    "saga": _own("`saga`: att, pseudo_label, .7", views="att"),
+    "saga+": _own("`saga+`: mixed, background, mirror, .5", **SAGA_PLUS),
+    "shuffled": Arm(title="control: `saga+`'s boxes shuffled among the images", attention=SAGA_PLUS, given="shuffled"),
+    "true": Arm(title="true boxes, mixed", attention={"views": "mixed"}, given="true"),
+    "mixed": _own("mixed, pseudo_label, .7", views="mixed"),
+    "saga+margin": _own("`saga+` with margin .15", **SAGA_PLUS, margin=0.15),
+    "saga+att-margin": _own("att, background, mirror, .5, margin .3", **SAGA_PLUS | {"views": "att"}, margin=0.3),
+    "mixed-activation": _own("mixed, activation, .5", views="mixed", score="activation", delta=0.5),
+    "mixed-background": _own("mixed, background, .7, no mirror", views="mixed", score="background", delta=0.7),
+    "union": _own("union, pseudo_label, .7", views="union"),
+    "saga+once": _own("`saga+`, boxes made once", **SAGA_PLUS, period=1000),
+    "saga+2": _own("`saga+` renewed every 2 epochs", **SAGA_PLUS, period=2),
+    "saga+.3": _own("`saga+` with delta .3", **SAGA_PLUS | {"delta": 0.3}),
+    "saga+.7": _own("`saga+` with delta .7", **SAGA_PLUS | {"delta": 0.7}),
+    "true-att": Arm(title="true boxes, att", attention={"views": "att"}, given="true"),
+    "centre": Arm(title="mixed, the same centred box for all", attention={"views": "mixed"}, given="centre"),
+    "true-margin": Arm(
+        title="true boxes, mixed, margin .15", attention={"views": "mixed", "margin": 0.15}, given="true"
+    ),
+    "saga+union": _own("union, background, mirror, .5", **SAGA_PLUS | {"views": "union"}),
+    "mixed-norm": _own("mixed, norm, .7", views="mixed", score="norm"),
+    "mixed-pseudo-.5": _own("mixed, pseudo_label, .5", views="mixed", delta=0.5),
+    "saga+att": _own("att, background, mirror, .5", **SAGA_PLUS | {"views": "att"}),
+}
+"""Name -> arm. What an arm does not say is the paper's reading, ``AttentionConfig``'s default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row of the study: an arm, from the plain checkpoint of its data, method and seed."""
+
+    stage: str
+    data: str
+    """A key of :data:`OBJECT_SIDES`, with "+distractor" where a second object stands beside the first."""
+    method: str
+    seed: int
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """Unique, and the run's folder below ``--runs``."""
+        return f"{self.data}/{self.method}-{self.seed}/{self.arm}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large the study is: it is cut to the time that one core has."""
+
+    num_train: int = 2000
+    num_val: int = 3000
+    side: int = 72
+    size: int = 48
+    plain_epochs: int = 16
+    saga_epochs: int = 10
+    period: int = 5
+    k: int = 20
+
+    def data(self, name: str) -> DemoDataConfig:
+        """The images of a run's ``data``."""
+        sides, _, distractor = name.partition("+")
+        return DemoDataConfig(
+            num_train=self.num_train,
+            num_val=self.num_val,
+            side=self.side,
+            object_side=OBJECT_SIDES[sides],
+            distractor=bool(distractor),
+        )
+
+
+TINY = Scale(num_train=24, num_val=24, side=48, size=32, plain_epochs=1, saga_epochs=1, period=1, k=3)
+"""Seconds, and figures that mean nothing."""
+
+FINALS = ("finetune", "saga+", "true", "shuffled", "saga")
+METHODS = ("simclr", "mocov2", "invspread")
+SEEDS = (1, 2, 3)
+
+
+def stages() -> Iterator[Run]:
+    """Every run, the most telling first. Screening has a seed of its own, so that what it chooses is tested anew."""
+    yield from (Run(stage="screening", data="middle", method="simclr", seed=0, arm=arm) for arm in ARMS)
+    for method in METHODS:
+        for seed in SEEDS:
+            yield from (Run(stage="finals", data="middle", method=method, seed=seed, arm=arm) for arm in FINALS)
+    for seed in SEEDS:
+        for data in ("small", "large"):
+            yield from (Run(stage="sizes", data=data, method="simclr", seed=seed, arm=arm) for arm in FINALS[:2])
+        yield from (
+            Run(stage="distractor", data="middle+distractor", method="simclr", seed=seed, arm=arm) for arm in FINALS[:3]
+        )
+
+
+STAGES = ("screening", "finals", "sizes", "distractor")

@@ -1,0 +1,44 @@
+"""Whose attention makes D^att: a classifier's, or whoever made a table that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from saga_fast.attention import AttentionConfig
+from saga_fast.checkpoint import load_model
+from saga_fast.loaders import BoxTable, Source
+from saga_fast.methods import Method
+
+
+def check_provider(attention: AttentionConfig | None, source: Source) -> None:
+    """Refuse what would fail at the first renewal, which may be days away.
+
+    Raises:
+        SagaError: no such checkpoint, or no such table or one of another data set.
+    """
+    if attention is None:
+        return
+    if attention.provider_ckpt is not None:
+        load_model(attention.provider_ckpt)
+    given_table(attention, source)
+
+
+def classifier(ckpt: str, device: torch.device, *, channels_last: bool) -> Method:
+    """The network whose attention is taken in place of the own one's."""
+    model = load_model(ckpt).to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def given_table(attention: AttentionConfig, source: Source) -> BoxTable | None:
+    """The table that is D^att as it is, if there is one.
+
+    Raises:
+        SagaError: see :meth:`BoxTable.open` and :meth:`BoxTable.check`.
+    """
+    if attention.provider_table is None:
+        return None
+    table = BoxTable.open(Path(attention.provider_table))
+    table.check(source.fingerprint, len(source))
+    return table
