@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.demo_methods import config_of
 from benchmarks.study.arms import ARMS, Arm, Given, Run, Scale
@@ -17,6 +16,7 @@ from saga_fast.checkpoint import load_model
 from saga_fast.demo_data import make_demo_data, read_true_boxes
 from saga_fast.evaluate.knn import extract_features, knn_accuracy
 from saga_fast.loaders import BoxTable, Loader, Plan, WholePlan, open_loader, open_source
+from saga_fast.methods import Method
 from saga_fast.profile.figures import Row, commit
 from saga_fast.train.config import TrainConfig, load_config
 from saga_fast.train.cycle import train
@@ -60,7 +60,7 @@ class Study:
                 if row["kind"] == "renewal"
             ],
             "train_seconds": sum(row["seconds"] for row in rows if row["kind"] == "epoch"),
-            "seconds": time.perf_counter() - start,
+            "wall_seconds": time.perf_counter() - start,
             "commit": commit(),
         }
 
@@ -133,15 +133,13 @@ class Study:
         options: dict[str, Any] = {"channels_last": config.channels_last}
         bank, bank_labels = extract_features(model, self.open(config, "train", whole), **options)
         queries, labels = extract_features(model, self.open(config, "val", whole), **options)
+        k = self.scale.k
         return {
-            f"{layer}, k {self.scale.k}": knn_accuracy(
-                bank[layer], bank_labels, queries[layer], labels, ks=[self.scale.k]
-            )[self.scale.k]
-            for layer in bank
+            f"{layer}, k {k}": knn_accuracy(bank[layer], bank_labels, queries[layer], labels, ks=[k])[k] for layer in bank
         }
 
 
-def own_table(model: torch.nn.Module, loader: Loader, attention: AttentionConfig, channels_last: bool) -> BoxTable:
+def own_table(model: Method, loader: Loader, attention: AttentionConfig, channels_last: bool) -> BoxTable:
     """What the attention pass gives for these images."""
     return build_box_table(
         model,
