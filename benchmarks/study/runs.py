@@ -35,7 +35,7 @@ class Study:
         start = time.perf_counter()
         plain = self.plain(run)
         arm = ARMS[run.arm]
-        config = self._config(run, run.arm)
+        config = self.config(run, run.arm)
         if arm.attention is not None:
             config = replace(config, attention=self._attention(run, arm, config, plain))
         ckpt = train(config, resume=True, ckpt=plain)
@@ -66,10 +66,10 @@ class Study:
 
     def plain(self, run: Run) -> Path:
         """The plain checkpoint of the run's data, method and seed; trained when it is first asked for."""
-        config = self._config(run, "plain")
+        config = self.config(run, "plain")
         return train(replace(config, saga=replace(config.saga, epochs=0)), resume=True)
 
-    def _config(self, run: Run, name: str) -> TrainConfig:
+    def config(self, run: Run, name: str) -> TrainConfig:
         """The demo's config of the method, at the study's size: fine-tuning."""
         scale, data = self.scale, self.folder / run.data / "data"
         overrides = [
@@ -135,7 +135,8 @@ class Study:
         queries, labels = extract_features(model, self.open(config, "val", whole), **options)
         k = self.scale.k
         return {
-            f"{layer}, k {k}": knn_accuracy(bank[layer], bank_labels, queries[layer], labels, ks=[k])[k] for layer in bank
+            f"{layer}, k {k}": knn_accuracy(bank[layer], bank_labels, queries[layer], labels, ks=[k])[k]
+            for layer in bank
         }
 
 
