@@ -229,6 +229,7 @@ def test_read_true_boxes_keeps_order_and_names_what_is_missing(made: tuple[Path,
         ({"object_side": (0.5, 1.1)}, "object_side"),
         ({"side": 20}, "at least 8 pixels. Got: 20"),
         ({"quality": 101}, "Got: 101"),
+        ({"kind": "digits", "distractor": True}, "distractor is for photos"),
         ({"seed": -1}, "Got: -1"),
     ],
 )
@@ -243,3 +244,30 @@ def test_object_may_fill_the_image(kind: Kind) -> None:
     image, box = demo_data._render(demo_data._load_sources(config), config, "val", 3)
     assert image.size == (40, 40)
     assert max(box[2:]) == 40
+
+
+def test_distractor_stands_beside_the_object() -> None:
+    """The labelled object, its box and the texture are those of the plain image; a second object changes the rest."""
+    plain = config_of("photos", side=72, num_train=48)
+    config = config_of("photos", side=72, num_train=48, distractor=True)
+    sources = demo_data._load_sources(config)
+    areas = []
+    for index in range(config.num_train):
+        without, box = demo_data._render(sources, plain, "train", index)
+        image, same = demo_data._render(sources, config, "train", index)
+        assert same == box
+        changed = np.asarray(ImageChops.difference(image, without)).max(axis=2) > 0
+        left, top, width, height = box
+        assert not changed[top : top + height, left : left + width].any()
+        areas.append(float(changed.mean()))
+    low, high = config.object_side
+    assert max(areas) <= (0.6 * high + 0.5 / config.side) ** 2
+    assert np.mean(np.array(areas) > 0.5 * (0.6 * low) ** 2) > 0.9  # seldom covered by the object
+
+
+def test_images_without_distractor_keep_their_stamp(tmp_path: Path) -> None:
+    """Folders that were made before there were any are recognised."""
+    make_demo_data(tmp_path / "demo", config_of("photos"))
+    assert "distractor" not in (tmp_path / "demo" / "demo_data.json").read_text()
+    with pytest.raises(SagaError, match="another config"):
+        make_demo_data(tmp_path / "demo", config_of("photos", distractor=True))

@@ -53,7 +53,8 @@ def grad_cam(score: Score) -> Maps:
     def maps(model: Method, looks: Looks) -> Tensor:
         features = mean_of(looks)
         weights, _, _ = channel_weights(model.encoder, model.projector, features, score)
-        return torch.einsum("ncuv,nc->nuv", features, weights).relu()
+        coarse: Tensor = torch.einsum("ncuv,nc->nuv", features, weights).relu()
+        return coarse
 
     return maps
 
@@ -66,13 +67,15 @@ def background(_: Method, looks: Looks) -> Tensor:
 def background_plainly(_: Method, looks: Looks) -> Tensor:
     """The same without scaling each cell's features to length 1."""
     cells = mean_of(looks)
-    return (cells - _border(cells)).square().sum(1)
+    distance: Tensor = (cells - _border(cells)).square().sum(1)
+    return distance
 
 
 def centred(_: Method, looks: Looks) -> Tensor:
     """Distance from the mean features of the data set."""
     cells = mean_of(looks)
-    return torch.linalg.vector_norm(cells - cells.mean((0, 2, 3), keepdim=True), dim=1)
+    distance: Tensor = torch.linalg.vector_norm(cells - cells.mean((0, 2, 3), keepdim=True), dim=1)
+    return distance
 
 
 def image_centred(_: Method, looks: Looks) -> Tensor:

@@ -1,16 +1,18 @@
-"""``attention.provider: supervised``: D^att from another network's attention, made once."""
+"""``attention.provider``: D^att from another network's attention, or from a table, made once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from run_folders import Crash, assert_same_run, crash_at, rows_of
 
 from saga_fast.attention import build_box_table
 from saga_fast.checkpoint import load_model, read_checkpoint
 from saga_fast.errors import SagaError
 from saga_fast.files import sha256
-from saga_fast.loaders import BoxTable, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, WholePlan, open_loader, open_source
 from saga_fast.train import cycle
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
@@ -61,6 +63,57 @@ def test_provider_and_checkpoint_go_together(tiny_yaml: Path) -> None:
     for wrong in (["attention.provider=supervised"], ["attention.provider_ckpt=x.pt"]):
         with pytest.raises(SagaError, match="needs a provider_ckpt"):
             load_config(tiny_yaml, wrong)
+    for wrong in (["attention.provider=table"], ["attention.provider_table=x.safetensors"]):
+        with pytest.raises(SagaError, match="needs a provider_table"):
+            load_config(tiny_yaml, wrong)
+
+
+def given_boxes(images: Path, path: Path) -> list[str]:
+    """The lower right quarter of every image, and the overrides that take it."""
+    source = open_source("folder", images / "train")
+    boxes = np.tile(np.array([0.5, 0.5, 0.5, 0.5], np.float32), (len(source), 1))
+    replace(BoxTable.whole(len(source)), boxes=boxes, metadata={"dataset": source.fingerprint}).save(path)
+    return ["attention.provider=table", f"attention.provider_table={path}"]
+
+
+def test_given_table_is_taken_as_it_is(tiny_yaml: Path, images: Path, tmp_path: Path) -> None:
+    given = given_boxes(images, tmp_path / "given.safetensors")
+    runs = [tmp_path / "given", tmp_path / "own"]
+    train(load_config(tiny_yaml, [f"out={runs[0]}", *given]))
+    train(load_config(tiny_yaml, [f"out={runs[1]}"]))
+    (renewal,) = rows_of(runs[0], "renewal")
+    assert (renewal["epoch"], renewal["box_area"]) == (1, 0.25)
+    assert (BoxTable.open(runs[0] / "att/epoch_0001.safetensors").boxes == 0.5).all()
+    weights = [read_checkpoint(run / "last.pt")["model"] for run in runs]
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_crash_and_resume_with_a_given_table(
+    tiny_yaml: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = given_boxes(images, tmp_path / "given.safetensors")
+    reference, run = tmp_path / "reference", tmp_path / "run"
+    train(load_config(tiny_yaml, [f"out={reference}", *given]))
+    with monkeypatch.context() as patch:
+        crash_at(patch, cycle, "train_epoch", 4)
+        with pytest.raises(Crash):
+            train(load_config(tiny_yaml, [f"out={run}", *given]))
+    train(load_config(tiny_yaml, [f"out={run}", *given]), resume=True)
+    assert_same_run(run, reference)
+
+
+def test_wrong_table_is_refused_before_anything_is_trained(tiny_yaml: Path, tmp_path: Path) -> None:
+    given = tmp_path / "other.safetensors"
+    replace(BoxTable.whole(41), metadata={"dataset": "another"}).save(given)
+    for path, message in ((given, "was made for data set another"), (tmp_path / "none", "no such box table")):
+        with pytest.raises(SagaError, match=message):
+            train(
+                load_config(
+                    tiny_yaml,
+                    [f"out={tmp_path / 'run'}", "attention.provider=table", f"attention.provider_table={path}"],
+                )
+            )
+    assert not (tmp_path / "run").exists()
 
 
 def test_own_attention_is_the_default(finished_run: Path) -> None:

@@ -1,0 +1,139 @@
+"""The score ``background`` and the mirrored pass, against loops in float64."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from saga_fast.activations import background_distance, mean_of
+from saga_fast.attention import build_box_table
+from saga_fast.channel_weights import Score, channel_weights
+from saga_fast.encoder import EncoderConfig
+from saga_fast.kernels.attention_boxes.reference import attention_boxes_reference
+from saga_fast.loaders import BoxTable, WholePlan, open_loader
+from saga_fast.methods import METHODS, Method, build_method
+
+SIZE = 40
+ENCODER: dict[str, Any] = {
+    "name": "resnet18",
+    "stem": "small",
+    "args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Method:
+    torch.manual_seed(0)
+    made = build_method(METHODS["simclr"].Config(name="simclr"), EncoderConfig(**ENCODER))
+    with torch.no_grad():
+        for _ in range(3):
+            made.encoder(torch.randn(16, 3, 32, 32))
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def few(make_images: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("few"), per_class=12, size=(SIZE, SIZE), ending=".png", seed=1)
+
+
+@pytest.fixture(scope="module")
+def mirrored(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mirrored")
+    for path in few.rglob("*.png"):
+        (root / path.parent.name).mkdir(exist_ok=True)
+        with Image.open(path) as image:
+            ImageOps.mirror(image).save(root / path.parent.name / path.name)
+    return root
+
+
+def table_of(model: Method, folder: Path, **options: Any) -> BoxTable:
+    loader = open_loader("folder", folder, WholePlan(size=SIZE), batch_size=16, threads=1)
+    return build_box_table(model, loader, **options)
+
+
+def seen(model: Method, folder: Path) -> tuple[Tensor, Tensor]:
+    """A of the images and of their mirror images, mirrored back."""
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))])
+    mean, std = torch.tensor(model.encoder.mean), torch.tensor(model.encoder.std)
+    x = ((torch.from_numpy(pixels).float() / 255.0 - mean) / std).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return model.encoder.features(x), model.encoder.features(x.flip(3)).flip(3)
+
+
+def distance_by_loops(looks: list[Tensor]) -> npt.NDArray[np.float64]:
+    """L (B, u, v), cell by cell."""
+    arrays = [look.double().numpy() for look in looks]
+    count, channels, u, v = arrays[0].shape
+    maps = np.zeros((count, u, v))
+    for n in range(count):
+        cells = np.zeros((u, v, channels))
+        for i in range(u):
+            for j in range(v):
+                for array in arrays:
+                    vector = array[n, :, i, j]
+                    cells[i, j] += vector / np.linalg.norm(vector) / len(arrays)
+        border = [cells[i, j] for i in range(u) for j in range(v) if i in (0, u - 1) or j in (0, v - 1)]
+        background = np.mean(border, axis=0)
+        maps[n] = [[np.sum((cells[i, j] - background) ** 2) for j in range(v)] for i in range(u)]
+    return maps
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (2, 3), (4, 7)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_background_distance_equals_loops(shape: tuple[int, int], count: int) -> None:
+    looks = list(torch.randn(count, 3, 6, *shape, generator=torch.Generator().manual_seed(1)).unbind(0))
+    maps = background_distance(looks)
+    assert maps.shape == (3, 1, *shape)
+    np.testing.assert_allclose(maps[:, 0], distance_by_loops(looks), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_boxes_equal_the_reference(model: Method, few: Path, mirror: bool) -> None:
+    table = table_of(model, few, score="background", mirror=mirror, delta=0.5)
+    maps = distance_by_loops(list(seen(model, few))[: 1 + mirror])[:, None]
+    boxes, found = attention_boxes_reference(maps, np.ones((len(maps), 1)), 0.5, SIZE, "minmax")
+    assert np.mean((table.boxes == boxes).all(1)) > 0.9
+    np.testing.assert_allclose(table.boxes, boxes, atol=1.01 / SIZE)  # a pixel, where rounding decides
+    np.testing.assert_array_equal(table.found, found)
+    assert len(np.unique(boxes, axis=0)) > 8
+    assert table.metadata["mirror"] == str(mirror)
+
+
+def test_scores_of_channels_take_the_mean(model: Method, few: Path) -> None:
+    """With ``mirror`` the pseudo label and its weights are those of the averaged activations."""
+    table = table_of(model, few, mirror=True)
+    features = mean_of(seen(model, few))
+    weights, label, _ = channel_weights(model.encoder, model.projector, features, "pseudo_label")
+    boxes, _ = attention_boxes_reference(features.numpy(), weights.numpy(), 0.7, SIZE, "minmax")
+    np.testing.assert_array_equal(table.pseudo_label, label)
+    assert np.mean((table.boxes == boxes).all(1)) > 0.9
+    assert np.mean((table.boxes == table_of(model, few).boxes).all(1)) < 0.9
+
+
+@pytest.mark.parametrize("score", ["pseudo_label", "background"])
+def test_mirror_images_have_mirrored_boxes(model: Method, few: Path, mirrored: Path, score: Score) -> None:
+    """Which is what the second pass is for: without it they have not."""
+    shares = []
+    for mirror in (True, False):
+        table, other = (table_of(model, folder, score=score, mirror=mirror, delta=0.5) for folder in (few, mirrored))
+        expected = other.boxes.copy()
+        expected[:, 0] = 1.0 - other.boxes[:, 0] - other.boxes[:, 2]
+        shares.append(float(np.mean(np.abs(table.boxes - expected).max(1) < 0.5 / SIZE)))
+    assert shares[0] > 0.95
+    assert shares[1] < 0.5
+
+
+def test_a_map_that_is_not_finite_has_no_box() -> None:
+    looks = torch.randn(2, 6, 5, 5)
+    looks[0, 0, 2, 2] = float("nan")
+    maps = background_distance([looks])
+    _, found = attention_boxes_reference(maps.numpy(), np.ones((2, 1)), 0.5, SIZE, "minmax")
+    assert found.tolist() == [False, True]
+    constant = background_distance([torch.ones(1, 6, 5, 5)])
+    assert not attention_boxes_reference(constant.numpy(), np.ones((1, 1)), 0.5, SIZE, "minmax")[1].any()
