@@ -1,0 +1,215 @@
+"""Writes the study's figures into docs/study.md and README.md: ``python -m benchmarks.study.document``.
+
+A part between ``<!-- study: NAME -->`` and ``<!-- end -->`` is made from benchmarks/results/study.json alone, so no
+figure is typed by hand; a test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.study.arms import ARMS, FINALS, METHODS, OBJECT_SIDES, Scale
+from saga_fast.profile.figures import Row
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "study.json"
+PAGES = (ROOT / "docs" / "study.md", ROOT / "README.md")
+NAMES = {"simclr": "SimCLR", "mocov2": "MoCo v2", "invspread": "Inv. Spread"}
+PART = re.compile(r"(<!-- study: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NONE = "-"
+
+
+def points(values: Sequence[float], *, signed: bool = False) -> str:
+    """Mean and standard deviation over seeds, in percentage points; how many, where they are not three."""
+    if not values:
+        return NONE
+    text = f"{100 * mean(values):{'+' if signed else ''}.1f}"
+    if len(values) > 1:
+        text += f" ± {100 * stdev(values):.1f}"
+    return text if len(values) == 3 else f"{text} ({len(values)} seed{'s' * (len(values) > 1)})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+class Figures:
+    """The rows of study.json, by what they are asked for."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def runs(self, **wanted: Any) -> list[Row]:
+        """Runs (not boxes) whose fields have these values."""
+        return [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
+
+    def by_seed(self, field: Callable[[Row], float] = lambda row: row["accuracy"], **wanted: Any) -> dict[int, float]:
+        """Seed -> a field of the run."""
+        return {row["seed"]: field(row) for row in self.runs(**wanted)}
+
+    def gain(self, arm: str, **wanted: Any) -> list[float]:
+        """Over fine-tuning from the same checkpoint, seed by seed."""
+        own, other = self.by_seed(arm=arm, **wanted), self.by_seed(arm="finetune", **wanted)
+        return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+
+
+def last_corloc(row: Row) -> float:
+    """CorLoc at the run's last renewal."""
+    return float(row["renewals"][-1]["corloc"])
+
+
+def conditions(figures: Figures, document: Mapping[str, Any]) -> str:
+    """Hardware, versions and sizes."""
+    scale, hardware = Scale(), document["hardware"]
+    seconds = [row["train_seconds"] / row["epochs"][1] for row in figures.runs() if row.get("arm") == "finetune"]
+    return (
+        f"{scale.num_train} training and {scale.num_val} validation images of {scale.side} px, 12 classes, views of"
+        f" {scale.size} px; {scale.plain_epochs} plain epochs, then {scale.saga_epochs} more per arm, D^att renewed"
+        f" every {scale.period}. One thread of an {hardware['cpu'].replace('(R)', '')}, torch"
+        f" {document['versions']['torch']}; the quickest fine-tuning took {min(seconds):.1f} s per epoch.\n"
+    )
+
+
+def screening(figures: Figures, _: Mapping[str, Any]) -> str:
+    """One seed: every arm."""
+    rows = []
+    base = figures.by_seed(stage="screening", arm="finetune")
+    for arm, what in ARMS.items():
+        for row in figures.runs(stage="screening", arm=arm):
+            renewal = row["renewals"][-1] if row["renewals"] else None
+            fields = ("corloc", "iou", "box_area")
+            cells = [f"{renewal[field]:.2f}" for field in fields] if renewal else [NONE] * len(fields)
+            gain = f"{100 * (row['accuracy'] - base[row['seed']]):+.1f}" if base else NONE
+            rows.append([what.title, f"{100 * row['accuracy']:.1f}", gain, *cells])
+    head = ["the further epochs", "kNN", "over fine-tuning", "CorLoc", "IoU", "box area"]
+    return table(head, rows)
+
+
+def finals(figures: Figures, _: Mapping[str, Any]) -> str:
+    """Middle objects, all methods: kNN, and gains over fine-tuning paired by seed."""
+    before = [figures.by_seed(lambda row: row["limit"], stage="finals", method=method) for method in METHODS]
+    rows = [["before: the plain checkpoint", *(points(list(values.values())) for values in before)]]
+    for arm in FINALS:
+        accuracies = [list(figures.by_seed(stage="finals", arm=arm, method=method).values()) for method in METHODS]
+        rows.append([ARMS[arm].title, *(points(values) for values in accuracies)])
+    gains = [
+        [ARMS[arm].title, *(points(figures.gain(arm, stage="finals", method=m), signed=True) for m in METHODS)]
+        for arm in FINALS[1:]
+    ]
+    heads = [NAMES[method] for method in METHODS]
+    first, second = table(["kNN, whole images", *heads], rows), table(["gain over fine-tuning", *heads], gains)
+    return f"{first}\n{second}"
+
+
+def corlocs(figures: Figures, _: Mapping[str, Any]) -> str:
+    """CorLoc of the finals' boxes at the last renewal, and what the renewals cost."""
+    rows = []
+    for arm in ("saga", "saga+"):
+        own = [figures.by_seed(last_corloc, stage="finals", arm=arm, method=method) for method in METHODS]
+        rows.append([ARMS[arm].title, *(points(list(values.values())) for values in own)])
+    for arm in ("saga", "saga+"):
+        shares = [figures.by_seed(renewal_share, stage="finals", arm=arm, method=method) for method in METHODS]
+        title = f"renewals' share of the time, `{arm}`"
+        rows.append([title, *(points(list(values.values())) for values in shares)])
+    return table(["%", *(NAMES[method] for method in METHODS)], rows)
+
+
+def renewal_share(row: Row) -> float:
+    """Seconds of the renewals over those of the epochs."""
+    return float(sum(renewal["seconds"] for renewal in row["renewals"]) / row["train_seconds"])
+
+
+def sizes(figures: Figures, _: Mapping[str, Any]) -> str:
+    """SimCLR at the three object sizes, and with two objects."""
+    rows = []
+    for data in (*OBJECT_SIDES, "middle+distractor"):
+        wanted: dict[str, Any] = {
+            "stage": {"middle": "finals", "middle+distractor": "distractor"}.get(data, "sizes"),
+            "data": data,
+        }
+        wanted["method"] = "simclr"
+        if not figures.runs(**wanted):
+            continue
+        low, high = OBJECT_SIDES[data.partition("+")[0]]
+        cells = [f"{data.replace('+', ' and a ')} ({100 * low:.0f} to {100 * high:.0f} %)"]
+        cells.append(points(list(figures.by_seed(lambda row: row["limit"], arm="finetune", **wanted).values())))
+        cells += [points(list(figures.by_seed(arm=arm, **wanted).values())) for arm in ("finetune", "saga+", "true")]
+        cells.append(points(figures.gain("saga+", **wanted), signed=True))
+        cells.append(points(list(figures.by_seed(last_corloc, arm="saga+", **wanted).values())))
+        rows.append(cells)
+    return table(["object's side", "before", "fine-tuning", "`saga+`", "true boxes", "gain of `saga+`", "CorLoc"], rows)
+
+
+def boxes(figures: Figures, _: Mapping[str, Any]) -> str:
+    """Makers of boxes: CorLoc at the threshold that is best on the first column, and there on the other networks."""
+    rows = figures.runs(stage="boxes")
+    bases = list(dict.fromkeys((row["data"], row["method"], row["seed"]) for row in rows))
+    found = {((row["data"], row["method"], row["seed"]), row["maker"]): row for row in rows}
+    lines = []
+    for row in rows:
+        if not bases or (row["data"], row["method"], row["seed"]) != bases[0]:
+            continue
+        delta = str(row["delta"])
+        others = [found.get((base, row["maker"])) for base in bases[1:]]
+        cells = [f"{other['deltas'][delta]['corloc']:.2f}" if other else NONE for other in others]
+        otsu = f"{row['otsu']['corloc']:.2f}"
+        first = [row["maker"], f"{row['forwards']:.3g}", delta, f"{row['accuracy']:.2f}", f"{row['iou']:.2f}", otsu]
+        lines.append([*first, *cells])
+    heads = [f"{NAMES[method]}, {data.replace('+', ' and a ')}" for data, method, _ in bases]
+    if not heads:
+        return ""
+    head = ["map", "forwards", "delta", f"CorLoc: {heads[0]}", "IoU", "CorLoc, Otsu's threshold", *heads[1:]]
+    return table(head, lines)
+
+
+def momentum(figures: Figures, _: Mapping[str, Any]) -> str:
+    """MoCo v2's key encoder beside its encoder."""
+    rows = []
+    for row in figures.runs(stage="boxes", method="mocov2"):
+        prefix, _, maker = row["maker"].partition("key encoder, ")
+        if prefix or not maker:
+            continue
+        own = next(r for r in figures.runs(stage="boxes", method="mocov2") if r["maker"] == maker)
+        rows.append([maker, f"{own['accuracy']:.2f}", f"{row['accuracy']:.2f}"])
+    return table(["map", "CorLoc, encoder", "CorLoc, key encoder"], rows)
+
+
+def summary(figures: Figures, _: Mapping[str, Any]) -> str:
+    """README's sentence."""
+    wanted = {"stage": "finals"}
+    parts = []
+    for method in METHODS:
+        gain = figures.gain("saga+", method=method, **wanted)
+        if gain:
+            literal, shuffled = (figures.gain(arm, method=method, **wanted) for arm in ("saga", "shuffled"))
+            others = f"`saga` {points(literal, signed=True)}, shuffled boxes {points(shuffled, signed=True)}"
+            parts.append(f"- {NAMES[method]}: `saga+` {points(gain, signed=True)}; {others}\n")
+    return "".join(parts)
+
+
+SECTIONS: dict[str, Callable[[Figures, Mapping[str, Any]], str]] = {
+    section.__name__: section for section in (conditions, screening, finals, corlocs, sizes, boxes, momentum, summary)
+}
+
+
+def rewritten(text: str, document: Mapping[str, Any]) -> str:
+    """A page with its generated parts made anew."""
+    figures = Figures(document["rows"])
+    return PART.sub(lambda part: part[1] + "\n" + SECTIONS[part[2]](figures, document) + "\n" + part[3], text)
+
+
+def main() -> None:
+    document = json.loads(RESULTS.read_text())
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text(encoding="utf-8"), document), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
