@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def rows_of(path: Path) -> list[Row]:
     return rows
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows; those in it are kept")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the images and the runs")
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--budget-minutes", type=float, default=float("inf"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="seconds, to see that it runs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     study = Study(arguments.runs, TINY if arguments.tiny else Scale(), arguments.threads)
     begin, longest = time.perf_counter(), 0.0

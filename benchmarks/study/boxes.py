@@ -7,7 +7,7 @@ maker. Thresholds are swept, and a row tells of the best first: it is chosen on 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -185,18 +185,19 @@ def rows_for(study: Study, run: Run) -> list[Row]:
     return rows
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the rows; those in it are kept")
     parser.add_argument("--runs", type=Path, required=True, help="the study's folder")
     parser.add_argument("--tiny", action="store_true", help="seconds, to see that it runs")
-    arguments = parser.parse_args()
+    parser.add_argument("--networks", type=int, help="the first so many of the study's plain checkpoints")
+    arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     study = Study(arguments.runs, TINY if arguments.tiny else Scale())
     bases = [("middle", "simclr", 0)]
     bases += [("middle", "mocov2", 1), ("middle", "invspread", 1), ("small", "simclr", 1), ("large", "simclr", 1)]
     bases += [("middle+distractor", "simclr", 1)]
-    for data, method, seed in bases:
+    for data, method, seed in bases[: arguments.networks]:
         new = rows_for(study, Run(stage="boxes", data=data, method=method, seed=seed, arm="plain"))
         names = {row["name"] for row in new}
         write(arguments.out, [*(row for row in rows_of(arguments.out) if row["name"] not in names), *new])

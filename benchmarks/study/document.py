@@ -130,11 +130,8 @@ def sizes(figures: Figures, _: Mapping[str, Any]) -> str:
     """SimCLR at the three object sizes, and with two objects."""
     rows = []
     for data in (*OBJECT_SIDES, "middle+distractor"):
-        wanted: dict[str, Any] = {
-            "stage": {"middle": "finals", "middle+distractor": "distractor"}.get(data, "sizes"),
-            "data": data,
-        }
-        wanted["method"] = "simclr"
+        stage = {"middle": "finals", "middle+distractor": "distractor"}.get(data, "sizes")
+        wanted: dict[str, Any] = {"stage": stage, "data": data, "method": "simclr"}
         if not figures.runs(**wanted):
             continue
         low, high = OBJECT_SIDES[data.partition("+")[0]]
