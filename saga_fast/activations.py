@@ -28,14 +28,18 @@ def mean_of(looks: Sequence[Tensor]) -> Tensor:
     return looks[0] if len(looks) == 1 else torch.stack(tuple(looks)).mean(0)
 
 
-def background_distance(looks: Sequence[Tensor]) -> Tensor:
-    """Squared distance of each cell's features from those of the background: (B, C, u, v) each -> (B, 1, u, v).
+def foreground_map(looks: Sequence[Tensor]) -> Tensor:
+    """How much each cell differs from the background as the object does: (B, C, u, v) each -> (B, 1, u, v).
 
-    L_ij = |a_ij - b|^2, with a the activations scaled to length 1 at each cell, averaged over ``looks``, and b their
-    mean over the cells at the image's border: the boundary prior of saliency detection (Wei et al., "Geodesic saliency
-    using background priors", ECCV 2012). Of one look it is 1 - cos(a_ij, b) but for scale and offset.
+    x_ij = a_ij - b is a cell's difference from the background: a the activations scaled to length 1 at each cell,
+    averaged over ``looks``, and b their mean over the cells at the image's border, the boundary prior of saliency
+    detection (Wei et al., "Geodesic saliency using background priors", ECCV 2012). Then L = ReLU(x . w) with the
+    direction w = sum_ij |x_ij|^4 x_ij, which the cells farthest from the background decide.
     """
     cells = mean_of([F.normalize(look.float(), dim=1) for look in looks])
     edges = (cells[..., 0, :], cells[..., -1, :], cells[..., 1:-1, 0], cells[..., 1:-1, -1])
     background = torch.cat(edges, dim=2).mean(2)
-    return (cells - background[..., None, None]).square().sum(1, keepdim=True)
+    difference = (cells - background[..., None, None]).flatten(2)
+    direction = (difference * difference.square().sum(1, keepdim=True).square()).sum(2)
+    foreground = torch.einsum("bcp,bc->bp", difference, direction).relu()
+    return foreground.view(len(cells), 1, *cells.shape[2:])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from saga_fast.activations import activations, background_distance, mean_of
+from saga_fast.activations import activations, foreground_map, mean_of
 from saga_fast.attention_parts import COLUMNS, Int64, Parts, rows_of
 from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.distributed import agree, broadcast, gather_uneven, is_main, rank, world_size
@@ -47,7 +47,7 @@ class AttentionConfig:
     """``union``: probability that an image enters as its crop in an epoch."""
     score: Score = "pseudo_label"
     """What is differentiated: z^c; half of |z|^2; or nothing: ``activation`` is the plain channel sum, ``background``
-    each cell's distance from the cells at the image's border, which wants a ``delta`` of 0.5 (docs/study.md)."""
+    how each cell differs from those at the image's border, which wants a ``delta`` of 0.5 (docs/study.md)."""
     mirror: bool = False
     """Average the activations with those of the mirror image: a second forward pass."""
     delta: float = 0.7
@@ -282,7 +282,7 @@ def _look(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the boxes are made of: activations (B, C, u, v) and weights (B, C), pseudo label and score (B,).
 
-    A distance from the background is no weighted sum of channels: it comes as the only channel, of weight 1.
+    The score ``background`` is no weighted sum of channels: it comes as the only channel, of weight 1.
 
     Of several branches (CMC) each one's map, scaled to [0, 1], becomes a channel, and all weigh the same: the weighted
     sum is their average, which ``attention_boxes`` scales like any other map. The pseudo label is then the strongest
@@ -296,7 +296,7 @@ def _look(
         features = mean_of(seen)
         weights, label, value = channel_weights(branch.encoder, branch.projector, features, score)
         if score == "background":
-            features = background_distance(seen)
+            features = foreground_map(seen)
             weights = features.new_ones(len(features), 1)
         looks.append((features, weights, label + branch.first_dim, value))
     if len(looks) == 1:

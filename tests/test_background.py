@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from saga_fast.activations import background_distance, mean_of
+from saga_fast.activations import foreground_map, mean_of
 from saga_fast.attention import build_box_table
 from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.encoder import EncoderConfig
@@ -66,7 +66,7 @@ def seen(model: Method, folder: Path) -> tuple[Tensor, Tensor]:
         return model.encoder.features(x), model.encoder.features(x.flip(3)).flip(3)
 
 
-def distance_by_loops(looks: list[Tensor]) -> npt.NDArray[np.float64]:
+def foreground_by_loops(looks: list[Tensor]) -> npt.NDArray[np.float64]:
     """L (B, u, v), cell by cell."""
     arrays = [look.double().numpy() for look in looks]
     count, channels, u, v = arrays[0].shape
@@ -80,23 +80,28 @@ def distance_by_loops(looks: list[Tensor]) -> npt.NDArray[np.float64]:
                     cells[i, j] += vector / np.linalg.norm(vector) / len(arrays)
         border = [cells[i, j] for i in range(u) for j in range(v) if i in (0, u - 1) or j in (0, v - 1)]
         background = np.mean(border, axis=0)
-        maps[n] = [[np.sum((cells[i, j] - background) ** 2) for j in range(v)] for i in range(u)]
+        differences = cells - background
+        direction = np.zeros(channels)
+        for i in range(u):
+            for j in range(v):
+                direction += np.linalg.norm(differences[i, j]) ** 4 * differences[i, j]
+        maps[n] = [[max(differences[i, j] @ direction, 0.0) for j in range(v)] for i in range(u)]
     return maps
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (2, 3), (4, 7)])
 @pytest.mark.parametrize("count", [1, 2])
-def test_background_distance_equals_loops(shape: tuple[int, int], count: int) -> None:
+def test_foreground_equals_loops(shape: tuple[int, int], count: int) -> None:
     looks = list(torch.randn(count, 3, 6, *shape, generator=torch.Generator().manual_seed(1)).unbind(0))
-    maps = background_distance(looks)
+    maps = foreground_map(looks)
     assert maps.shape == (3, 1, *shape)
-    np.testing.assert_allclose(maps[:, 0], distance_by_loops(looks), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(maps[:, 0], foreground_by_loops(looks), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_boxes_equal_the_reference(model: Method, few: Path, mirror: bool) -> None:
     table = table_of(model, few, score="background", mirror=mirror, delta=0.5)
-    maps = distance_by_loops(list(seen(model, few))[: 1 + mirror])[:, None]
+    maps = foreground_by_loops(list(seen(model, few))[: 1 + mirror])[:, None]
     boxes, found = attention_boxes_reference(maps, np.ones((len(maps), 1)), 0.5, SIZE, "minmax")
     assert np.mean((table.boxes == boxes).all(1)) > 0.9
     np.testing.assert_allclose(table.boxes, boxes, atol=1.01 / SIZE)  # a pixel, where rounding decides
@@ -132,8 +137,8 @@ def test_mirror_images_have_mirrored_boxes(model: Method, few: Path, mirrored: P
 def test_a_map_that_is_not_finite_has_no_box() -> None:
     looks = torch.randn(2, 6, 5, 5)
     looks[0, 0, 2, 2] = float("nan")
-    maps = background_distance([looks])
+    maps = foreground_map([looks])
     _, found = attention_boxes_reference(maps.numpy(), np.ones((2, 1)), 0.5, SIZE, "minmax")
     assert found.tolist() == [False, True]
-    constant = background_distance([torch.ones(1, 6, 5, 5)])
+    constant = foreground_map([torch.ones(1, 6, 5, 5)])
     assert not attention_boxes_reference(constant.numpy(), np.ones((1, 1)), 0.5, SIZE, "minmax")[1].any()

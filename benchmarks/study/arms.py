@@ -45,8 +45,8 @@ ARMS: dict[str, Arm] = {
     "union": _own("union, pseudo_label, .7", views="union"),
     "saga+once": _own("`saga+`, boxes made once", **SAGA_PLUS, period=1000),
     "saga+2": _own("`saga+` renewed every 2 epochs", **SAGA_PLUS, period=2),
-    "saga+.3": _own("`saga+` with delta .3", **SAGA_PLUS | {"delta": 0.3}),
-    "saga+.7": _own("`saga+` with delta .7", **SAGA_PLUS | {"delta": 0.7}),
+    "saga+.4": _own("`saga+` with delta .4", **SAGA_PLUS | {"delta": 0.4}),
+    "saga+.6": _own("`saga+` with delta .6", **SAGA_PLUS | {"delta": 0.6}),
     "true-att": Arm(title="true boxes, att", attention={"views": "att"}, given="true"),
     "centre": Arm(title="mixed, the same centred box for all", attention={"views": "mixed"}, given="centre"),
     "true-margin": Arm(

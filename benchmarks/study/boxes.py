@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.study.__main__ import rows_of
 from benchmarks.study.arms import TINY, Run, Scale
 from benchmarks.study.runs import Study
-from saga_fast.activations import background_distance, mean_of
+from saga_fast.activations import foreground_map, mean_of
 from saga_fast.attention import box_iou
 from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.checkpoint import load_model
@@ -61,14 +61,19 @@ def grad_cam(score: Score) -> Maps:
 
 def background(_: Method, looks: Looks) -> Tensor:
     """The score ``background``."""
-    return background_distance(looks)[:, 0]
+    return foreground_map(looks)[:, 0]
 
 
-def background_plainly(_: Method, looks: Looks) -> Tensor:
+def distance(_: Method, looks: Looks) -> Tensor:
+    """Squared distance from the background: the score ``background`` without its direction."""
+    return _difference(looks).square().sum(1)
+
+
+def distance_plainly(_: Method, looks: Looks) -> Tensor:
     """The same without scaling each cell's features to length 1."""
     cells = mean_of(looks)
-    distance: Tensor = (cells - _border(cells)).square().sum(1)
-    return distance
+    squared: Tensor = (cells - _border(cells)).square().sum(1)
+    return squared
 
 
 def centred(_: Method, looks: Looks) -> Tensor:
@@ -86,13 +91,18 @@ def image_centred(_: Method, looks: Looks) -> Tensor:
 
 def principal(_: Method, looks: Looks) -> Tensor:
     """The first principal component of the cells' differences from the background, positive in their mean."""
-    cells = mean_of([F.normalize(features, dim=1) for features in looks])
-    flat = (cells - _border(cells)).flatten(2)
+    difference = _difference(looks)
+    flat = difference.flatten(2)
     gram = flat.transpose(1, 2) @ flat
     direction = torch.linalg.eigh(gram).eigenvectors[..., -1]
     along = (direction[:, None] * gram).sum(2)
     foreground: Tensor = (along * along.mean(1, keepdim=True).sign()).relu()
-    return foreground.view(len(cells), *cells.shape[2:])
+    return foreground.view(len(flat), *difference.shape[2:])
+
+
+def _difference(looks: Looks) -> Tensor:
+    cells = mean_of([F.normalize(features, dim=1) for features in looks])
+    return cells - _border(cells)
 
 
 def _border(cells: Tensor) -> Tensor:
@@ -107,9 +117,10 @@ MAKERS: dict[str, Maps] = {
     "activation": grad_cam("activation"),
     "distance from the data set's mean": centred,
     "distance from the image's mean": image_centred,
-    "distance from the border, features as they are": background_plainly,
+    "distance from the border's mean, activations as they are": distance_plainly,
+    "distance from the border's mean": distance,
+    "principal component of the differences from it": principal,
     "background": background,
-    "principal component of the differences from the border": principal,
 }
 
 
