@@ -50,6 +50,8 @@ class AttentionConfig:
     how each cell differs from those at the image's border, which wants a ``delta`` of 0.5 (docs/study.md)."""
     mirror: bool = False
     """Average the activations with those of the mirror image: a second forward pass."""
+    size: int | None = None
+    """Side of the whole images in the attention pass, pixels; null: ``crop.size``. The cost grows with its square."""
     delta: float = 0.7
     """Threshold on the scaled heatmap."""
     normalize: Normalize = "minmax"
@@ -73,6 +75,8 @@ class AttentionConfig:
         ):
             if not 0.0 <= number < below:
                 raise ValueError(f"{name} must be in [0, 1{']' if below > 1 else ')'}, got {number}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
         if self.margin < 0.0:
             raise ValueError(f"margin must not be negative, got {self.margin}")
 

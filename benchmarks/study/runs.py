@@ -106,7 +106,7 @@ class Study:
         self, given: Given, attention: AttentionConfig, config: TrainConfig, plain: Path, seed: int
     ) -> BoxTable:
         """A table that is not the training network's: see :class:`Arm`."""
-        loader = self.open(config, "train", WholePlan(size=config.crop.size))
+        loader = self.open(config, "train", WholePlan(size=attention.size or config.crop.size))
         count = len(loader.source)
         boxes = read_true_boxes(loader.source.root, loader.source.paths)
         if given == "shuffled":

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     engine, source = chosen_source(options, config.data)
     allowed = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
     bad = BadImages(source, max_fraction=allowed)
-    size = config.crop.size if options.size is None else options.size
+    size = config.attention_size if options.size is None else options.size
     delta = attention.delta if options.delta is None else options.delta
     if size < 1:
         raise SagaError(f"--size must be at least 1, got {size}")

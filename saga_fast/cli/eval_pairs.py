@@ -67,7 +67,7 @@ def _rows(options: argparse.Namespace, ckpt: Path, table_file: Path | None) -> l
     model = load_model(ckpt).to(choose_device(options.device))
     engine, source = chosen_source(options, config.data)
     if table_file is None:
-        whole = open_loader(engine, source, WholePlan(size=config.crop.size), **loading(options))
+        whole = open_loader(engine, source, WholePlan(size=config.attention_size), **loading(options))
         table = make_table(model, whole, config)
     else:
         table = BoxTable.open(table_file)

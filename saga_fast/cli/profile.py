@@ -148,7 +148,7 @@ def run_att(options: argparse.Namespace) -> None:
     arguments = loading(options)
     engine, source = chosen_source(options, config.data)
     device = arguments["device"]
-    loader = open_loader(engine, source, WholePlan(size=config.crop.size), **arguments)
+    loader = open_loader(engine, source, WholePlan(size=config.attention_size), **arguments)
     profile = AttProfile(
         model=load_model(options.ckpt).to(device),
         loader=loader,

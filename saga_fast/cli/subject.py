@@ -76,7 +76,8 @@ class Subject:
             table = BoxTable.open(given)
             table.check(source.fingerprint, len(source))
             return table
-        return make_table(self.model, self.loader(source, WholePlan(size=self.config.crop.size)), self.config)
+        whole = WholePlan(size=self.config.attention_size)
+        return make_table(self.model, self.loader(source, whole), self.config)
 
     def seen(self, source: Source, whole: Plan) -> Plan:
         """What ``--views`` says of an image, where ``whole`` is the plan of the whole of it."""

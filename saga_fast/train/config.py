@@ -151,6 +151,11 @@ class TrainConfig:
         if self.plain.epochs + self.saga.epochs < 1:
             raise ValueError("plain.epochs + saga.epochs must be at least 1")
 
+    @property
+    def attention_size(self) -> int:
+        """Side of the whole images in the attention pass, pixels."""
+        return (self.attention and self.attention.size) or self.crop.size
+
 
 def config_from_dict(values: Mapping[str, Any], *, where: str) -> TrainConfig:
     """A checked config from nested mappings.

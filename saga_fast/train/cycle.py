@@ -288,7 +288,7 @@ class _Run:
         parts = Parts(parts_of(self.folder / name))
         self.table = given_table(a, self.source) or build_box_table(
             model,
-            self._open(WholePlan(size=self.config.crop.size), shuffle=False),
+            self._open(WholePlan(size=self.config.attention_size), shuffle=False),
             delta=a.delta,
             normalize=a.normalize,
             score=a.score,
