@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if speaks:
             print("saga-fast: interrupted", file=sys.stderr)
+        if distributed.launched():
+            sys.stdout.flush()
+            os._exit(130)  # threads that still wait for the other processes would abort an orderly exit
         return 130
     return 0
 
