@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
         source,
         WholePlan(size=size),
         bad=bad,
+        max_pixels=config.data.max_pixels,
         **loading(options),
     )
     start = time.perf_counter()

@@ -14,6 +14,7 @@ import torch
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
+from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.shards import Shards, is_shards
@@ -100,6 +101,7 @@ def open_loader(
     device: torch.device | str = "cpu",
     decode: Place = "auto",
     crop: Place = "auto",
+    max_pixels: int = MAX_PIXELS,
 ) -> Loader:
     """A loader that yields :class:`Batch` (views, index, label), the same ones whatever the engine.
 
@@ -121,14 +123,15 @@ def open_loader(
             not block; what is cropped on the GPU stays there.
         decode, crop: where images are decoded and cropped: ``cpu``, ``gpu``, or ``auto``, which is the engine's choice
             for ``device``.
+        max_pixels: larger images are bad ones: no memory is taken for what a file of some bytes says it holds.
 
     Returns:
         An iterable with ``set_epoch(epoch)``, ``set_plan(plan)``, ``len()``; iteration may be stopped at any point.
 
     Raises:
         SagaError: no such engine or folder, an engine that is not installed or cannot work where it is told to, a table
-            of another data set, batch_size, threads or prefetch out of range, or fewer images than one batch when
-            ``drop_last`` is set.
+            of another data set, batch_size, threads, prefetch or max_pixels out of range, or fewer images than one
+            batch when ``drop_last`` is set.
     """
     found = require_engine(engine)
     source = open_source(engine, source) if isinstance(source, Path | str) else source
@@ -137,6 +140,8 @@ def open_loader(
     for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 1), ("prefetch", prefetch, 0)):
         if value < least:
             raise SagaError(f"{name} must be at least {least}, got {value}")
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise SagaError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {max_pixels}")
     if drop_last and batch_size > len(source):
         raise SagaError(f"batch_size {batch_size} is more than the {len(source)} images in {source.root}")
     device = torch.device(device)
@@ -156,6 +161,7 @@ def open_loader(
         device=device,
         decode=decode,
         crop=crop,
+        max_pixels=max_pixels,
     )
     return cast(Loader, _load(found.loader)(source, plan, options))
 

@@ -36,6 +36,7 @@ class LoaderOptions:
     device: torch.device
     decode: Place
     crop: Place
+    max_pixels: int
 
 
 class Loader(ABC):

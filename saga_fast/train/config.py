@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -15,10 +16,13 @@ from saga_fast.demo_data import DemoDataConfig
 from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
 from saga_fast.kernels import PhotometricRecipe
-from saga_fast.loaders import Place
+from saga_fast.loaders import MAX_PIXELS, Place
 from saga_fast.methods import METHODS, MethodConfig
 from saga_fast.precision import Precision
 from saga_fast.train.optimizer import OptimizerConfig, PhaseConfig
+
+MAX_YAML = 2**20
+"""Characters of a config; ours have a thousand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,12 @@ class DataConfig:
     """Batches decoded ahead."""
     max_bad_fraction: float = 0.01
     """More undecodable images than this fraction stop the run."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images count as undecodable; not above the default."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise ValueError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {self.max_pixels}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,16 +178,57 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         SagaError: no such file, not YAML, a malformed override, or what :func:`config_from_dict` refuses.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SagaError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # a UnicodeDecodeError, too
         raise SagaError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SagaError(f"{path} is not a config: expected keys and values, got {type(values).__name__}")
     for override in overrides:
         _override(values, override)
     return config_from_dict(values, where=str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: nested a few times they make a value of gigabytes, and a config has no need of them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases are not read in a config", None)
+        return super().compose_node(parent, index)
+
+
+def read_yaml(text: str) -> Any:
+    """
+    Raises:
+        ValueError: not YAML, aliases, more than MAX_YAML characters, deeper than Python's stack, numbers that are no
+            dates, or such as nothing can be done with: not finite, or of more than 64 bits.
+    """
+    if len(text) > MAX_YAML:
+        raise ValueError(f"{len(text)} characters are more than {MAX_YAML}")
+    try:
+        values = yaml.load(text, _Loader)
+        _check_numbers(values)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return values
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(key)
+            _check_numbers(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            _check_numbers(item)
+    elif isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("a number has more than 64 bits")
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -192,8 +243,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise SagaError(f"cannot set {key!r}: {parent!r} holds a value, not keys")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values[last] = read_yaml(text)
+    except ValueError as error:
         raise SagaError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
 
 

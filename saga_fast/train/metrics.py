@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from saga_fast.files import write_text
+from saga_fast.files import read_file, write_text
+
+log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
+MAX_BYTES = 2**30
 
 
 class Metrics:
@@ -32,6 +37,8 @@ class Metrics:
         """Append a row; its numbers go to TensorBoard at step ``epoch``."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "epoch": epoch, **figures}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that counts on it
         if kind == "knn":
             self._board.add_scalar(f"knn/{figures['layer']}_{figures['k']}", figures["top1"], epoch)
             return
@@ -45,14 +52,23 @@ class Metrics:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run folder, oldest first; a last line that a crash cut short is left out."""
+    """The rows of a run folder, oldest first.
+
+    Lines that are no rows are left out: the last one, if a crash cut it short, and garbage, with a warning, which takes
+    no other row with it.
+    """
     path = folder / FILE
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    rows: list[dict[str, Any]] = []
+    lines = read_file(path, MAX_BYTES).split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("epoch")) is int:
+            rows.append(row)
+        elif line.strip() and number < len(lines):
+            log.warning("%s: line %d is no row of figures: left out", path, number)
     return rows

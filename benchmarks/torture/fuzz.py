@@ -1,0 +1,86 @@
+"""Fuzzing a target in an interpreter of its own: ``python -m benchmarks.torture.fuzz TARGET --cases N --seed S``.
+
+The process prints one line of JSON. A crash ends it, a case of more than 60 s ends it with a traceback, and the file
+FOLDER/case keeps the number of the last case: ``--first`` begins there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from saga_fast.profile.figures import Row
+
+CASE_SECONDS = 60.0
+GROWTH = 64 * 2**20
+"""Bytes of resident memory that the last three quarters of the cases may add."""
+
+
+def fuzz(target: str, *, cases: int, seed: int = 0, minutes: float = 30.0) -> Row:
+    """Run ``cases`` cases of a target in a subprocess.
+
+    Raises:
+        AssertionError: it crashed, hung, leaked, or raised what a reader does not document; with the case's number.
+    """
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.torture.fuzz", target, "--folder", folder]
+        command += ["--cases", str(cases), "--seed", str(seed)]
+        ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60.0 * minutes)
+        if ran.returncode:
+            last = (Path(folder) / "case").read_text() if (Path(folder) / "case").exists() else "none"
+            raise AssertionError(f"{target}, seed {seed}, case {last}: exit {ran.returncode}\n{ran.stderr[-3000:]}")
+    row: Row = json.loads(ran.stdout.splitlines()[-1])
+    assert row["memory_growth_bytes"] < GROWTH, row
+    return row
+
+
+def main() -> None:
+    """What the subprocess runs."""
+    from benchmarks.torture.targets import TARGETS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--cases", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--folder", type=Path, required=True)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # of damaged files Pillow warns by the thousand
+    case = TARGETS[options.target](options.folder)
+    memory, read, early = psutil.Process().memory_info, 0, 0
+    progress = (options.folder / "case").open("w")
+    for number in range(options.first, options.cases):
+        progress.seek(0)
+        progress.write(f"{number}\n")
+        progress.flush()
+        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
+        read += case(np.random.default_rng([options.seed, number]))
+        if number == options.cases // 4:
+            early = memory().rss
+    faulthandler.cancel_dump_traceback_later()
+    row = {
+        "name": f"fuzz {options.target}",
+        "faults": options.cases,
+        "survived": options.cases,
+        "data_lost": 0,
+        "read": read,
+        "refused": options.cases - read,
+        "memory_growth_bytes": memory().rss - early,
+    }
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
