@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
+
+from benchmarks.torture.processes import Ended, command, warm_up
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The experiment's config, its finished run, and how long that took."""
+
+    config: Path
+    run: Path
+    seconds: float
 
 
 def make_images(root: Path, *, per_class: int = 20, size: tuple[int, int] = (24, 20)) -> Path:
@@ -22,8 +35,21 @@ def make_images(root: Path, *, per_class: int = 20, size: tuple[int, int] = (24,
     return root
 
 
-def make_experiment(folder: Path) -> Path:
-    """Write the images and the config; the config's path."""
+def undisturbed(folder: Path) -> Undisturbed:
+    """Make the experiment in ``folder`` and run it to its end."""
+    config, run = _make_config(folder), folder / "reference"
+    warm_up(folder / "log.txt")
+    ended = train(config, run, folder / "log.txt")
+    assert ended.code == 0, ended
+    return Undisturbed(config, run, ended.seconds)
+
+
+def train(config: Path, run: Path, log: Path, **options: Any) -> Ended:
+    """``saga-fast train --resume``; options are those of :func:`command`."""
+    return command(["train", "--config", str(config), "--out", str(run), "--resume"], log, **options)
+
+
+def _make_config(folder: Path) -> Path:
     data = make_images(folder / "images")
     values = {
         "out": "not-set",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from run_folders import assert_same_run
 
-from benchmarks.torture.experiment import make_experiment, make_images
+from benchmarks.torture.experiment import Undisturbed, make_images, train
 from benchmarks.torture.processes import Ended, command, warm_up
 from saga_fast.profile.figures import Row
 
@@ -30,19 +30,15 @@ def can_mount() -> bool:
         return False
 
 
-def fill_train(folder: Path, *, faults: int, seed: int = 0) -> Row:
+def fill_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int = 0) -> Row:
     """Train on a disk that is too small, several times with room for a little more, then with room enough.
 
     Raises:
-        AssertionError: not one line and exit code 2, an earlier file harmed, or a run that ends otherwise than elsewhere.
+        AssertionError: not one line and exit code 2, an earlier file harmed, or a run that ends otherwise.
     """
-    config, log = make_experiment(folder), folder / "log.txt"
-    reference, small = folder / "reference", folder / "small"
-    warm_up(log)
-    arguments = ["train", "--config", str(config), "--out"]
-    assert command([*arguments, str(reference)], log).code == 0
-    written = sum(path.stat().st_size for path in reference.rglob("*") if path.is_file())
-    largest = (reference / "last.pt").stat().st_size
+    small, log = folder / "small", folder / "log.txt"
+    written = sum(path.stat().st_size for path in experiment.run.rglob("*") if path.is_file())
+    largest = (experiment.run / "last.pt").stat().st_size
     rng, made, compared = np.random.default_rng(seed), 0, 0
     while made < faults:
         with _disk(small, 2**16) as resize:
@@ -50,38 +46,36 @@ def fill_train(folder: Path, *, faults: int, seed: int = 0) -> Row:
             for size in sorted(rng.integers(2**16, int(written + 0.9 * largest), 3).tolist()):
                 resize(size)
                 before = _content(small / "run")
-                ended = command([*arguments, str(small / "run"), "--resume"], log)
+                ended = train(experiment.config, small / "run", log)
                 if ended.code != 0:
                     _check_refused(ended)
                     _check_unharmed(before, small / "run")
                     made += 1
             resize(2 * (written + 4 * largest))
-            assert (ended := command([*arguments, str(small / "run"), "--resume"], log)).code == 0, ended
-            assert_same_run(small / "run", reference)
+            ended = train(experiment.config, small / "run", log)
+            assert ended.code == 0, ended
+            assert_same_run(small / "run", experiment.run)
             compared += 1
     return {"name": "disk full, train", "faults": made, "survived": made, "data_lost": 0, "runs_compared": compared}
 
 
-def limit_files(folder: Path, *, faults: int, seed: int = 0) -> Row:
+def limit_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int = 0) -> Row:
     """The same without root: no file may grow beyond a limit, as on a disk that fills up in the middle of it.
 
     Raises:
         AssertionError: see :func:`fill_train`.
     """
-    config, log = make_experiment(folder), folder / "log.txt"
-    reference, run = folder / "reference", folder / "run"
-    warm_up(log)
-    arguments = ["train", "--config", str(config), "--out"]
-    assert command([*arguments, str(reference)], log).code == 0
-    largest = (reference / "last.pt").stat().st_size
+    run, log = folder / "run", folder / "log.txt"
+    largest = (experiment.run / "last.pt").stat().st_size
     rng = np.random.default_rng(seed)
     for number in range(faults):
         before = _content(run)
         limit = int(rng.integers(100, largest)) if number else 1000
-        _check_refused(command([*arguments, str(run), "--resume"], log, prepare=partial(_limit, limit)))
+        _check_refused(train(experiment.config, run, log, prepare=partial(_limit, limit)))
         _check_unharmed(before, run)
-    assert (ended := command([*arguments, str(run), "--resume"], log)).code == 0, ended
-    assert_same_run(run, reference)
+    ended = train(experiment.config, run, log)
+    assert ended.code == 0, ended
+    assert_same_run(run, experiment.run)
     return {"name": "file size limit, train", "faults": faults, "survived": faults, "data_lost": 0, "runs_compared": 1}
 
 
@@ -94,7 +88,8 @@ def limit_pack(folder: Path, *, faults: int, seed: int = 0) -> Row:
     data, log, out = make_images(folder / "some"), folder / "log.txt", folder / "x.beton"
     warm_up(log)
     arguments = ["pack", str(data), str(out), "--max-bad-fraction", "0.1", "--force"]
-    assert (ended := command(arguments, log)).code == 0, ended
+    ended = command(arguments, log)
+    assert ended.code == 0, ended
     before, rng = _content(folder), np.random.default_rng(seed)
     for _ in range(faults):
         limit = int(rng.integers(1, out.stat().st_size))

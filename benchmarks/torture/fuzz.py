@@ -46,39 +46,44 @@ def fuzz(target: str, *, cases: int, seed: int = 0, minutes: float = 30.0) -> Ro
     return row
 
 
-def main() -> None:
-    """What the subprocess runs."""
+def run_cases(target: str, folder: Path, *, cases: int, seed: int = 0, first: int = 0) -> Row:
+    """The same in this process; files are written to ``folder``."""
     from benchmarks.torture.targets import TARGETS
 
+    memory, read, early = psutil.Process().memory_info, 0, 0
+    with warnings.catch_warnings(), (folder / "case").open("w") as progress:
+        warnings.simplefilter("ignore")  # of damaged files Pillow warns by the thousand
+        case = TARGETS[target](folder)
+        for number in range(first, cases):
+            progress.seek(0)
+            progress.write(f"{number}\n")
+            progress.flush()
+            faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
+            read += case(np.random.default_rng([seed, number]))
+            if number == cases // 4:
+                early = memory().rss
+        faulthandler.cancel_dump_traceback_later()
+    return {
+        "name": f"fuzz {target}",
+        "faults": cases,
+        "survived": cases,
+        "data_lost": 0,
+        "read": read,
+        "refused": cases - read,
+        "memory_growth_bytes": memory().rss - early,
+    }
+
+
+def main() -> None:
+    """What the subprocess runs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("target")
     parser.add_argument("--cases", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of damaged files Pillow warns by the thousand
-    case = TARGETS[options.target](options.folder)
-    memory, read, early = psutil.Process().memory_info, 0, 0
-    progress = (options.folder / "case").open("w")
-    for number in range(options.first, options.cases):
-        progress.seek(0)
-        progress.write(f"{number}\n")
-        progress.flush()
-        faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
-        read += case(np.random.default_rng([options.seed, number]))
-        if number == options.cases // 4:
-            early = memory().rss
-    faulthandler.cancel_dump_traceback_later()
-    row = {
-        "name": f"fuzz {options.target}",
-        "faults": options.cases,
-        "survived": options.cases,
-        "data_lost": 0,
-        "read": read,
-        "refused": options.cases - read,
-        "memory_growth_bytes": memory().rss - early,
-    }
+    row = run_cases(options.target, options.folder, cases=options.cases, seed=options.seed, first=options.first)
     print(json.dumps(row))
 
 

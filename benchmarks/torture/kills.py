@@ -9,34 +9,30 @@ from pathlib import Path
 import numpy as np
 from run_folders import assert_same_run
 
-from benchmarks.torture.experiment import make_experiment, make_images
+from benchmarks.torture.experiment import Undisturbed, make_images, train
 from benchmarks.torture.processes import Ended, command, warm_up
 from saga_fast.profile.figures import Row
 
 
-def kill_train(folder: Path, *, kills: int, seed: int = 0) -> Row:
+def kill_train(experiment: Undisturbed, folder: Path, *, kills: int, seed: int = 0) -> Row:
     """Kill training ``kills`` times, resume each time, and compare what finishes with an undisturbed run, bit for bit.
 
     Raises:
         AssertionError: a run that does not go on, or ends otherwise.
     """
-    config, log = make_experiment(folder), folder / "log.txt"
-    arguments = ["train", "--config", str(config), "--out"]
-    reference, run = folder / "reference", folder / "run"
-    warm_up(log)
-    whole = _good(command([*arguments, str(reference)], log))
+    run, log = folder / "run", folder / "log.txt"
     rng = np.random.default_rng(seed)
     made = finished = attempts = 0
     while made < kills or run.exists():
         # The last run is let go to its end.
-        moment = whole.seconds * float(rng.uniform(0.0, 1.0)) if made < kills else None
-        ended = command([*arguments, str(run), "--resume"], log, kill_after=moment)
+        moment = experiment.seconds * float(rng.uniform(0.0, 1.0)) if made < kills else None
+        ended = train(experiment.config, run, log, kill_after=moment)
         attempts += 1
         if ended.code == -9:
             made += 1
             continue
         _good(ended)
-        assert_same_run(run, reference)
+        assert_same_run(run, experiment.run)
         leftovers = [path.name for path in run.rglob(".*.tmp")]
         assert len(leftovers) <= 3, leftovers  # of names that were not written again since
         shutil.rmtree(run)

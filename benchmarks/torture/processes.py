@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,9 +77,11 @@ def _child(arguments: list[str], log: str, prepare: Callable[[], None] | None) -
     for stream in (1, 2):
         os.dup2(handle, stream)
     import torch
+    from tqdm import tqdm
 
     from saga_fast.cli import main
 
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which a killed process leaves behind
     torch.set_num_threads(1)  # sums in another number of threads may round differently
     if prepare is not None:
         prepare()

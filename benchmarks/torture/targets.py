@@ -159,7 +159,15 @@ def config(where: Path) -> Case:
         "evaluate": {"every": 2, "k": [5]},
     }
     original = yaml.safe_dump(values).encode()
-    words = (b"&a [*a, *a]", b"!!python/object:os.system x", b"{", b"[" * 300, b"1e999", b"9" * 5000, b"2020-99-99")
+    words: tuple[bytes, ...] = (
+        b"&a [*a, *a]",
+        b"!!python/object:os.system x",
+        b"{",
+        b"[" * 300,
+        b"1e999",
+        b"9" * 5000,
+        b"2020-99-99",
+    )
     words += (b"null", b"-1", b"[]", b"'", b"\xff", b"!!binary x", b"? [1]: 2", b"\t", b"0x", b".nan", b"<<: {a: 1}")
 
     def case(rng: np.random.Generator) -> bool:
@@ -219,6 +227,8 @@ def shards(where: Path) -> Case:
 
 def beton(where: Path) -> Case:
     """FFCV files and their lists, digests put right half of the time: refused, or an epoch without a crash."""
+    from ffcv.types import HeaderType
+
     from saga_fast.loaders.ffcv import beton as format_
     from saga_fast.loaders.ffcv.pack import PackOptions, pack
 
@@ -230,7 +240,7 @@ def beton(where: Path) -> Case:
     beside = format_.sidecar_path(path)
     original, about = path.read_bytes(), json.loads(beside.read_text())
     records_end = format_.RECORDS_BEGIN + len(about["paths"]) * format_.RECORD.itemsize
-    table_begin = int(np.frombuffer(original, format_.HeaderType, 1)[0]["alloc_table_ptr"])
+    table_begin = int(np.frombuffer(original, HeaderType, 1)[0]["alloc_table_ptr"])
 
     def case(rng: np.random.Generator) -> bool:
         content, listed = _damaged_beton(original, records_end, table_begin, rng), json.dumps(about).encode()
