@@ -20,13 +20,13 @@ from benchmarks.torture.kills import kill_pack, kill_train
 from saga_fast.profile.figures import Row, write
 
 CASES = {
-    "decode": 20_000,
-    "folder": 100,  # of 50 images
-    "table": 10_000,
-    "checkpoint": 10_000,
+    "decode": 100_000,
+    "folder": 500,  # of 50 images
+    "table": 20_000,
+    "checkpoint": 20_000,
     "config": 10_000,
     "shards": 10_000,
-    "beton": 4_000,
+    "beton": 5_000,
 }
 
 
@@ -41,10 +41,10 @@ def faults(folder: Path, *, scale: float, seed: int) -> Iterator[tuple[str, Call
         return folder / name
 
     for target, cases in CASES.items():
-        yield f"fuzz {target}", partial(fuzz, target, cases=many(cases), seed=seed)
+        yield f"fuzz {target}", partial(fuzz, target, place(f"fuzz-{target}"), cases=many(cases), seed=seed)
     experiment = undisturbed(place("experiment"))
-    yield "train killed", partial(kill_train, experiment, place("kills"), kills=many(30), seed=seed)
-    yield "pack killed", partial(kill_pack, place("pack"), kills=many(30), seed=seed)
+    yield "train killed", partial(kill_train, experiment, place("kills"), kills=many(40), seed=seed)
+    yield "pack killed", partial(kill_pack, place("pack"), kills=many(40), seed=seed)
     yield "file size limit, train", partial(limit_train, experiment, place("limit"), faults=many(15), seed=seed)
     yield "file size limit, pack", partial(limit_pack, place("limit-pack"), faults=many(15), seed=seed)
     if can_mount():

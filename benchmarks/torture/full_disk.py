@@ -24,7 +24,7 @@ def can_mount() -> bool:
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return False
     try:
-        with _disk(Path("/tmp") / f".can-mount-{os.getpid()}", 2**20):
+        with disk(Path("/tmp") / f".can-mount-{os.getpid()}", 2**20):
             return True
     except subprocess.CalledProcessError:
         return False
@@ -41,17 +41,17 @@ def fill_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int 
     largest = (experiment.run / "last.pt").stat().st_size
     rng, made, compared = np.random.default_rng(seed), 0, 0
     while made < faults:
-        with _disk(small, 2**16) as resize:
+        with disk(small, 2**16) as place:
             # Less than it takes, as a checkpoint replaces another only when it is complete: written + largest.
             for size in sorted(rng.integers(2**16, int(written + 0.9 * largest), 3).tolist()):
-                resize(size)
+                place.resize(size)
                 before = _content(small / "run")
                 ended = train(experiment.config, small / "run", log)
                 if ended.code != 0:
                     _check_refused(ended)
                     _check_unharmed(before, small / "run")
                     made += 1
-            resize(2 * (written + 4 * largest))
+            place.resize(2 * (written + 4 * largest))
             ended = train(experiment.config, small / "run", log)
             assert ended.code == 0, ended
             assert_same_run(small / "run", experiment.run)
@@ -106,26 +106,35 @@ def _limit(size: int) -> None:
 
 
 @contextmanager
-def _disk(folder: Path, size: int) -> Iterator[_Resize]:
+def disk(folder: Path, size: int) -> Iterator[Disk]:
+    """A small file system at ``folder``, which does not exist otherwise."""
     folder.mkdir()
     try:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
         try:
-            yield _Resize(folder)
+            yield Disk(folder)
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=True)
     finally:
         folder.rmdir()
 
 
-class _Resize:
-    """Give a disk another size."""
+class Disk:
+    """What can be done to it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, size: int) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(self._folder)], check=True)
+    def resize(self, size: int) -> None:
+        """Give it room, or none."""
+        self._remount(f"size={size}")
+
+    def protect(self) -> None:
+        """Make it read-only."""
+        self._remount("ro")
+
+    def _remount(self, option: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{option}", str(self._folder)], check=True)
 
 
 def _content(folder: Path) -> dict[str, bytes]:

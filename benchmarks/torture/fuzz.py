@@ -1,7 +1,7 @@
-"""Fuzzing a target in an interpreter of its own: ``python -m benchmarks.torture.fuzz TARGET --cases N --seed S``.
+"""Fuzzing a target in a process of its own; ``python -m benchmarks.torture.fuzz TARGET --cases N`` repeats it in this.
 
-The process prints one line of JSON. A crash ends it, a case of more than 60 s ends it with a traceback, and the file
-FOLDER/case keeps the number of the last case: ``--first`` begins there.
+A crash ends the process, a case of more than 60 s ends it with a traceback, and the file FOLDER/case keeps the number
+of the last case: ``--first`` begins there.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from benchmarks.torture.processes import call
 from saga_fast.profile.figures import Row
 
 CASE_SECONDS = 60.0
@@ -26,24 +24,25 @@ GROWTH = 64 * 2**20
 """Bytes of resident memory that the last three quarters of the cases may add."""
 
 
-def fuzz(target: str, *, cases: int, seed: int = 0, minutes: float = 30.0) -> Row:
-    """Run ``cases`` cases of a target in a subprocess.
+def fuzz(target: str, folder: Path, *, cases: int, seed: int = 0) -> Row:
+    """Run ``cases`` cases of a target in a process of its own, which writes to ``folder``.
 
     Raises:
         AssertionError: it crashed, hung, leaked, or raised what a reader does not document; with the case's number.
+        TimeoutError: it did not end.
     """
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.torture.fuzz", target, "--folder", folder]
-        command += ["--cases", str(cases), "--seed", str(seed)]
-        ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=60.0 * minutes)
-        if ran.returncode:
-            last = (Path(folder) / "case").read_text() if (Path(folder) / "case").exists() else "none"
-            raise AssertionError(f"{target}, seed {seed}, case {last}: exit {ran.returncode}\n{ran.stderr[-3000:]}")
-    row: Row = json.loads(ran.stdout.splitlines()[-1])
+    ended = call(partial(_fuzz, target, folder, cases, seed), folder / "log.txt", limit=3600.0)
+    if ended.code != 0:
+        last = (folder / "case").read_text().strip() if (folder / "case").exists() else "none"
+        raise AssertionError(f"{target}, seed {seed}, case {last}: exit {ended.code}\n{ended.text[-3000:]}")
+    row: Row = json.loads(ended.text.splitlines()[-1])
     assert row["memory_growth_bytes"] < GROWTH, row
     return row
+
+
+def _fuzz(target: str, folder: Path, cases: int, seed: int) -> int:
+    print(json.dumps(run_cases(target, folder, cases=cases, seed=seed)))
+    return 0
 
 
 def run_cases(target: str, folder: Path, *, cases: int, seed: int = 0, first: int = 0) -> Row:
@@ -75,7 +74,7 @@ def run_cases(target: str, folder: Path, *, cases: int, seed: int = 0, first: in
 
 
 def main() -> None:
-    """What the subprocess runs."""
+    """Repeat cases here."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("--cases", type=int, required=True)

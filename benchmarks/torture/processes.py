@@ -1,4 +1,4 @@
-"""Processes that may die: commands in children that start at once, and fuzzing in interpreters of their own."""
+"""Processes that may die: forked from one that has imported everything, so that they start at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -34,30 +34,42 @@ class Ended:
 def command(
     arguments: list[str], log: Path, *, kill_after: float | None = None, prepare: Callable[[], None] | None = None
 ) -> Ended:
-    """``saga-fast ARGUMENTS`` in a process of its own.
+    """``saga-fast ARGUMENTS`` in a process of its own: see :func:`call`; ``prepare`` is called there first."""
+    return call(partial(_main, arguments, prepare), log, kill_after=kill_after)
+
+
+def call(
+    function: Callable[[], int], log: Path, *, kill_after: float | None = None, limit: float = LIMIT_SECONDS
+) -> Ended:
+    """A function in a process of its own, whose exit code is what it returns, 1 if it raises.
 
     Args:
-        arguments: see above.
+        function: see above; it travels by name.
         log: the file that takes what it writes.
         kill_after: seconds after which it gets SIGKILL, unless it has ended.
-        prepare: called in the process first.
+        limit: seconds after which it counts as hung.
 
     Raises:
-        TimeoutError: it ran for LIMIT_SECONDS.
+        TimeoutError: it hung.
     """
-    process = _context().Process(target=_child, args=(arguments, str(log), prepare))
+    process = _context().Process(target=_child, args=(function, str(log)))
     begin = time.perf_counter()
     process.start()
-    process.join(LIMIT_SECONDS if kill_after is None else kill_after)
+    process.join(limit if kill_after is None else kill_after)
     hung = process.is_alive() and kill_after is None
     if process.is_alive():
         process.kill()
         process.join()
-    if hung:
-        raise TimeoutError(f"{' '.join(arguments)} ran for {LIMIT_SECONDS:g} s: {log.read_text()}")
-    assert process.exitcode is not None
     text = log.read_text(errors="replace") if log.exists() else ""
+    if hung:
+        raise TimeoutError(f"{function} ran for {limit:g} s: {text}")
+    assert process.exitcode is not None
     return Ended(process.exitcode, text, time.perf_counter() - begin)
+
+
+def warm_up(log: Path) -> None:
+    """Start the process that others are forked from, which imports for seconds."""
+    command(["--version"], log)
 
 
 @cache
@@ -67,25 +79,24 @@ def _context() -> ForkServerContext:
     return context
 
 
-def warm_up(log: Path) -> None:
-    """Start the process that others are forked from, which imports for seconds."""
-    command(["--version"], log)
+def _main(arguments: list[str], prepare: Callable[[], None] | None) -> int:
+    from saga_fast.cli import main
+
+    if prepare is not None:
+        prepare()
+    return main(arguments)
 
 
-def _child(arguments: list[str], log: str, prepare: Callable[[], None] | None) -> None:
+def _child(function: Callable[[], int], log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for stream in (1, 2):
         os.dup2(handle, stream)
     import torch
     from tqdm import tqdm
 
-    from saga_fast.cli import main
-
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which a killed process leaves behind
     torch.set_num_threads(1)  # sums in another number of threads may round differently
-    if prepare is not None:
-        prepare()
-    code = main(arguments)
+    code = function()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -19,7 +19,9 @@ from saga_fast.files import replacing
 from saga_fast.version import __version__
 
 FORMAT = "saga-fast/box-table"
-VERSION = "1"
+VERSION = "2"
+WITHOUT_DIGEST = "1"
+"""The version that is read, too: the same but for its digest."""
 COLUMNS = {"boxes": np.float32, "found": np.uint8, "pseudo_label": np.int32, "score": np.float32}
 
 
@@ -141,8 +143,9 @@ class BoxTable:
             raise SagaError(f"not a box table: {path}: {error}") from error
         if {name: column.dtype for name, column in columns.items()} != {n: np.dtype(t) for n, t in COLUMNS.items()}:
             raise SagaError(f"{path} has the wrong columns: { {n: str(c.dtype) for n, c in columns.items()} }")
-        # A flipped bit makes another good box. Tables made before there was a digest have none.
-        if metadata.pop("sha256", None) not in (None, _digest(columns, metadata)):
+        # A flipped bit may make another good box.
+        digest = metadata.pop("sha256", None)
+        if metadata["version"] != WITHOUT_DIGEST and digest != _digest(columns, metadata):
             raise SagaError(
                 f"{path} is damaged: its columns do not fit its sha256; rebuild it with saga-fast build-att"
             )
@@ -162,5 +165,5 @@ def _digest(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
 def _check_format(metadata: Mapping[str, str], path: Path) -> None:
     if metadata.get("format") != FORMAT:
         raise SagaError(f"not a box table: {path} has format {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata.get("version") != VERSION:
+    if metadata.get("version") not in (VERSION, WITHOUT_DIGEST):
         raise SagaError(f"{path} has version {metadata.get('version')!r}, this saga-fast reads {VERSION!r}")

@@ -220,12 +220,10 @@ def test_a_decompression_bomb_is_refused() -> None:
 def test_a_progressive_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
     # Libjpeg would pass over all pixels 5,000 times: hours for a large image.
     jpeg = encode(Image.fromarray(RGB), "JPEG", progressive=True)
-    first = jpeg.index(b"\xff\xda")
     last = jpeg.rindex(b"\xff\xda")
     assert jpeg.count(b"\xff\xda") > 5
     decode_image(jpeg)
     assert "scans" in assert_refused(jpeg[:last] + jpeg[last:-2] * 5000 + jpeg[-2:])
-    assert "scans" in assert_refused(jpeg[:first] + b"\xff\xda" * 101 + jpeg[first:])
 
 
 def test_a_postscript_file_starts_no_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
