@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_fast.loaders.decode import MAX_PIXELS, MAX_SCANS
+from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, check_scans
 
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -40,8 +40,16 @@ def jpeg_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | No
         at += 2 + length
         if marker == _SCAN:
             if frame == _PROGRESSIVE:
-                return size if data.count(b"\xff\xda") <= MAX_SCANS else None
+                return size if size is not None and _few_scans(data, size) else None
             return size if _only_restarts(data, at) else None
+
+
+def _few_scans(data: bytes, size: tuple[int, int]) -> bool:
+    try:
+        check_scans(data, size[0] * size[1])
+    except DecodeError:
+        return False
+    return True
 
 
 def _only_restarts(data: bytes, start: int) -> bool:

@@ -21,7 +21,10 @@ MAX_BYTES = 2**30
 """Longer files are refused unread: no format takes more than 8 bytes for one of MAX_PIXELS pixels."""
 
 MAX_SCANS = 100
-"""Each scan of a progressive JPEG passes over all pixels, and can be had for 30 bytes; encoders write about ten."""
+"""Each scan of a JPEG passes over all pixels, and can be had for 30 bytes; encoders write about ten."""
+
+_FEW_SECONDS = 2e10
+"""Bytes times pixels of a JPEG below which all scans that it has room for take seconds: they are not counted then."""
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for, whatever its name. It knows 40 more; for EPS it would start Ghostscript."""
@@ -51,7 +54,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             _check_size(width, height, max_pixels)
-            check_scans(data)
+            check_scans(data, width * height)
             pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
         except ValueError:
@@ -59,13 +62,17 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     return _decode_pillow(data, max_pixels)
 
 
-def check_scans(data: bytes) -> None:
+def check_scans(data: bytes, pixels: int) -> None:
     """
     Raises:
         DecodeError: a JPEG file of more than MAX_SCANS scans.
     """
+    if len(data) * pixels < _FEW_SECONDS:
+        return
     # Among a scan's own bytes 0xFF is followed by 0 or a restart marker, so this finds the scans, and thumbnails'.
-    if (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+    values = np.frombuffer(data, np.uint8)  # bytes.count takes 20 times as long
+    scans = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+    if scans > MAX_SCANS:
         raise DecodeError(f"{scans} scans are more than {MAX_SCANS}")
 
 
@@ -74,7 +81,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Pixels:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, max_pixels)
             if image.format in ("JPEG", "MPO"):
-                check_scans(data)
+                check_scans(data, image.width * image.height)
             if image.mode.startswith("I"):
                 grey: Any = np.asarray(image).astype(np.int64)
                 levels = np.clip(grey >> 8, 0, 255).astype(np.uint8)

@@ -237,7 +237,7 @@ def _store(data: bytes, index: int, options: PackOptions) -> _Stored:
         DecodeError: not an image that can be decoded and stored.
     """
     if size := _jpeg_size(data):
-        check_scans(data)
+        check_scans(data, size[0] * size[1])
         kept = options.max_resolution is None or max(size) <= options.max_resolution
         if kept and options.compresses(index, *size) and decodes(data, *size):
             return _Stored(JPEG, *size, data)
