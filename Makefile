@@ -31,7 +31,7 @@ bench: $(VENV)/.installed-test
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py --out benchmarks/results/bench_attention.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_kernels.py --out benchmarks/results/bench_kernels.json
 
-# About ten minutes on two cores; as root it also fills up small file systems.
+# About five minutes on two cores; as root it also fills up small file systems.
 torture: $(VENV)/.installed-test
 	PYTHONPATH=.:tests/train $(BIN)/python -m benchmarks.torture
 
