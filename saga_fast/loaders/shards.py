@@ -111,7 +111,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
                 images.append((name, member.offset_data, member.size))
             elif name.endswith((".cls", ".json")):
                 content: Any = tar.extractfile(member)
-                label = _number(content.read(2**20), f"{path}: {name!r}", is_json=name.endswith(".json"))
+                label = _number(content.read(2**20), f"{path}: {repr(name)[1:-1]}", is_json=name.endswith(".json"))
                 if label is not None:
                     labels[_key(name)] = label
     yield from ((name, offset, size, labels.get(_key(name), -1)) for name, offset, size in images)
