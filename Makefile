@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: demo docs test lint format install system-packages bench clean
+.PHONY: demo docs test lint format install system-packages bench torture clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/saga-fast demo --out $(OUT)
@@ -34,6 +34,10 @@ bench: $(VENV)/.installed-test
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_dali.py --out benchmarks/results/bench_dali.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py --out benchmarks/results/bench_attention.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_kernels.py --out benchmarks/results/bench_kernels.json
+
+# About five minutes on two cores; as root it also fills up small file systems.
+torture: $(VENV)/.installed-test
+	PYTHONPATH=.:tests/train $(BIN)/python -m benchmarks.torture
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

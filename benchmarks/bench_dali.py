@@ -10,8 +10,6 @@ Run it as ``PYTHONPATH=. python benchmarks/bench_dali.py --out FILE`` on an othe
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ from typing import Any
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from benchmarks.images import make_images
-from benchmarks.loading import RATIO, SCALE, SEED, bind, consume, decode_files, half_side_boxes
+from benchmarks.loading import RATIO, SCALE, SEED, consume, decode_files, half_side_boxes, read_arguments
 from benchmarks.swaps import memory_over_epochs, table_swap
 from saga_fast.loaders import CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
 from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
@@ -116,22 +113,7 @@ def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high")
-    parser.add_argument("--size", type=int, default=224, help="side of the views")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30, help="over which resident memory is followed")
-    parser.add_argument("--rows", type=int, default=1_281_167, help="of the table that is swapped: ImageNet's")
-    parser.add_argument(
-        "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
-    )
-    arguments = parser.parse_args()
-    bind(arguments.threads)
-    root = make_images(arguments.data, arguments.images, width=arguments.width, height=arguments.width * 3 // 4)
+    arguments, root = read_arguments(__doc__)
     sizes = {"size": arguments.size, "batch_size": arguments.batch_size, "repeats": arguments.repeats}
     rows = bench(ImageFolder(root), threads=arguments.threads, epochs=arguments.epochs, **sizes)
     rows += table_swap("dali", root, count=arguments.rows, **sizes)

@@ -9,15 +9,12 @@ Run it as ``PYTHONPATH=. python benchmarks/bench_ffcv.py --out FILE`` on an othe
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader as StockLoader
 from ffcv.loader import OrderOption
@@ -26,16 +23,13 @@ from ffcv.pipeline import PipelineSpec
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 
-from benchmarks.images import make_images
-from benchmarks.loading import RATIO, SCALE, SEED, bind, consume, decode_bytes, half_side_boxes
+from benchmarks.loading import RATIO, SCALE, SEED, consume, decode_bytes, half_side_boxes, read_arguments
 from benchmarks.swaps import memory_over_epochs
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Place, Plan, WholePlan, open_loader
 from saga_fast.loaders.ffcv.beton import RAW, Beton, sidecar_path
 from saga_fast.loaders.ffcv.pack import PackOptions, pack, write_sidecar
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
-
-IMAGENET = 1_281_167
 
 
 def stock_loader(path: Path, *, size: int, threads: int, batch_size: int, views: int) -> StockLoader:
@@ -187,23 +181,7 @@ def bench(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high")
-    parser.add_argument("--size", type=int, default=224, help="side of the views")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30, help="with a new table each, for the memory")
-    parser.add_argument("--records", type=int, default=IMAGENET, help="of the set whose table is swapped")
-    parser.add_argument(
-        "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
-    )
-    arguments = parser.parse_args()
-    bind(arguments.threads)
-    torch.set_num_threads(arguments.threads)
-    root = make_images(arguments.data, arguments.images, width=arguments.width, height=arguments.width * 3 // 4)
+    arguments, root = read_arguments(__doc__)
     rows = bench(
         root,
         size=arguments.size,
@@ -211,7 +189,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
         repeats=arguments.repeats,
         epochs=arguments.epochs,
-        records=arguments.records,
+        records=arguments.rows,
     )
     write(arguments.out, rows)
     print(*map(line, rows), sep="\n")

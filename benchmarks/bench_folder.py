@@ -9,11 +9,8 @@ Run it as ``PYTHONPATH=. python benchmarks/bench_folder.py --out FILE`` on an ot
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +18,16 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.images import make_images
-from benchmarks.loading import RATIO, SCALE, SEED, bind, consume, decode_bytes, decode_files, half_side_boxes
+from benchmarks.loading import (
+    RATIO,
+    SCALE,
+    SEED,
+    consume,
+    decode_bytes,
+    decode_files,
+    half_side_boxes,
+    read_arguments,
+)
 from benchmarks.swaps import memory_over_epochs, table_swap
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
 from saga_fast.loaders import CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
@@ -137,22 +142,7 @@ def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high")
-    parser.add_argument("--size", type=int, default=224, help="side of the views")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30, help="over which resident memory is followed")
-    parser.add_argument("--rows", type=int, default=1_281_167, help="of the table that is swapped: ImageNet's")
-    parser.add_argument(
-        "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
-    )
-    arguments = parser.parse_args()
-    bind(arguments.threads)
-    root = make_images(arguments.data, arguments.images, width=arguments.width, height=arguments.width * 3 // 4)
+    arguments, root = read_arguments(__doc__)
     source, sizes = ImageFolder(root), {"size": arguments.size, "batch_size": arguments.batch_size}
     rows = bench(source, threads=arguments.threads, repeats=arguments.repeats, **sizes)
     loader = open_loader("folder", source, CropPlan(size=arguments.size, seed=SEED), batch_size=arguments.batch_size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,7 @@ import numba
 import numpy as np
 import torch
 
+from benchmarks.images import make_images
 from saga_fast.loaders import BoxTable
 from saga_fast.loaders.decode import decode_image
 
@@ -67,3 +70,24 @@ def bind(threads: int) -> None:
         os.sched_setaffinity(0, cores[:threads])
     numba.set_num_threads(threads)
     torch.set_num_threads(threads)
+
+
+def read_arguments(description: str | None) -> tuple[argparse.Namespace, Path]:
+    """The command line of an engine's benchmark, obeyed as far as threads go, and the images it asks for."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high")
+    parser.add_argument("--size", type=int, default=224, help="side of the views")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30, help="over which resident memory is followed")
+    parser.add_argument("--rows", type=int, default=1_281_167, help="of the table that is swapped: ImageNet's")
+    parser.add_argument(
+        "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
+    )
+    arguments = parser.parse_args()
+    bind(arguments.threads)
+    height = arguments.width * 3 // 4
+    return arguments, make_images(arguments.data, arguments.images, width=arguments.width, height=height)

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from saga_fast.files import replacing
 from saga_fast.loaders import BoxTable
+from saga_fast.loaders.box_table import column_digest
 from saga_fast.version import __version__
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ class Parts:
             batches: numbers of the batches that these rows are.
             origin: strings that say what the rows were computed from.
         """
-        content = save({**rows, "batches": batches}, metadata={"origin": _canonical(origin)})
+        columns, metadata = {**rows, "batches": batches}, {"origin": _canonical(origin)}
+        content = save(columns, metadata={**metadata, "sha256": column_digest(columns, metadata)})
         with replacing(self.folder / f"part_{int(batches[0]):09d}.safetensors") as temporary:
             temporary.write_bytes(content)
 
@@ -95,14 +97,17 @@ def _canonical(origin: Mapping[str, str]) -> str:
 def _read(path: Path, origin: Mapping[str, str]) -> tuple[Columns, Int64] | None:
     try:
         with safe_open(path, framework="numpy") as file:
-            own = json.loads((file.metadata() or {}).get("origin", "{}"))
+            metadata = file.metadata() or {}
+            own = json.loads(metadata.get("origin", "{}"))
             expected = json.loads(_canonical(origin))
             differing = sorted(key for key in own.keys() | expected.keys() if own.get(key) != expected.get(key))
             if differing:
                 log.warning("%s is of another %s and computed anew", path, ", ".join(differing))
                 return None
-            rows = {name: file.get_tensor(name) for name in ("index", *COLUMNS)}
-            return rows, file.get_tensor("batches")
+            columns = {name: file.get_tensor(name) for name in ("index", *COLUMNS, "batches")}
+            if metadata.pop("sha256", None) != column_digest(columns, metadata):
+                raise ValueError("it is damaged")
+            return columns, columns.pop("batches")
     except (SafetensorError, OSError, ValueError) as error:
         log.warning("%s cannot be read (%s) and is computed anew", path, error)
         return None

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from saga_fast.errors import SagaError
-from saga_fast.files import write_text
+from saga_fast.files import read_file, write_text
 
 __all__ = ["CLASSES", "DemoDataConfig", "copy_true_boxes", "make_demo_data", "read_true_boxes", "true_boxes_file"]
 
@@ -45,6 +45,7 @@ _PHOTOS: dict[str, tuple[tuple[str, ...], tuple[float, float, float, float]]] = 
 _TEXTURES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg")
 _SPLITS = ("train", "val")
 _VERSION = 1  # of the recipe: another version draws other images from the same config
+MAX_BOXES_BYTES = 2**30
 
 CLASSES: dict[str, tuple[str, ...]] = {"photos": tuple(_PHOTOS), "digits": tuple("0123456789")}
 """Class names of each kind, in the order of ImageFolder's labels."""
@@ -169,7 +170,13 @@ def read_true_boxes(source_root: Path, paths: Sequence[str]) -> npt.NDArray[np.f
     file = true_boxes_file(source_root)
     if not file.is_file():
         raise SagaError(f"{file} does not exist: true boxes are known for demo data only (a folder made by the demo)")
-    boxes = json.loads(file.read_text())
+    try:
+        boxes = json.loads(read_file(file, MAX_BOXES_BYTES))
+        good = isinstance(boxes, dict) and np.array(list(boxes.values()), np.float32).shape in ((len(boxes), 4), (0,))
+    except (ValueError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise SagaError(f"{file} must map image paths to boxes [x, y, w, h]: mend or remove it")
     missing = [path for path in paths if path not in boxes]
     if missing:
         raise SagaError(f"{file} has no box for {missing[0]!r} ({len(missing)} of {len(paths)} paths are missing)")

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import BadImages
+
+if TYPE_CHECKING:  # networks know this module, and need nothing that reads images
+    from saga_fast.loaders import BadImages
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)

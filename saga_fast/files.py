@@ -1,9 +1,13 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and only files are read."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +18,15 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``; what was written there takes ``path``'s place when the block ends well.
 
-    The data is on the disk before the name changes, so a crash at any moment leaves the old file or the new one.
+    The data is on the disk before the name changes, so a crash at any moment leaves the old file or the new one. What a
+    killed process left under such temporary names is removed, which a lock tells from what a living one is writing.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    _remove_leftovers(path)
+    handle, temporary = _make_locked(path)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
@@ -31,6 +35,36 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """A regular file's content. Anything else is not even waited for: a FIFO would block, a device never end.
+
+    Raises:
+        OSError: no such file, not a regular one, one of more than ``limit`` bytes, or one that cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - of a handle
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > limit:
+            raise OSError(errno.EFBIG, f"{found.st_size} bytes are more than {limit}", str(path))
+        return file.read()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of writing to an open file do not say which; those of the block say ``path``.
+
+    Raises:
+        OSError: as in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_writable(path: Path) -> None:
@@ -54,6 +88,40 @@ def sha256(path: Path) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_locked(path: Path) -> tuple[int, Path]:
+    """An empty temporary file beside ``path`` and a handle whose lock says that it is in use."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        if not _lock(handle, wait=True) or temporary.exists():
+            return handle, temporary
+        os.close(handle)  # between its making and its locking another process took it for a leftover
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of ``path`` whose writers are gone: a lock ends with its process, however that ends."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
+    for leftover in [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]:
+        try:
+            handle = os.open(leftover, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # gone meanwhile, a link, or somebody else's
+            continue
+        try:
+            if stat.S_ISREG(os.fstat(handle).st_mode) and _lock(handle, wait=False):
+                leftover.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Whether the file is locked now; not where another process holds it, or the file system knows no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def _umask() -> int:

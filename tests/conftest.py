@@ -13,6 +13,8 @@ from PIL import Image
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
+pytest.register_assert_rewrite("run_folders")  # its assertions tell what differed
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:

@@ -111,6 +111,12 @@ def test_another_programs_file_is_refused(tmp_path: Path, content: Any) -> None:
     assert refusal(path) == f"{path} is not a saga-fast checkpoint"
 
 
+def test_checkpoint_without_a_model_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"config": {}, "epoch": 1})
+    with pytest.raises(SagaError, match=r"a.pt holds no model: saga-fast train did not write it"):
+        load_model(tmp_path / "a.pt")
+
+
 def test_newer_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "new.pt"
     path.write_bytes(torch_bytes({"format": "saga-fast/checkpoint", "version": 99}))

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from saga_fast import distributed
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     speaks = int(os.environ.get("RANK", "0")) == 0
     form = "%(message)s" if speaks else f"rank {os.environ['RANK']}: %(message)s"
+    threading.excepthook = _thread_failed
     logging.basicConfig(level=logging.INFO if speaks else logging.WARNING, format=form, stream=sys.stderr)
     try:
         if distributed.launched() and not getattr(options, "distributed", False):
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if speaks:
             print("saga-fast: interrupted", file=sys.stderr)
+        if distributed.launched():
+            sys.stdout.flush()
+            os._exit(130)  # threads that still wait for the other processes would abort an orderly exit
         return 130
     return 0
 
@@ -52,3 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"saga-fast: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer says what the disk does to it, and again in the thread that trains: that line is enough."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
         source,
         WholePlan(size=size),
         bad=bad,
+        max_pixels=config.data.max_pixels,
         **loading(options),
     )
     parts = Parts(parts_of(options.out))

@@ -49,8 +49,14 @@ PARALLEL_LOCK = _ParallelLock()
 def jit(
     *, parallel: bool = False, fastmath: bool | set[str] = False, inline: bool = False
 ) -> Callable[[Function], Function]:
-    """``numba.njit`` with this package's defaults: compiled once per machine (cache) and run without the GIL."""
-    options: dict[str, Any] = {"cache": True, "nogil": True, "parallel": parallel, "fastmath": fastmath}
+    """``numba.njit`` with this package's defaults: compiled once per machine (cache) and run without the GIL.
+
+    LLVM inlines everything (``forceinline``), so that a kernel is the same machine code in the process that compiles it
+    and in those that load it. A call left in it would reach the callee's own compilation in the first process and the
+    kernel's copy in the others, and the two may round differently.
+    """
+    options: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": fastmath}
+    options |= {"parallel": True} if parallel else {"forceinline": True}
     if inline:
         options["inline"] = "always"
     return cast(Callable[[Function], Function], numba.njit(**options))

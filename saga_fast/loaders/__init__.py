@@ -4,6 +4,7 @@ from saga_fast.loaders.attention_crop import AttentionCrop, AttentionCropFolder
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.box_table import BoxTable
+from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.engines import ENGINES, engines_for, open_loader, open_source, usable_cores
 from saga_fast.loaders.fixed_plans import BoxPlan, CentrePlan
 from saga_fast.loaders.image_folder import ImageFolder
@@ -14,6 +15,7 @@ from saga_fast.loaders.source import Source
 
 __all__ = [
     "ENGINES",
+    "MAX_PIXELS",
     "AttentionCrop",
     "AttentionCropFolder",
     "BadImages",

@@ -140,10 +140,10 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
         return sample, label if self.target_transform is None else self.target_transform(label)
 
     def _read(self, index: int) -> Image.Image:
-        path = self.source.root / self.source.paths[index]
         try:
-            return Image.fromarray(decode_image(path.read_bytes()))
+            return Image.fromarray(decode_image(self.source.read(index)))
         except (DecodeError, OSError) as error:
+            path = self.source.root / self.source.paths[index]
             raise SagaError(f"cannot read {path}: {error}") from error
 
     def _sample(self, image: Image.Image, box: npt.NDArray[np.float32]) -> Any:

@@ -13,6 +13,9 @@ from saga_fast.errors import SagaError
 from saga_fast.files import write_text
 from saga_fast.loaders.source import Source
 
+_ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+"""File names may hold them; a list of lines and tabs may not."""
+
 
 class BadImages:
     """The undecodable images of a data set, found by any loader, known to all that share the list.
@@ -75,6 +78,7 @@ class BadImages:
         """One line per bad image: index, path, reason, separated by tabs. No file, when there is none."""
         rows = sorted(self._reasons.items())
         if rows:
-            write_text(path, "".join(f"{i}\t{self._source.paths[i]}\t{reason}\n" for i, reason in rows))
+            named = ((i, self._source.paths[i].translate(_ONE_LINE), why.translate(_ONE_LINE)) for i, why in rows)
+            write_text(path, "".join(f"{index}\t{name}\t{reason}\n" for index, name, reason in named))
         else:
             path.unlink(missing_ok=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +19,9 @@ from saga_fast.files import replacing
 from saga_fast.version import __version__
 
 FORMAT = "saga-fast/box-table"
-VERSION = "1"
+VERSION = "2"
+WITHOUT_DIGEST = "1"
+"""The version that is read, too: the same but for its digest."""
 COLUMNS = {"boxes": np.float32, "found": np.uint8, "pseudo_label": np.int32, "score": np.float32}
 
 
@@ -114,7 +119,7 @@ class BoxTable:
             "found_fraction": f"{self.found_fraction:.6f}",
             "created_by": f"saga-fast {__version__}",
         }
-        content = save(columns, metadata=metadata)
+        content = save(columns, metadata={**metadata, "sha256": column_digest(columns, metadata)})
         with replacing(Path(path)) as temporary:
             temporary.write_bytes(content)
 
@@ -123,7 +128,7 @@ class BoxTable:
         """Read a table written by :meth:`save`.
 
         Raises:
-            SagaError: no such file, not a box table, a newer version, or wrong columns.
+            SagaError: no such file, not a box table, a newer version, wrong columns, or damaged ones.
         """
         path = Path(path)
         if not path.is_file():
@@ -133,18 +138,32 @@ class BoxTable:
                 metadata: dict[str, str] = file.metadata() or {}
                 _check_format(metadata, path)  # before reading what may be gigabytes of another program's weights
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
+        # TypeError: a dtype that NumPy lacks. KeyError: one that safetensors' reader lacks.
+        except (SafetensorError, OSError, TypeError, KeyError) as error:
             raise SagaError(f"not a box table: {path}: {error}") from error
         if {name: column.dtype for name, column in columns.items()} != {n: np.dtype(t) for n, t in COLUMNS.items()}:
             raise SagaError(f"{path} has the wrong columns: { {n: str(c.dtype) for n, c in columns.items()} }")
+        digest = metadata.pop("sha256", None)
+        if metadata["version"] != WITHOUT_DIGEST and digest != column_digest(columns, metadata):
+            raise SagaError(
+                f"{path} is damaged: its columns do not fit its sha256; rebuild it with saga-fast build-att"
+            )
         try:
             return cls(**(columns | {"found": columns["found"].astype(np.bool_)}), metadata=metadata)
         except SagaError as error:
             raise SagaError(f"{path}: {error}") from error
 
 
+def column_digest(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of columns and of the strings beside them, in hexadecimal: a flipped bit may make another good box."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode("ascii"))
+    for name in sorted(columns):
+        digest.update(np.ascontiguousarray(columns[name]).data)
+    return digest.hexdigest()
+
+
 def _check_format(metadata: Mapping[str, str], path: Path) -> None:
     if metadata.get("format") != FORMAT:
         raise SagaError(f"not a box table: {path} has format {metadata.get('format')!r}, expected {FORMAT!r}")
-    if metadata.get("version") != VERSION:
+    if metadata.get("version") not in (VERSION, WITHOUT_DIGEST):
         raise SagaError(f"{path} has version {metadata.get('version')!r}, this saga-fast reads {VERSION!r}")

@@ -80,7 +80,8 @@ class DaliLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-dali")
-        work = EpochCrops(self.source, self.plan, self.epoch, self.options.seed, self.bad)
+        options = self.options
+        work = EpochCrops(self.source, self.plan, self.epoch, options.seed, self.bad, options.max_pixels)
         batches = self._batches(work, self.order(), pool)
         try:
             with closing(batches), closing(_one_ahead(batches) if self._driver else batches) as made:
@@ -147,7 +148,7 @@ class DaliLoader(Loader):
         rows, sizes, own_rows = [], [], []
         for row, index in enumerate(indices.tolist()):
             data = b"" if index in self._refused else _read_bytes(self.source, index)
-            size = jpeg_size(data)
+            size = jpeg_size(data, self.options.max_pixels)
             if size is None:
                 own_rows.append(row)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_fast.loaders.decode import MAX_PIXELS
+from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, check_scans
 
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -12,7 +12,7 @@ _OTHER_FRAMES = {0xC3, *range(0xC5, 0xD0)}  # lossless, hierarchical and arithme
 _ALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a segment, which have no place before the pixels
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
+def jpeg_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
     """(height, width) of a JPEG that may be given to DALI; None for all else, which :func:`decode_image` has to judge.
 
     DALI stops reading where its rectangle ends, so it does not see that a file is cut or broken below: a file has to
@@ -35,11 +35,21 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker in (_BASELINE, _EXTENDED, _PROGRESSIVE):
             precision, components = segment[4], segment[9]
             frame, size = marker, (int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[7:9], "big"))
-            if precision != 8 or components not in (1, 3) or not 0 < size[0] * size[1] <= MAX_PIXELS:
+            if precision != 8 or components not in (1, 3) or not 0 < size[0] * size[1] <= max_pixels:
                 return None
         at += 2 + length
         if marker == _SCAN:
-            return size if frame == _PROGRESSIVE or _only_restarts(data, at) else None
+            if frame == _PROGRESSIVE:
+                return size if size is not None and _few_scans(data, size) else None
+            return size if _only_restarts(data, at) else None
+
+
+def _few_scans(data: bytes, size: tuple[int, int]) -> bool:
+    try:
+        check_scans(data, size[0] * size[1])
+    except DecodeError:
+        return False
+    return True
 
 
 def _only_restarts(data: bytes, start: int) -> bool:

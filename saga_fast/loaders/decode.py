@@ -17,6 +17,18 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 """More pixels than this (where Pillow warns of a decompression bomb) are refused before memory is taken for them."""
 
+MAX_BYTES = 2**30
+"""Longer files are refused unread: no format takes more than 8 bytes for one of MAX_PIXELS pixels."""
+
+MAX_SCANS = 100
+"""Each scan of a JPEG passes over all pixels, and can be had for 30 bytes; encoders write about ten."""
+
+_FEW_SECONDS = 2e10
+"""Bytes times pixels of a JPEG below which all scans that it has room for take seconds: they are not counted then."""
+
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a file for, whatever its name. It knows 40 more; for EPS it would start Ghostscript."""
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -24,34 +36,52 @@ class DecodeError(Exception):
     """The bytes are not an image that can be decoded; the message says why."""
 
 
-def decode_image(data: bytes) -> Pixels:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode one image.
 
     Args:
-        data: the file's content: JPEG, PNG, WebP, BMP, PPM, TIFF, in any colour mode.
+        data: the file's content: JPEG, PNG, WebP, BMP, PPM, TIFF, GIF, in any colour mode.
+        max_pixels: see below; MAX_PIXELS at most.
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous and writable. Grey, CMYK and palette images become RGB; alpha is dropped;
         16 bits per channel are cut to the upper 8.
 
     Raises:
-        DecodeError: empty, truncated or unknown data, or more than MAX_PIXELS pixels.
+        DecodeError: empty, truncated or unknown data, more than ``max_pixels`` pixels, or more than MAX_SCANS scans.
     """
     if data[:2] == b"\xff\xd8":
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height)
+            _check_size(width, height, max_pixels)
+            check_scans(data, width * height)
             pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
         except ValueError:
             pass  # something that libjpeg calls a recoverable error: Pillow knows which of them are an image
-    return _decode_pillow(data)
+    return _decode_pillow(data, max_pixels)
 
 
-def _decode_pillow(data: bytes) -> Pixels:
+def check_scans(data: bytes, pixels: int) -> None:
+    """
+    Raises:
+        DecodeError: a JPEG file of more than MAX_SCANS scans.
+    """
+    if len(data) * pixels < _FEW_SECONDS:
+        return
+    # Among a scan's own bytes 0xFF is followed by 0 or a restart marker, so this finds the scans, and thumbnails'.
+    values = np.frombuffer(data, np.uint8)  # bytes.count takes 20 times as long
+    scans = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+    if scans > MAX_SCANS:
+        raise DecodeError(f"{scans} scans are more than {MAX_SCANS}")
+
+
+def _decode_pillow(data: bytes, max_pixels: int) -> Pixels:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_size(*image.size)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size, max_pixels)
+            if image.format in ("JPEG", "MPO"):
+                check_scans(data, image.width * image.height)
             if image.mode.startswith("I"):
                 grey: Any = np.asarray(image).astype(np.int64)
                 levels = np.clip(grey >> 8, 0, 255).astype(np.uint8)
@@ -67,6 +97,6 @@ def _decode_pillow(data: bytes) -> Pixels:
         raise DecodeError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DecodeError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DecodeError(f"{width} x {height} pixels are more than {max_pixels}")

@@ -14,6 +14,7 @@ import torch
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
+from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.shards import Shards, is_shards
@@ -100,6 +101,7 @@ def open_loader(
     device: torch.device | str = "cpu",
     decode: Place = "auto",
     crop: Place = "auto",
+    max_pixels: int = MAX_PIXELS,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -123,6 +125,7 @@ def open_loader(
             not block; what is cropped on the GPU stays there.
         decode, crop: where images are decoded and cropped: ``cpu``, ``gpu``, or ``auto``, which is the engine's choice
             for ``device``.
+        max_pixels: larger images are bad ones: no memory is taken for what a file of some bytes says it holds.
         rank, world_size: of ``world_size`` processes this is number ``rank``: it yields the ``rank``-th of as many
             equal parts of each batch. An epoch's batches are the same for any number of processes, as long as their
             lists ``bad`` are when an iteration begins. What stands in for an image that is only then found to be bad
@@ -133,9 +136,8 @@ def open_loader(
 
     Raises:
         SagaError: no such engine or folder, an engine that is not installed or cannot work where it is told to, a table
-            of another data set, batch_size, threads or prefetch out of range, a batch_size that ``world_size`` does not
-            divide, or fewer images than one batch when
-            ``drop_last`` is set.
+            of another data set, batch_size, threads, prefetch or max_pixels out of range, a batch_size that
+            ``world_size`` does not divide, or fewer images than one batch when ``drop_last`` is set.
     """
     found = require_engine(engine)
     source = open_source(engine, source) if isinstance(source, Path | str) else source
@@ -146,6 +148,8 @@ def open_loader(
             raise SagaError(f"{name} must be at least {least}, got {value}")
     if batch_size % world_size:
         raise SagaError(f"batch_size {batch_size} cannot be split evenly among {world_size} processes")
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise SagaError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {max_pixels}")
     if drop_last and batch_size > len(source):
         raise SagaError(f"batch_size {batch_size} is more than the {len(source)} images in {source.root}")
     device = torch.device(device)
@@ -165,6 +169,7 @@ def open_loader(
         device=device,
         decode=decode,
         crop=crop,
+        max_pixels=max_pixels,
         rank=rank,
         world_size=world_size,
     )

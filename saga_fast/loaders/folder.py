@@ -58,7 +58,7 @@ class FolderLoader(Loader):
         task_size = max(1, min(16, -(-options.batch_size // (2 * options.threads))))
         if options.crop == "gpu":
             return CropsOnDevice(self.source, self.plan, self.epoch, options, task_size)
-        crops = EpochCrops(self.source, self.plan, self.epoch, options.seed, self.bad)
+        crops = EpochCrops(self.source, self.plan, self.epoch, options.seed, self.bad, options.max_pixels)
         return _CropsOnCpu(crops, options, self._memory, task_size)
 
 
@@ -87,9 +87,9 @@ class _CropsOnCpu:
 class EpochCrops:
     """One epoch's plan, as threads work it off image by image."""
 
-    def __init__(self, source: Source, plan: Plan, epoch: int, seed: int, bad: BadImages) -> None:
+    def __init__(self, source: Source, plan: Plan, epoch: int, seed: int, bad: BadImages, max_pixels: int) -> None:
         self.source, self.plan = source, plan
-        self._epoch, self._seed, self._bad = epoch, seed, bad
+        self._epoch, self._seed, self._bad, self._max_pixels = epoch, seed, bad, max_pixels
         self.sides = view_sides(plan)
 
     def windows(self, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
@@ -125,7 +125,7 @@ class EpochCrops:
 
     def _read(self, index: int) -> Pixels | None:
         try:
-            return decode_image(self.source.read(index))
+            return decode_image(self.source.read(index), self._max_pixels)
         except (DecodeError, OSError) as error:
             self._bad.add(index, str(error))
             return None

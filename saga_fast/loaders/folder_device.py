@@ -71,7 +71,7 @@ class CropsOnDevice:
             data = self._source.read(index)
             if keep_jpeg and data[:2] == b"\xff\xd8":
                 return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return torch.from_numpy(decode_image(data))
+            return torch.from_numpy(decode_image(data, self._options.max_pixels))
         except (DecodeError, OSError) as error:
             self._options.bad.add(index, str(error))
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,16 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.errors import SagaError
+from saga_fast.files import read_file
+from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.source import fingerprint
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+log = logging.getLogger(__name__)
 
 
 class ImageFolder:
     """Images under ``root`` in torchvision's ImageFolder order: classes sorted, files sorted within the class.
 
     ``root/CLASS/.../file.jpg`` gives labelled images. A folder that holds images but no class folder with images
-    gives unlabelled ones, label -1: attention, training and crops need no labels. Hidden files are not listed.
+    gives unlabelled ones, label -1: attention, training and crops need no labels. Hidden files are not listed. Links
+    are followed, as data sets are often put together of them, but for links to a folder that they lie in.
 
     Attributes:
         root: the folder.
@@ -33,7 +39,8 @@ class ImageFolder:
         classes: a text file whose lines begin with the class folders to take (ImageNet-100's list, say).
 
     Raises:
-        SagaError: the folder does not exist or holds no image, or a listed class has no folder.
+        SagaError: the folder does not exist or holds no image, or a listed class has no folder in it.
+        OSError: a folder in it cannot be listed.
     """
 
     def __init__(self, root: Path | str, *, classes: Path | str | None = None) -> None:
@@ -53,7 +60,7 @@ class ImageFolder:
         if not self.paths and not classes:
             self.classes = ()
             self.paths = sorted(
-                entry.name for entry in os.scandir(self.root) if _is_image(entry.name) and entry.is_file()
+                entry.name for entry in os.scandir(self.root) if _is_image(entry.name) and not _is_folder(entry)
             )
             self.labels = np.full(len(self.paths), -1, np.int64)
         if not self.paths:
@@ -70,7 +77,7 @@ class ImageFolder:
 
     def read(self, index: int) -> bytes:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
-        return (self.root / self.paths[index]).read_bytes()
+        return read_file(self.root / self.paths[index], MAX_BYTES)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,7 +90,8 @@ def _is_image(name: str) -> bool:
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
+    names = (entry.name for entry in os.scandir(root) if _is_folder(entry) and not entry.name.startswith("."))
+    return tuple(sorted(names))
 
 
 def _read_classes(path: Path) -> set[str]:
@@ -93,15 +101,43 @@ def _read_classes(path: Path) -> set[str]:
         raise SagaError(f"cannot read the class list {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SagaError(f"the class list {path} is not text: {error.reason}") from error
-    return {line.split()[0] for line in lines if line.strip()}
+    names = {line.split()[0] for line in lines if line.strip()}
+    for name in names:
+        if "/" in name or "\0" in name or name.startswith("."):
+            raise SagaError(f"the class list {path} holds {name!r}: expected names of folders in the data set's folder")
+    return names
 
 
 def _walk(root: Path, name: str) -> Iterator[str]:
     """Relative posix paths of the images of class folder ``name``: folders sorted as strings, then their files."""
-    below = []
-    for folder, subfolders, names in os.walk(root / name, followlinks=True):
-        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
-        below.append((folder, names))
-    for folder, names in sorted(below):
-        prefix = os.path.relpath(folder, root).replace(os.sep, "/")
-        yield from (f"{prefix}/{file}" for file in sorted(names) if _is_image(file))
+    for folder, names in sorted(_folders(root, name)):
+        yield from (f"{folder}/{file}" for file in sorted(names) if _is_image(file))
+
+
+def _folders(root: Path, name: str) -> Iterator[tuple[str, list[str]]]:
+    """Class folder ``name`` and those below it, as paths relative to ``root``, and what in each is no folder itself."""
+    # With each folder those on the way to it: a link back to one of them would be followed 40 times, or for days.
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(name, (_identity(root),))]
+    while waiting:
+        folder, above = waiting.pop()
+        own = _identity(root / folder)
+        if own in above:
+            log.warning("%s leads back to a folder that it lies in: left out", root / folder)
+            continue
+        with os.scandir(root / folder) as entries:
+            kinds = {entry.name: _is_folder(entry) for entry in entries}
+        yield folder, [entry for entry, is_folder in kinds.items() if not is_folder]
+        below = [entry for entry, is_folder in kinds.items() if is_folder and not entry.startswith(".")]
+        waiting.extend((f"{folder}/{entry}", (*above, own)) for entry in below)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: listed, and then bad like any file that cannot be read
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino

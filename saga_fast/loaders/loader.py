@@ -39,6 +39,7 @@ class LoaderOptions:
     device: torch.device
     decode: Place
     crop: Place
+    max_pixels: int
     rank: int = 0
     world_size: int = 1
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.errors import SagaError
+from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.source import fingerprint
 
@@ -50,7 +51,9 @@ class Shards:
                     self.paths.append(name)
                     places.append((number, offset, size))
                     numbers.append(label)
-            except (tarfile.TarError, EOFError) as error:
+            except SagaError:
+                raise
+            except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
                 raise SagaError(f"not an uncompressed tar file, or one that is cut: {path}: {error}") from error
             except OSError as error:
                 raise SagaError(f"cannot read {path}: {error.strerror or error}") from error
@@ -70,6 +73,8 @@ class Shards:
     def read(self, index: int) -> bytes:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
         number, offset, size = self._places[index].tolist()
+        if size > MAX_BYTES:
+            raise OSError(f"{size} bytes are more than {MAX_BYTES}")
         with self._files[number].open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
@@ -94,6 +99,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
     """(name, offset, size, label or -1) of a tar's images; a label may come before its image or after it."""
     images: list[tuple[str, int, int]] = []
     labels: dict[str, int] = {}
+    if not path.is_file():  # a FIFO would be waited for
+        raise OSError("no such file, or not a regular one")
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # which would keep them all
@@ -104,7 +111,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
                 images.append((name, member.offset_data, member.size))
             elif name.endswith((".cls", ".json")):
                 content: Any = tar.extractfile(member)
-                label = _number(content.read(2**20), f"{path}: {name}", is_json=name.endswith(".json"))
+                label = _number(content.read(2**20), f"{path}: {repr(name)[1:-1]}", is_json=name.endswith(".json"))
                 if label is not None:
                     labels[_key(name)] = label
     yield from ((name, offset, size, labels.get(_key(name), -1)) for name, offset, size in images)

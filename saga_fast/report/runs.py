@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import yaml
-
 from saga_fast.errors import SagaError
+from saga_fast.strict_yaml import read_yaml
 
 # What tells two records of a kind apart.
 KEYS = {"epoch": ("epoch",), "knn": ("epoch", "layer", "k"), "renewal": ("epoch",)}
@@ -114,8 +113,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        config = read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a UnicodeDecodeError, too
         raise SagaError(f"{path} is not readable YAML: mend or remove it ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict | None):
         raise SagaError(f"{path} holds a {type(config).__name__}, not a mapping: mend or remove it")

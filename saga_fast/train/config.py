@@ -15,9 +15,10 @@ from saga_fast.demo_data import DemoDataConfig
 from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
 from saga_fast.kernels import PhotometricRecipe
-from saga_fast.loaders import Place
+from saga_fast.loaders import MAX_PIXELS, Place
 from saga_fast.methods import METHODS, MethodConfig
 from saga_fast.precision import Precision
+from saga_fast.strict_yaml import read_yaml
 from saga_fast.train.optimizer import OptimizerConfig, PhaseConfig
 
 
@@ -47,6 +48,12 @@ class DataConfig:
     """Batches decoded ahead."""
     max_bad_fraction: float = 0.01
     """More undecodable images than this fraction stop the run."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images count as undecodable; not above the default."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= MAX_PIXELS:
+            raise ValueError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {self.max_pixels}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +196,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         SagaError: no such file, not YAML, a malformed override, or what :func:`config_from_dict` refuses.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SagaError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:  # a UnicodeDecodeError, too
         raise SagaError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SagaError(f"{path} is not a config: expected keys and values, got {type(values).__name__}")
@@ -218,8 +225,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise SagaError(f"cannot set {key!r}: {parent!r} holds a value, not keys")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values[last] = read_yaml(text)
+    except ValueError as error:
         raise SagaError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
 
 

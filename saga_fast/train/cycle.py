@@ -260,12 +260,13 @@ class _Run:
             shuffle=shuffle,
             drop_last=shuffle,
             seed=config.seed,
-            bad=self.bad if source is None else None,
+            bad=self.bad if source is None else BadImages(source, max_fraction=config.data.max_bad_fraction),
             threads=config.data.threads,
             prefetch=config.data.prefetch,
             device=self.device,
             decode=config.data.decode,
             crop=config.data.crop,
+            max_pixels=config.data.max_pixels,
         )
 
     def _is_due(self, phase_epoch: int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from saga_fast.files import write_text
+from saga_fast.files import named, read_file, write_text
+
+log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
+MAX_BYTES = 2**30
 
 
 class Metrics:
@@ -26,7 +31,7 @@ class Metrics:
     def __init__(self, folder: Path, *, keep: Callable[[dict[str, Any]], bool], writes: bool = True) -> None:
         """Open the files of a run folder; of earlier rows those that ``keep`` accepts stay. Unless this process
         ``writes``, which one of several does, nothing is done here or later."""
-        self._path, self._writes = folder / FILE, writes
+        self._folder, self._path, self._writes = folder, folder / FILE, writes
         if not writes:
             return
         rows = [row for row in read_metrics(folder) if keep(row)]
@@ -37,34 +42,48 @@ class Metrics:
         """Append a row; its numbers go to TensorBoard at step ``epoch``."""
         if not self._writes:
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with named(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "epoch": epoch, **figures}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that counts on it
         if kind == "knn":
-            self._board.add_scalar(f"knn/{figures['layer']}_{figures['k']}", figures["top1"], epoch)
-            return
-        for name, value in figures.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, epoch)
+            scalars = {f"knn/{figures['layer']}_{figures['k']}": figures["top1"]}
+        else:
+            scalars = {f"{kind}/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+        with named(self._folder):
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, epoch)
 
     def add_picture(self, name: str, epoch: int, picture: Image.Image) -> None:
         """A picture for TensorBoard alone, at step ``epoch``."""
-        self._board.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
+        with named(self._folder):
+            self._board.add_image(name, np.asarray(picture), epoch, dataformats="HWC")
 
     def close(self) -> None:
         """Write out what TensorBoard still holds."""
         if self._writes:
-            self._board.close()
+            with named(self._folder):
+                self._board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run folder, oldest first; a last line that a crash cut short is left out."""
+    """The rows of a run folder, oldest first.
+
+    Lines that are no rows are left out: the last one, if a crash cut it short, and garbage, with a warning, which takes
+    no other row with it.
+    """
     path = folder / FILE
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    rows: list[dict[str, Any]] = []
+    lines = read_file(path, MAX_BYTES).split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("kind"), str) and type(row.get("epoch")) is int:
+            rows.append(row)
+        elif line.strip() and number < len(lines):
+            log.warning("%s: line %d is no row of figures: left out", path, number)
     return rows

@@ -160,8 +160,13 @@ def test_damaged_parts_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFi
     parts.write(rows_of(BoxTable.whole(5), np.arange(4)), np.array([1]), {})
     parts.write(rows_of(BoxTable.whole(5), np.arange(4)), np.array([2]), {})
     path = parts.folder / "part_000000001.safetensors"
-    path.write_bytes(path.read_bytes()[:60])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60])
     assert parts.read({})[1].tolist() == [2]
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # a good box, but another
+    assert parts.read({})[1].tolist() == [2]
+    path.write_bytes(whole)
+    assert parts.read({})[1].tolist() == [1, 2]
     assert "cannot be read" in caplog.text
     parts.remove()
     assert not parts.folder.exists()

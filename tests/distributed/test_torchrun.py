@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from processes import run
 
 from saga_fast.checkpoint import read_checkpoint
 from saga_fast.cli import main
+from saga_fast.loaders import BoxTable
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 from saga_fast.train.metrics import read_metrics
@@ -46,29 +48,63 @@ def wait_for_epoch(out: Path, number: int, launcher: subprocess.Popen[bytes]) ->
 
 
 def test_killed_rank_is_started_again(tiny_yaml: Path, tmp_path: Path) -> None:
-    """kill -9 of rank 1 somewhere in epochs 3 to 9, then SIGTERM to the launcher, which hands it on, then ``--resume``.
+    """kill -9 of rank 1 in epoch 3 or soon after, then SIGTERM to the launcher, which hands it on, then ``--resume``.
 
     The reference is a run in two processes that nothing happened to.
     """
-    overrides = ["evaluate=null", "saga.epochs=24", "attention.period=6", "checkpoint.every_steps=2"]
+    overrides = ["evaluate=null", "saga.epochs=13", "attention.period=4", "checkpoint.every_steps=2"]
     reference, out, log = tmp_path / "reference", tmp_path / "out", tmp_path / "log.txt"
     common = ["train", "--config", str(tiny_yaml), "--set", *overrides]
 
     launcher = torchrun(log, *common, "--out", str(out), restarts=1)
     wait_for_epoch(out, 3, launcher)
     worker(launcher, 1).send_signal(signal.SIGKILL)
-    wait_for_epoch(out, 12, launcher)
+    wait_for_epoch(out, 7, launcher)
     assert launcher.poll() is None, log.read_text()
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(60.0)
     text = log.read_text()
     assert "go on with --resume" in text, text
     state = read_checkpoint(out / "last.pt")
-    assert 11 <= state["epoch"] < 25, text
+    assert 6 <= state["epoch"] < 14, text
 
     run(2, run_folder, tiny_yaml, out, overrides, True)
     run(2, run_folder, tiny_yaml, reference, overrides, False)
     assert_same_run(out, reference)
+
+
+def test_build_att_and_eval(
+    finished_run: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes write one table, and say one accuracy, as one process does."""
+    log, ckpt = tmp_path / "log.txt", ["--ckpt", str(finished_run / "last.pt")]
+    build, knn = ["build-att", *ckpt, "--out"], ["eval", "knn", *ckpt, "--data", str(images), "--k", "5"]
+    assert torchrun(log, *build, str(tmp_path / "two.safetensors")).wait(60.0) == 0, log.read_text()
+    assert main([*build, str(tmp_path / "one.safetensors")]) == 0
+    two, one = (BoxTable.open(tmp_path / f"{name}.safetensors") for name in ("two", "one"))
+    for column in ("boxes", "found", "pseudo_label", "score"):
+        np.testing.assert_array_equal(getattr(two, column), getattr(one, column))
+    assert two.metadata == one.metadata
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "one.safetensors", "two.safetensors"]
+
+    capfd.readouterr()
+    assert main(knn) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert torchrun(log, *knn).wait(60.0) == 0, log.read_text()
+    assert said and [line for line in log.read_text().splitlines() if line in said] == said
+
+
+def test_ctrl_c_is_a_line(tiny_yaml: Path, tmp_path: Path) -> None:
+    """A terminal sends SIGINT to torchrun and to every process, torchrun hands it on as well, and has its own say."""
+    log, out = tmp_path / "log.txt", tmp_path / "out"
+    launcher = torchrun(log, "train", "--config", str(tiny_yaml), "--out", str(out), "--set", "saga.epochs=500")
+    wait_for_epoch(out, 2, launcher)
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert launcher.wait(60.0) != 0
+    text = log.read_text()
+    assert text.count("saga-fast: interrupted") == 1
+    assert "terminate called" not in text
+    assert text.count("Traceback") == text.count("SignalException: ") == 1  # torchrun's
 
 
 def test_error_is_a_line(tiny_yaml: Path, tmp_path: Path) -> None:

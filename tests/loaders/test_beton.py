@@ -117,7 +117,17 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no file": (lambda about: about.pop("beton"), "damaged"),
     "of another file": (lambda about: about["beton"].update(records_sha256="0" * 64), "another file"),
     "of a longer file": (lambda about: about["beton"].update(bytes=10**9), "1000000000"),
-    "a bad image too many": (lambda about: about["bad"].append([4, "noise"]), "records do not fit"),
+    "a bad image too many": (lambda about: about["bad"].append([4, "noise"]), "digest"),
+    "another label": (lambda about: about["labels"].__setitem__(0, 1), "digest"),
+    "another class": (lambda about: about["classes"].__setitem__(0, "aunt"), "digest"),
+    "bad without digest": (lambda about: (about["bad"].append([4, "x"]), about.pop("contents_sha256")), "do not fit"),
+    "label without digest": (
+        lambda about: (about["labels"].__setitem__(0, 1), about.pop("contents_sha256")),
+        "records do not fit",
+    ),
+    "a label of no class": (lambda about: about["labels"].__setitem__(0, 99), "damaged"),
+    "a label that is no number": (lambda about: about["labels"].__setitem__(0, 0.5), "damaged"),
+    "a path that is no text": (lambda about: about["paths"].__setitem__(0, 5), "damaged"),
 }
 
 

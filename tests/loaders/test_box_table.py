@@ -21,7 +21,7 @@ from saga_fast.loaders import BoxTable
 
 NDArray = npt.NDArray[Any]
 METADATA = {"dataset": "3-0123456789abcdef", "checkpoint": "c0ffee", "epoch": "40", "delta": "0.7", "note": "é ∞"}
-HEADER = {"format": "saga-fast/box-table", "version": "1"}
+HEADER = {"format": "saga-fast/box-table", "version": "1"}  # the one that needs no digest
 
 
 def make_table(n: int, *, seed: int = 0) -> BoxTable:
@@ -77,7 +77,7 @@ def test_file_is_what_the_design_says(tmp_path: Path) -> None:
         "pseudo_label": ("I32", [5]),
         "score": ("F32", [5]),
     }
-    assert metadata.items() >= (METADATA | HEADER | {"num_images": "5"}).items()
+    assert metadata.items() >= (METADATA | HEADER | {"version": "2", "num_images": "5"}).items()
     assert float(metadata["found_fraction"]) == pytest.approx(table.found.mean(), abs=1e-6)
     assert metadata["created_by"].startswith("saga-fast ")
 
@@ -198,7 +198,8 @@ def test_wrong_columns_are_refused(tmp_path: Path, name: str) -> None:
     [
         (None, "saga-fast/box-table"),
         (HEADER | {"format": "pt"}, "'pt'"),
-        (HEADER | {"version": "2"}, "'2'"),
+        (HEADER | {"version": "3"}, "'3'"),
+        (HEADER | {"version": "2"}, "damaged"),
         ({"format": HEADER["format"]}, "version"),
     ],
 )

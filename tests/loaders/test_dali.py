@@ -139,9 +139,9 @@ def test_epochs_are_the_folder_engines(source: ImageFolder, builds: list[int], s
 def test_dali_decodes_what_it_decodes_as_we_do(source: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
 
-    def count(data: bytes) -> Pixels:
+    def count(data: bytes, max_pixels: int) -> Pixels:
         decoded.append(len(data))
-        return decode_image(data)
+        return decode_image(data, max_pixels)
 
     monkeypatch.setattr(folder, "decode_image", count)
     assert sum(len(batch.index) for batch in open_source(source)) == N

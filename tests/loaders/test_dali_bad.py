@@ -131,7 +131,7 @@ def test_what_dali_alone_fails_at_is_decoded_without_it(
         (tmp_path / f"{number}.jpg").write_bytes(make_jpeg(number))
     strange = (tmp_path / "6.jpg").read_bytes()
     # Windows below the image's end are what DALI will fail at.
-    monkeypatch.setattr(engine, "jpeg_size", lambda data: (1400, 96) if data == strange else jpeg_size(data))
+    monkeypatch.setattr(engine, "jpeg_size", lambda data, _: (1400, 96) if data == strange else jpeg_size(data))
     pipelines: list[int] = []
     build = DaliLoader._build
 

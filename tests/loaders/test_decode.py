@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from saga_fast.loaders import decode
+from saga_fast.loaders.dali_jpeg import jpeg_size
 from saga_fast.loaders.decode import DecodeError, decode_image
 
 NDArray = npt.NDArray[Any]
@@ -160,9 +160,9 @@ def test_exif_orientation_is_ignored(kind: str) -> None:
     assert_pixels(decode_image(turned), decode_image(encode(image, kind)))
 
 
-def assert_refused(data: bytes) -> str:
+def assert_refused(data: bytes, **options: int) -> str:
     with pytest.raises(DecodeError) as error:
-        decode_image(data)
+        decode_image(data, **options)
     reason = str(error.value)
     assert reason and "\n" not in reason
     return reason
@@ -202,14 +202,12 @@ def test_the_reason_holds_no_address() -> None:
     assert "0x" not in assert_refused(GARBAGE["html"])
 
 
-def test_too_many_pixels_are_refused_by_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+def test_too_many_pixels_are_refused_by_the_header() -> None:
     jpeg = encode(Image.fromarray(RGB), "JPEG")
     header = jpeg[: jpeg.index(b"\xff\xda") + 14]  # up to the first pixel's data
     for data in (jpeg, header, encode(Image.fromarray(RGB), "PNG"), png(WIDTH, HEIGHT, 8, 2)):
-        assert f"{WIDTH} x {HEIGHT} pixels" in assert_refused(data)
-    monkeypatch.setattr(decode, "MAX_PIXELS", HEIGHT * WIDTH)
-    assert_pixels(decode_image(jpeg), by_pillow(jpeg))
+        assert f"{WIDTH} x {HEIGHT} pixels" in assert_refused(data, max_pixels=HEIGHT * WIDTH - 1)
+    assert_pixels(decode_image(jpeg, max_pixels=HEIGHT * WIDTH), by_pillow(jpeg))
 
 
 def test_a_decompression_bomb_is_refused() -> None:
@@ -218,3 +216,20 @@ def test_a_decompression_bomb_is_refused() -> None:
     at = jpeg.index(b"\xff\xc0") + 5
     for data in (png(60000, 60000, 8, 2), jpeg[:at] + struct.pack(">HH", 60000, 60000) + jpeg[at + 4 :]):
         assert "pixels" in assert_refused(data)
+
+
+def test_a_progressive_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
+    # Libjpeg would pass over all pixels 5,000 times: 15 s here, hours for a large image.
+    jpeg = encode(Image.new("RGB", (1500, 1500)), "JPEG", progressive=True)
+    last = jpeg.rindex(b"\xff\xda")
+    assert 5 < jpeg.count(b"\xff\xda") < 20
+    assert decode_image(jpeg).shape == (1500, 1500, 3)
+    assert jpeg_size(jpeg) == (1500, 1500)
+    bomb = jpeg[:last] + jpeg[last:-2] * 5000 + jpeg[-2:]
+    assert "scans are more than 100" in assert_refused(bomb)
+    assert jpeg_size(bomb) is None
+
+
+def test_a_postscript_file_starts_no_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    assert "known format" in assert_refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")

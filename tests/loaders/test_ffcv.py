@@ -294,7 +294,14 @@ def test_more_records_than_16_bits_count(tmp_path: Path) -> None:
                 writer.add(index=i, label=i % 1000, mode=RAW, height=1, width=1, data=i.to_bytes(3, "little"))
         records = writer.finish()
     labels = [i % 1000 for i in range(count)]
-    about: dict[str, Any] = {"paths": paths, "labels": labels, "classes": ["a"], "bad": {gone: "noise"}, "options": {}}
+    classes = [f"{i:03}" for i in range(1000)]
+    about: dict[str, Any] = {
+        "paths": paths,
+        "labels": labels,
+        "classes": classes,
+        "bad": {gone: "noise"},
+        "options": {},
+    }
     write_sidecar(sidecar_path(path), path, records, **about)
     table = make_table(count)
     loader = open_beton(path, CropPlan(size=1, seed=0, table=table), batch_size=10_000, shuffle=True)

@@ -291,7 +291,7 @@ def test_an_exception_in_the_loop_leaves_no_thread(source: ImageFolder) -> None:
 
 
 def test_an_exception_in_a_thread_reaches_the_caller(source: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(data: bytes) -> Pixels:
+    def fail(data: bytes, _: int) -> Pixels:
         raise ZeroDivisionError(len(data))
 
     loader = open_source(source, batch_size=2)
@@ -318,9 +318,9 @@ def test_prefetch_bounds_the_batches_in_flight(
 ) -> None:
     decoded = threading.Semaphore(0)  # counts images, without a race
 
-    def count(data: bytes) -> Pixels:
+    def count(data: bytes, max_pixels: int) -> Pixels:
         decoded.release()
-        return decode_image(data)
+        return decode_image(data, max_pixels)
 
     monkeypatch.setattr(folder, "decode_image", count)
     batches = iter(open_source(source, batch_size=3, prefetch=prefetch))

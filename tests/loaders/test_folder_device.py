@@ -13,7 +13,7 @@ from PIL import Image
 
 from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
-from saga_fast.loaders import BadImages, Batch, CropPlan, ImageFolder, Loader, Place, WholePlan, open_loader
+from saga_fast.loaders import MAX_PIXELS, BadImages, Batch, CropPlan, ImageFolder, Loader, Place, WholePlan, open_loader
 from saga_fast.loaders.folder import FolderLoader
 from saga_fast.loaders.folder_device import crop_on_device, decode_jpegs
 from saga_fast.loaders.loader import LoaderOptions
@@ -50,6 +50,7 @@ def open_on_device(root: Path, *, decode: Place, shuffle: bool) -> Loader:
         seed=0,
         bad=BadImages(source, max_fraction=0.2),
         threads=2,
+        max_pixels=MAX_PIXELS,
         prefetch=2,
         device=CPU,
         decode=decode,

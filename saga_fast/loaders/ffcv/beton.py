@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
 
 from saga_fast.errors import SagaError
+from saga_fast.files import read_file
 from saga_fast.loaders.image_folder import _read_classes
 from saga_fast.loaders.source import fingerprint
 
 FORMAT = "saga-fast/beton"
 VERSION = 1
 SUFFIX = ".beton"
+MAX_LIST_BYTES = 2**32
 FIELDS = {"image": RGBImageField, "label": IntField, "index": IntField}
 RECORD: np.dtype[Any] = get_metadata_type([field() for field in FIELDS.values()])
 RECORDS_BEGIN = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
@@ -68,7 +71,7 @@ class Beton:
         self.paths: list[str] = about["paths"]
         self.labels: Int64 = np.array(about["labels"], np.int64)
         self.classes: tuple[str, ...] = tuple(about["classes"])
-        self.bad: dict[int, str] = {int(index): str(reason) for index, reason in about["bad"]}
+        self.bad: dict[int, str] = dict(about["bad"])
         self.fingerprint = fingerprint(self.paths)
         if classes is not None and tuple(sorted(_read_classes(Path(classes)))) != self.classes:
             raise SagaError(
@@ -105,11 +108,18 @@ class Beton:
         """Where the file lies in this process's memory, as long as this source lives.
 
         Raises:
+            SagaError: see :meth:`check_length`.
+        """
+        self.check_length()
+        return int(np.frombuffer(self._memory, np.uint8, count=1).ctypes.data)
+
+    def check_length(self) -> None:
+        """
+        Raises:
             SagaError: the file was cut since it was opened. Reading beyond its end would end the process.
         """
-        if self._memory.size() < self._bytes:
-            raise SagaError(f"{self.root} was cut from {self._bytes} to {self._memory.size()} bytes while in use")
-        return int(np.frombuffer(self._memory, np.uint8, count=1).ctypes.data)
+        if (now := self._memory.size()) < self._bytes:
+            raise SagaError(f"{self.root} was cut from {self._bytes} to {now} bytes while in use")
 
     def _read_records(self, about: dict[str, Any]) -> npt.NDArray[Any]:
         """The records, after everything that a reader will rely on was checked; sets ``begins`` and ``lengths``."""
@@ -138,9 +148,10 @@ class Beton:
         self.lengths: Int64 = table["size"].astype(np.int64)
         pixel_bytes = image["height"].astype(np.int64) * image["width"] * 3
         good = (table["ptr"] == image["data_ptr"]) & (self.begins >= RECORDS_BEGIN) & (self.lengths > 0)
-        good &= (self.begins + self.lengths <= table_begin) & (pixel_bytes > 0)
+        good &= (self.lengths <= table_begin - self.begins) & (pixel_bytes > 0)  # a sum could overflow
         good &= (image["mode"] == JPEG) | ((image["mode"] == RAW) & (self.lengths == pixel_bytes))
         without = set(range(len(self.paths))) - set(records["f2"].tolist())
+        good &= records["f1"] == self.labels[np.clip(records["f2"], 0, len(self.paths) - 1)]
         if not good.all() or without != set(self.bad) or len(without) + count != len(self.paths):
             raise SagaError(
                 f"{self.root} is damaged: its records do not fit the file or the list beside it; pack again"
@@ -164,25 +175,44 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         SagaError: it is missing, unreadable, or not such a list.
     """
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(read_file(path, MAX_LIST_BYTES))
     except FileNotFoundError as error:
         raise SagaError(
             f"{path} is missing: the list of images that saga-fast pack writes beside the .beton file;"
             " keep the two together, or pack again"
         ) from error
-    except (OSError, ValueError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise SagaError(f"cannot read {path}: {error}") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise SagaError(f"{path} is not the list of images that saga-fast pack writes: expected format {FORMAT!r}")
     if about.get("version") != VERSION:
         raise SagaError(f"{path} has version {about.get('version')!r}, this saga-fast reads {VERSION!r}")
-    paths, labels = about.get("paths"), about.get("labels")
-    if (
-        not isinstance(paths, list)
-        or not isinstance(labels, list)
-        or len(paths) != len(labels)
-        or not {"beton", "bad", "classes"} <= set(about)
-        or fingerprint(paths) != about.get("fingerprint")
-    ):
-        raise SagaError(f"{path} is damaged: its paths do not fit its fingerprint; pack again")
+    if not _is_whole(about):
+        raise SagaError(
+            f"{path} is damaged: its paths do not fit its fingerprint, or its labels their digest; pack again"
+        )
     return about
+
+
+def contents_digest(labels: Sequence[int], classes: Sequence[str], bad: Sequence[Sequence[int | str]]) -> str:
+    """What tells a damaged list, for all that the paths' fingerprint and the file's own digest do not cover."""
+    return hashlib.sha256(json.dumps([labels, classes, bad]).encode("ascii")).hexdigest()
+
+
+def _is_whole(about: dict[str, Any]) -> bool:
+    """Whether a list is what ``saga-fast pack`` writes, to the last value's type: the rest relies on it."""
+    paths, labels, classes, bad, beton = (about.get(key) for key in ("paths", "labels", "classes", "bad", "beton"))
+    return (
+        isinstance(paths, list)
+        and isinstance(labels, list)
+        and isinstance(classes, list)
+        and isinstance(bad, list)
+        and isinstance(beton, dict)
+        and {"bytes", "records_sha256"} <= set(beton)
+        and len(paths) == len(labels) > 0
+        and all(type(name) is str for name in (*paths, *classes))
+        and all(type(label) is int and -1 <= label < len(classes) for label in labels)
+        and all(isinstance(row, list) and [type(item) for item in row] == [int, str] for row in bad)
+        and about.get("fingerprint") == fingerprint(paths)
+        and about.get("contents_sha256") in (None, contents_digest(labels, classes, bad))
+    )

@@ -57,6 +57,11 @@ class FfcvLoader(Loader):
         for index, reason in source.bad.items():
             if index not in self.bad:
                 self.bad.add(index, reason)
+        too_large = source.sizes.prod(1) > options.max_pixels
+        for index in np.flatnonzero((source.row >= 0) & too_large[source.row]).tolist():
+            if index not in self.bad:
+                height, width = source.sizes[source.row[index]]
+                self.bad.add(index, f"{width} x {height} pixels are more than {options.max_pixels}")
         # Batches under way, the caller's, and the one it takes next.
         self._memory = BatchMemory(keep=options.prefetch + 2)
 
@@ -161,12 +166,14 @@ class _Epoch:
             pending.tasks.append(self._pool.submit(task, pending.images, run, place))
 
     def _crop(self, images: _Images, run: slice, views: Pixels) -> Good:
+        self._source.check_length()
         good = np.empty(len(views), np.bool_)
         stored, scratch = images.stored(run), self._scratch.of_this_thread()
         decode_and_crop(self._address, *stored, images.windows[run], self._sides, scratch, views, good)
         return good
 
     def _decode(self, images: _Images, run: slice, padded: Pixels) -> Good:
+        self._source.check_length()
         good = np.empty(len(padded), np.bool_)
         decode_padded(self._address, *images.stored(run), padded, good)
         return good

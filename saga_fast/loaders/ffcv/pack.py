@@ -21,8 +21,17 @@ from tqdm import tqdm
 from saga_fast.errors import SagaError
 from saga_fast.files import replacing
 from saga_fast.loaders.bad_images import BadImages
-from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, Pixels, decode_image
-from saga_fast.loaders.ffcv.beton import FORMAT, JPEG, RAW, SUFFIX, VERSION, records_digest, sidecar_path
+from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, Pixels, check_scans, decode_image
+from saga_fast.loaders.ffcv.beton import (
+    FORMAT,
+    JPEG,
+    RAW,
+    SUFFIX,
+    VERSION,
+    contents_digest,
+    records_digest,
+    sidecar_path,
+)
 from saga_fast.loaders.ffcv.decoder import decodes
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.loaders.image_folder import ImageFolder
@@ -181,6 +190,7 @@ def write_sidecar(
         "created_by": f"saga-fast {__version__}",
         "fingerprint": fingerprint(paths),
         "beton": {"bytes": beton.stat().st_size, "records_sha256": records_digest(records)},
+        "contents_sha256": contents_digest(labels, classes, sorted(bad.items())),
         "options": options,
         "bad": sorted(bad.items()),
         "classes": classes,
@@ -197,7 +207,7 @@ def _stored_images(
     """Every index in order with what is stored, or why nothing is; at most two chunks per worker are held."""
 
     def read(indices: Sequence[int]) -> list[_Stored | str]:
-        return [_read(source.root / source.paths[index], index, options) for index in indices]
+        return [_read(source, index, options) for index in indices]
 
     chunks = iter([range(i, min(i + chunk_size, len(source))) for i in range(0, len(source), chunk_size)])
     pool = ThreadPoolExecutor(workers, thread_name_prefix="saga-fast-pack")
@@ -214,9 +224,9 @@ def _stored_images(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(path: Path, index: int, options: PackOptions) -> _Stored | str:
+def _read(source: ImageFolder, index: int, options: PackOptions) -> _Stored | str:
     try:
-        return _store(path.read_bytes(), index, options)
+        return _store(source.read(index), index, options)
     except (DecodeError, OSError) as error:
         return str(error)
 
@@ -227,6 +237,7 @@ def _store(data: bytes, index: int, options: PackOptions) -> _Stored:
         DecodeError: not an image that can be decoded and stored.
     """
     if size := _jpeg_size(data):
+        check_scans(data, size[0] * size[1])
         kept = options.max_resolution is None or max(size) <= options.max_resolution
         if kept and options.compresses(index, *size) and decodes(data, *size):
             return _Stored(JPEG, *size, data)

@@ -1,0 +1,102 @@
+"""Processes that may die: forked from one that has imported everything, so that they start at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+LIMIT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: its exit code, negative for a signal.
+        text: what it wrote to stdout and stderr.
+        seconds: from its start.
+    """
+
+    code: int
+    text: str
+    seconds: float
+
+
+def command(
+    arguments: list[str], log: Path, *, kill_after: float | None = None, prepare: Callable[[], None] | None = None
+) -> Ended:
+    """``saga-fast ARGUMENTS`` in a process of its own: see :func:`call`; ``prepare`` is called there first."""
+    return call(partial(_main, arguments, prepare), log, kill_after=kill_after)
+
+
+def call(
+    function: Callable[[], int], log: Path, *, kill_after: float | None = None, limit: float = LIMIT_SECONDS
+) -> Ended:
+    """A function in a process of its own, whose exit code is what it returns, 1 if it raises.
+
+    Args:
+        function: see above; it travels by name.
+        log: the file that takes what it writes.
+        kill_after: seconds after which it gets SIGKILL, unless it has ended.
+        limit: seconds after which it counts as hung.
+
+    Raises:
+        TimeoutError: it hung.
+    """
+    process = _context().Process(target=_child, args=(function, str(log)))
+    begin = time.perf_counter()
+    process.start()
+    process.join(limit if kill_after is None else kill_after)
+    hung = process.is_alive() and kill_after is None
+    if process.is_alive():
+        process.kill()
+        process.join()
+    text = log.read_text(errors="replace") if log.exists() else ""
+    if hung:
+        raise TimeoutError(f"{function} ran for {limit:g} s: {text}")
+    assert process.exitcode is not None
+    return Ended(process.exitcode, text, time.perf_counter() - begin)
+
+
+def warm_up(log: Path) -> None:
+    """Start the process that others are forked from, which imports for seconds."""
+    command(["--version"], log)
+
+
+@cache
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["saga_fast.cli", "saga_fast.loaders.ffcv.pack", "timm"])
+    return context
+
+
+def _main(arguments: list[str], prepare: Callable[[], None] | None) -> int:
+    from saga_fast.cli import main
+
+    if prepare is not None:
+        prepare()
+    return main(arguments)
+
+
+def _child(function: Callable[[], int], log: str) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    import torch
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which a killed process leaves behind
+    torch.set_num_threads(1)  # sums in another number of threads may round differently
+    code = function()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
