@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from saga_fast.activations import activations, foreground_map, mean_of
 from saga_fast.attention_parts import COLUMNS, Int64, Parts, rows_of
 from saga_fast.channel_weights import Score, channel_weights
+from saga_fast.compiled_encoder import Forward, chosen_forward, compiled, encoders_of
 from saga_fast.distributed import agree, broadcast, gather_uneven, is_main, rank, world_size
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import Batch, BoxTable, Loader
@@ -56,6 +58,11 @@ class AttentionConfig:
     """Threshold on the scaled heatmap."""
     normalize: Normalize = "minmax"
     """Scaling of each coarse map to [0, 1]."""
+    precision: Precision | None = None
+    """Of the attention pass; null: that of training."""
+    forward: Forward = "auto"
+    """Of the attention pass: ``eager``; ``compiled`` by TorchInductor, its weights constants; ``auto``: compiled on a
+    CPU where the pass is long enough to pay for it."""
     margin: float = 0.0
     """Fraction of the box's side added on each side before cropping."""
     min_side: float = 0.0
@@ -92,6 +99,7 @@ def build_box_table(
     mirror: bool = False,
     precision: Precision = "fp32",
     channels_last: bool = False,
+    forward: Forward = "auto",
     metadata: Mapping[str, str] | None = None,
     progress: bool = False,
     parts: Parts | None = None,
@@ -114,6 +122,7 @@ def build_box_table(
         mirror: average the activations with those of the mirror images.
         precision: autocast type of the forward pass.
         channels_last: memory format of the input.
+        forward: of whole batches, see :func:`saga_fast.compiled_encoder.chosen_forward`.
         metadata: strings for the table, ``checkpoint`` and ``epoch`` say.
         progress: show a progress bar with images/s on stderr.
         parts: where to keep what has been computed until the caller has saved the table and removes them.
@@ -135,11 +144,14 @@ def build_box_table(
     agree(loader.bad)
     order = loader.order()
     device = next(model.parameters()).device
+    passes = len(loader.source) * (2 if mirror else 1)
+    forward = chosen_forward(forward, model, images=passes, size=loader.plan.size)
     # Processes with equal strings here compute equal rows, to the bit on the CPU.
     origin = {
         **described,
         "precision": precision,
         "channels_last": str(channels_last),
+        "forward": forward,
         "image_size": str(loader.plan.size),
         "loader": f"{type(loader).__name__} {loader.options.decode} {loader.options.crop}",
         "batch_size": str(loader.global_batch_size),
@@ -161,7 +173,7 @@ def build_box_table(
     bar = tqdm(total=len(table), desc="attention", unit="img", disable=None if progress and is_main() else True)
     try:
         own = _OwnShare(loader, order, missing, table, parts, origin)
-        with bar:
+        with bar, _running(model, loader, forward, precision):
             bar.update(len(order) - len(_images_of(order, missing, loader.global_batch_size)))
             for batch in own.batches():
                 found_in_batch = boxes_of_batch(
@@ -185,6 +197,13 @@ def build_box_table(
     unreadable = earlier["index"][earlier["pseudo_label"] == -1]
     loader.bad.update(dict.fromkeys(unreadable.tolist(), "found by an earlier run"))
     return BoxTable(table.boxes, table.found, table.pseudo_label, table.score, described)
+
+
+def _running(model: Method, loader: Loader, forward: Forward, precision: Precision) -> AbstractContextManager[None]:
+    if forward == "eager":
+        return nullcontext()
+    encoders = encoders_of(model, loader.plan.size)
+    return compiled(encoders, batch_size=loader.global_batch_size, precision=precision)
 
 
 class _OwnShare:

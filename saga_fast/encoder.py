@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from saga_fast.errors import SagaError
+
+if TYPE_CHECKING:
+    from saga_fast.compiled_encoder import CompiledFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, *, in_channels: int = 3) -> None:
         super().__init__()
         self.mean, self.std = config.mean, config.std
+        self.compiled: CompiledFeatures | None = None  # see there
         channels: dict[str, Any] = {} if in_channels == 3 else {"in_chans": in_channels}
         try:
             self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **channels, **config.args))
@@ -81,6 +85,8 @@ class Encoder(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Last convolutional activations A: (B, 3, S, S) -> (B, C, u, v)."""
+        if self.compiled is not None and self.compiled.fits(x):
+            return self.compiled(x)
         features = cast(Tensor, self.backbone.forward_features(x))
         return features.permute(0, 3, 1, 2) if self._channels_last_map else features
 
