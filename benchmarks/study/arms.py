@@ -56,10 +56,10 @@ ARMS: dict[str, Arm] = {
     "true-margin": Arm(
         title="true boxes, mixed, margin .15", attention={"views": "mixed", "margin": 0.15}, given="true"
     ),
-    "saga+union": _own("union, background, mirror, 72 px, .6", **SAGA_PLUS | {"views": "union"}),
+    "saga+union": _own("`saga+` with union", **SAGA_PLUS | {"views": "union"}),
     "mixed-norm": _own("mixed, norm, .7", views="mixed", score="norm"),
     "mixed-pseudo-.5": _own("mixed, pseudo_label, .5", views="mixed", delta=0.5),
-    "saga+att": _own("att, background, mirror, 72 px, .6", **SAGA_PLUS | {"views": "att"}),
+    "saga+att": _own("`saga+` with att", **SAGA_PLUS | {"views": "att"}),
 }
 """Name -> arm. What an arm does not say is the paper's reading, ``AttentionConfig``'s default."""
 
