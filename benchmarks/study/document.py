@@ -189,6 +189,7 @@ def predictions(figures: Figures, _: Mapping[str, Any]) -> str:
         gains = {data: figures.gain("saga+", stage=stage, data=data, method="simclr") for data, stage in stages.items()}
         return ", ".join(f"{data} {points(gain, signed=True)}" for data, gain in gains.items() if gain)
 
+    sizes_of = dict.fromkeys(OBJECT_SIDES, "sizes") | {"middle": "finals"}
     rows = [
         ["1. `saga` is 1 to 4 points below fine-tuning", by_method("saga")],
         ["2. `saga+` is at least 4 above it, MoCo v2 least", by_method("saga+")],
@@ -196,7 +197,7 @@ def predictions(figures: Figures, _: Mapping[str, Any]) -> str:
         ["4. `saga+` is within 3 of true boxes", by_method("saga+", "true")],
         [
             "5. less for small objects, least for large",
-            by_data({"small": "sizes", "middle": "finals", "large": "sizes"}),
+            by_data(sizes_of),
         ],
         ["6. with a distractor half of the gain", by_data({"middle": "finals", "middle+distractor": "distractor"})],
     ]
@@ -216,10 +217,9 @@ def summary(figures: Figures, _: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-SECTIONS: dict[str, Callable[[Figures, Mapping[str, Any]], str]] = {
-    section.__name__: section
-    for section in (conditions, screening, finals, corlocs, sizes, boxes, momentum, predictions, summary)
-}
+Section = Callable[[Figures, Mapping[str, Any]], str]
+ALL: tuple[Section, ...] = (conditions, screening, finals, corlocs, sizes, boxes, momentum, predictions, summary)
+SECTIONS = {section.__name__: section for section in ALL}
 
 
 def rewritten(text: str, document: Mapping[str, Any]) -> str:
