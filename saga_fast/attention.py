@@ -49,7 +49,7 @@ class AttentionConfig:
     """``union``: probability that an image enters as its crop in an epoch."""
     score: Score = "pseudo_label"
     """What is differentiated: z^c; half of |z|^2; or nothing: ``activation`` is the plain channel sum, ``background``
-    how each cell differs from those at the image's border, which wants a ``delta`` of 0.5 (docs/study.md)."""
+    how each cell differs from those at the image's border, which wants a ``delta`` of 0.5 to 0.6 (docs/study.md)."""
     mirror: bool = False
     """Average the activations with those of the mirror image: a second forward pass."""
     size: int | None = None

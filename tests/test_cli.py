@@ -268,6 +268,11 @@ def test_build_att_options(ckpt: Path, tmp_path: Path) -> None:
         "max",
         "24",
     ]
+    assert metadata["mirror"] == "False"
+    mirrored = ["--score", "background", "--mirror", "--threads", "1"]
+    assert main(["build-att", "--ckpt", str(ckpt), "--out", str(out), *mirrored]) == 0
+    metadata = BoxTable.open(out).metadata
+    assert (metadata["attention_score"], metadata["mirror"]) == ("background", "True")
 
 
 def spoil(root: Path) -> dict[int, str]:

@@ -88,7 +88,7 @@ def test_box_makers(made: tuple[Path, Path]) -> None:
     scored = {row["maker"]: row for row in rows(made[0]) if row["stage"] == "boxes" and row["method"] == "simclr"}
     assert len(scored) == 4 * len(boxes.MAKERS)
     assert any(row["maker"].startswith("key encoder") for row in rows(made[0]) if row["stage"] == "boxes")
-    run = Run(stage="finals", data="middle", method="simclr", seed=0, arm="saga+")
+    run = Run(stage="finals", data="middle", method="simclr", seed=0, arm="saga+48.5")
     renewal = next(row for row in rows(made[0]) if row["name"] == run.name)["renewals"][0]
     assert scored[f"background, mirror, {TINY.size} px"]["deltas"]["0.5"]["iou"] == pytest.approx(
         renewal["iou"], abs=1e-3

@@ -12,7 +12,7 @@ Given = Literal["true", "shuffled", "centre"]
 
 OBJECT_SIDES = {"small": (0.3, 0.5), "middle": (0.4, 0.7), "large": (0.5, 0.9)}
 """Range of the object's side over the image's; the demo's is ``middle``."""
-SAGA_PLUS: dict[str, Any] = {"score": "background", "mirror": True, "delta": 0.6, "views": "mixed"}
+SAGA_PLUS: dict[str, Any] = {"score": "background", "mirror": True, "delta": 0.6, "size": 72, "views": "mixed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +34,21 @@ def _own(title: str, **attention: Any) -> Arm:
 ARMS: dict[str, Arm] = {
     "finetune": Arm(title="fine-tuning"),
     "saga": _own("`saga`: att, pseudo_label, .7", views="att"),
-    "saga+": _own("`saga+`: mixed, background, mirror, .6", **SAGA_PLUS),
+    "saga+": _own("`saga+`: mixed, background, mirror, 72 px, .6", **SAGA_PLUS),
     "shuffled": Arm(title="control: `saga+`'s boxes shuffled among the images", attention=SAGA_PLUS, given="shuffled"),
     "true": Arm(title="true boxes, mixed", attention={"views": "mixed"}, given="true"),
     "mixed": _own("mixed, pseudo_label, .7", views="mixed"),
     "saga+margin": _own("`saga+` with margin .15", **SAGA_PLUS, margin=0.15),
-    "saga+att-margin": _own("att, background, mirror, .6, margin .3", **SAGA_PLUS | {"views": "att"}, margin=0.3),
+    "saga+att-margin": _own(
+        "att, background, mirror, 72 px, .6, margin .3", **SAGA_PLUS | {"views": "att"}, margin=0.3
+    ),
     "mixed-activation": _own("mixed, activation, .5", views="mixed", score="activation", delta=0.5),
-    "mixed-background": _own("mixed, background, .6, no mirror", views="mixed", score="background", delta=0.6),
+    "mixed-background": _own("mixed, background, 48 px, .6, no mirror", views="mixed", score="background", delta=0.6),
     "union": _own("union, pseudo_label, .7", views="union"),
     "saga+once": _own("`saga+`, boxes made once", **SAGA_PLUS, period=1000),
     "saga+2": _own("`saga+` renewed every 2 epochs", **SAGA_PLUS, period=2),
-    "saga+72": _own("`saga+` looking at 72 px", **SAGA_PLUS, size=72),
+    "saga+48": _own("`saga+` looking at 48 px", **SAGA_PLUS | {"size": None}),
+    "saga+48.5": _own("`saga+` looking at 48 px, delta .5", **SAGA_PLUS | {"size": None, "delta": 0.5}),
     "saga+.5": _own("`saga+` with delta .5", **SAGA_PLUS | {"delta": 0.5}),
     "saga+.7": _own("`saga+` with delta .7", **SAGA_PLUS | {"delta": 0.7}),
     "true-att": Arm(title="true boxes, att", attention={"views": "att"}, given="true"),
@@ -53,10 +56,10 @@ ARMS: dict[str, Arm] = {
     "true-margin": Arm(
         title="true boxes, mixed, margin .15", attention={"views": "mixed", "margin": 0.15}, given="true"
     ),
-    "saga+union": _own("union, background, mirror, .6", **SAGA_PLUS | {"views": "union"}),
+    "saga+union": _own("`saga+` with union", **SAGA_PLUS | {"views": "union"}),
     "mixed-norm": _own("mixed, norm, .7", views="mixed", score="norm"),
     "mixed-pseudo-.5": _own("mixed, pseudo_label, .5", views="mixed", delta=0.5),
-    "saga+att": _own("att, background, mirror, .6", **SAGA_PLUS | {"views": "att"}),
+    "saga+att": _own("`saga+` with att", **SAGA_PLUS | {"views": "att"}),
 }
 """Name -> arm. What an arm does not say is the paper's reading, ``AttentionConfig``'s default."""
 

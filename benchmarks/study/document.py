@@ -54,9 +54,9 @@ class Figures:
         """Seed -> a field of the run."""
         return {row["seed"]: field(row) for row in self.runs(**wanted)}
 
-    def gain(self, arm: str, **wanted: Any) -> list[float]:
-        """Over fine-tuning from the same checkpoint, seed by seed."""
-        own, other = self.by_seed(arm=arm, **wanted), self.by_seed(arm="finetune", **wanted)
+    def gain(self, arm: str, over: str = "finetune", **wanted: Any) -> list[float]:
+        """Over another arm, fine-tuning if none is named, from the same checkpoint, seed by seed."""
+        own, other = self.by_seed(arm=arm, **wanted), self.by_seed(arm=over, **wanted)
         return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
 
 
@@ -178,6 +178,32 @@ def momentum(figures: Figures, _: Mapping[str, Any]) -> str:
     return table(["map", "CorLoc, encoder", "CorLoc, key encoder"], rows)
 
 
+def predictions(figures: Figures, _: Mapping[str, Any]) -> str:
+    """What came of each prediction."""
+
+    def by_method(arm: str, over: str = "finetune") -> str:
+        gains = {method: figures.gain(arm, over, stage="finals", method=method) for method in METHODS}
+        return ", ".join(f"{NAMES[method]} {points(gain, signed=True)}" for method, gain in gains.items() if gain)
+
+    def by_data(stages: Mapping[str, str]) -> str:
+        gains = {data: figures.gain("saga+", stage=stage, data=data, method="simclr") for data, stage in stages.items()}
+        return ", ".join(f"{data} {points(gain, signed=True)}" for data, gain in gains.items() if gain)
+
+    sizes_of = dict.fromkeys(OBJECT_SIDES, "sizes") | {"middle": "finals"}
+    rows = [
+        ["1. `saga` is 1 to 4 points below fine-tuning", by_method("saga")],
+        ["2. `saga+` is at least 4 above it, MoCo v2 least", by_method("saga+")],
+        ["3. shuffled boxes are within 2 of it", by_method("shuffled")],
+        ["4. `saga+` is within 3 of true boxes", by_method("saga+", "true")],
+        [
+            "5. less for small objects, least for large",
+            by_data(sizes_of),
+        ],
+        ["6. with a distractor half of the gain", by_data({"middle": "finals", "middle+distractor": "distractor"})],
+    ]
+    return table(["prediction", "measured, points of kNN"], [[first, second or "not run"] for first, second in rows])
+
+
 def summary(figures: Figures, _: Mapping[str, Any]) -> str:
     """README's sentence."""
     wanted = {"stage": "finals"}
@@ -191,9 +217,9 @@ def summary(figures: Figures, _: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-SECTIONS: dict[str, Callable[[Figures, Mapping[str, Any]], str]] = {
-    section.__name__: section for section in (conditions, screening, finals, corlocs, sizes, boxes, momentum, summary)
-}
+Section = Callable[[Figures, Mapping[str, Any]], str]
+ALL: tuple[Section, ...] = (conditions, screening, finals, corlocs, sizes, boxes, momentum, predictions, summary)
+SECTIONS = {section.__name__: section for section in ALL}
 
 
 def rewritten(text: str, document: Mapping[str, Any]) -> str:
