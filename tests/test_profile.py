@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from saga_fast.checkpoint import load_model
 from saga_fast.cli import main
-from saga_fast.profile.att import predict
+from saga_fast.loaders import WholePlan, open_loader
+from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row
 from saga_fast.profile.loaders import binding, recommend
+from saga_fast.profile.rebuild import predict
+from saga_fast.train.config import load_config
 
 
 def profiled(arguments: list[str], out: Path) -> tuple[dict[str, Row], dict[str, Any]]:
@@ -45,10 +49,23 @@ def test_loaders(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_att(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--ckpt", str(finished_run / "last.pt"), "--seconds", "0.05", "--batch-size", "8"]
     rows, _ = profiled(["att", *arguments, "--images", "1281167", "--gpus", "2"], tmp_path / "a.json")
-    assert set(rows) == {"decode", "forward", "attention_pass", "network", "write", "predicted rebuild"}
+    assert set(rows) == {"decode", "forward", "attention_pass", "network", "start", "write", "predicted rebuild"}
     assert rows["attention_pass"]["against"] == "forward"
     assert rows["predicted rebuild"]["images"] == 1281167
-    assert "rebuild of 1281167 images with 2 GPUs: " in capsys.readouterr().out
+    assert "rebuild of 1281167 images with 2 GPUs on 1 machine: " in capsys.readouterr().out
+
+
+def test_att_compiled(finished_run: Path) -> None:
+    """The pass and its limit run the same forward, and what compiling takes is a row of its own."""
+    config = load_config(finished_run / "config.yaml", ["attention.forward=compiled"])
+    loader = open_loader("folder", config.data.train, WholePlan(size=16), batch_size=8)
+    model = load_model(finished_run / "last.pt")
+    profile = AttProfile(model=model, loader=loader, looking=config.looking, images=41, seconds=0.05)
+    rows = {row["name"]: row for row in profile_att(profile)}
+    assert set(rows) > {"eager_forward", "forward", "attention_pass", "compile", "start", "write"}
+    assert rows["compile"]["seconds"] > 0.1
+    assert rows["eager_forward"]["against"] == "forward"
+    assert model.encoder.compiled is None
 
 
 def test_train(tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +155,13 @@ def test_prediction() -> None:
     assert one.seconds == pytest.approx(10_000 / 1900 + 5.0)
     eight = predict(rows, images=10_000, gpus=8, on_gpu=True)
     assert (eight.bottleneck, eight.images_per_second) == ("decode", 6000.0)
+    many = predict(rows, images=10_000, gpus=1, nodes=4, on_gpu=True, gbit_per_second=1e-3)
+    assert many.images_per_second == 4 * 1900.0
+    assert many.seconds == pytest.approx(10_000 / 7600 + 5.0 + 10_000 * 33 * 8 / 1e6)
+    more = predict(
+        [*rows, {"name": "compile", "seconds": 9.0}, {"name": "start", "seconds": 0.25}], images=10_000, on_gpu=True
+    )
+    assert more.seconds == pytest.approx(one.seconds + 9.25)
     cpu = predict(rows, images=10_000, gpus=1, on_gpu=False)
     assert cpu.images_per_second == 1900.0 and "processor" in cpu.bottleneck
 

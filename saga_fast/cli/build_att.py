@@ -7,16 +7,18 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from saga_fast.attention import AttentionConfig, Normalize, build_box_table
+from saga_fast.attention import Normalize, build_box_table
 from saga_fast.attention_parts import Parts, parts_of
 from saga_fast.channel_weights import Score
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, chosen_source, loading
+from saga_fast.compiled_encoder import Forward
 from saga_fast.device import choose_device
 from saga_fast.distributed import is_main, restarted
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, sha256
 from saga_fast.loaders import BadImages, WholePlan, open_loader
+from saga_fast.precision import Precision
 from saga_fast.stopping import stopping_in_order
 
 
@@ -37,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
     text = "average with the mirror image: a second forward pass"
     parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, help=text)
     parser.add_argument("--normalize", choices=get_args(Normalize), help="scaling of the coarse map")
+    parser.add_argument("--precision", choices=get_args(Precision), help="of the forward pass")
+    text = "compiled: by TorchInductor; auto: compiled on a CPU where the pass is long enough to pay for it"
+    parser.add_argument("--forward", choices=get_args(Forward), help=text)
     parser.add_argument("--size", type=int, metavar="S", help="input and heatmap side, pixels")
     parser.add_argument("--max-bad-fraction", type=float, metavar="F", help="undecodable images allowed; default: 0.01")
     text = "go on with the parts that an interrupted command left beside --out"
@@ -47,7 +52,8 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Build and save the table, and print what it holds."""
     config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
-    attention = config.attention or AttentionConfig()
+    given = {name: getattr(options, name) for name in config.looking if getattr(options, name, None) is not None}
+    looking = config.looking | given
     if options.out.is_dir():
         raise SagaError(f"--out must be a file, {options.out} is a folder")
     check_writable(options.out)
@@ -55,11 +61,10 @@ def run(options: argparse.Namespace) -> None:
     allowed = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
     bad = BadImages(source, max_fraction=allowed)
     size = config.attention_size if options.size is None else options.size
-    delta = attention.delta if options.delta is None else options.delta
     if size < 1:
         raise SagaError(f"--size must be at least 1, got {size}")
-    if not 0.0 <= delta < 1.0:
-        raise SagaError(f"--delta must be in [0, 1), got {delta}")
+    if not 0.0 <= looking["delta"] < 1.0:
+        raise SagaError(f"--delta must be in [0, 1), got {looking['delta']}")
     loader = open_loader(
         engine,
         source,
@@ -74,12 +79,7 @@ def run(options: argparse.Namespace) -> None:
         table = build_box_table(
             load_model(options.ckpt).to(choose_device(options.device)),
             loader,
-            delta=delta,
-            normalize=options.normalize or attention.normalize,
-            score=options.score or attention.score,
-            mirror=attention.mirror if options.mirror is None else options.mirror,
-            precision=config.precision,
-            channels_last=config.channels_last,
+            **looking,
             metadata={"checkpoint": sha256(options.ckpt), "epoch": str(read_checkpoint(options.ckpt)["epoch"])},
             progress=True,
             parts=parts,

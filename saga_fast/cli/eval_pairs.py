@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from saga_fast.attention import build_box_table
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, check_positive, chosen_source, loading
-from saga_fast.cli.subject import add_json, make_table, write_rows
+from saga_fast.cli.subject import add_json, write_rows
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import LAYERS
@@ -68,7 +69,7 @@ def _rows(options: argparse.Namespace, ckpt: Path, table_file: Path | None) -> l
     engine, source = chosen_source(options, config.data)
     if table_file is None:
         whole = open_loader(engine, source, WholePlan(size=config.attention_size), **loading(options))
-        table = make_table(model, whole, config)
+        table = build_box_table(model, whole, **config.looking, progress=True)
     else:
         table = BoxTable.open(table_file)
     plan = {"size": config.crop.size, "seed": options.seed, "scale": config.crop.scale, "ratio": config.crop.ratio}

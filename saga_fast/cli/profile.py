@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from saga_fast.attention import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import (
     add_device,
@@ -26,10 +25,11 @@ from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable
 from saga_fast.loaders import ENGINES, WholePlan, engines_for, open_loader, usable_cores
-from saga_fast.profile.att import AttProfile, predict, profile_att
+from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row, line, write
 from saga_fast.profile.kernels import profile_kernels
 from saga_fast.profile.loaders import LoadersProfile, binding, profile_loaders, recommend
+from saga_fast.profile.rebuild import predict
 from saga_fast.profile.train import profile_train
 from saga_fast.train.config import load_config
 
@@ -83,7 +83,10 @@ def _add_att(subjects: Any) -> None:
     parser.add_argument("--data", metavar="SRC", help="images; default: the checkpoint's training images")
     add_loading(parser)
     parser.add_argument("--images", type=int, metavar="N", help="predict a rebuild of so many; default: SRC's")
-    parser.add_argument("--gpus", type=int, default=1, metavar="G", help="of the machine; default: %(default)s")
+    parser.add_argument("--gpus", type=int, default=1, metavar="G", help="of a machine; default: %(default)s")
+    parser.add_argument("--nodes", type=int, default=1, metavar="M", help="machines; default: %(default)s")
+    text = "network between machines, assumed; default: %(default)s"
+    parser.add_argument("--gbit-per-second", type=float, default=10.0, metavar="R", help=text)
     _add_measuring(parser, seconds=10.0)
     parser.set_defaults(run=run_att)
 
@@ -143,30 +146,33 @@ def run_loaders(options: argparse.Namespace) -> None:
 
 def run_att(options: argparse.Namespace) -> None:
     """Measure, and predict a rebuild."""
-    check_positive(options, "seconds", "batch_size", "threads", "images", "gpus")
+    check_positive(options, "seconds", "batch_size", "threads", "images", "gpus", "nodes", "gbit_per_second")
     config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
     arguments = loading(options)
     engine, source = chosen_source(options, config.data)
     device = arguments["device"]
     loader = open_loader(engine, source, WholePlan(size=config.attention_size), **arguments)
+    images = options.images or len(loader.source)
     profile = AttProfile(
         model=load_model(options.ckpt).to(device),
         loader=loader,
-        attention=config.attention or AttentionConfig(),
-        precision=config.precision,
-        channels_last=config.channels_last,
+        looking=config.looking,
+        images=images,
         seconds=options.seconds,
     )
-    rows = _show(profile_att(profile), 6 if device.type == "cuda" else 5, None)
-    images = options.images or len(loader.source)
-    found = predict(rows, images=images, gpus=options.gpus, on_gpu=device.type == "cuda")
+    rows = _show(profile_att(profile), None, None)
+    of = {"gpus": options.gpus, "nodes": options.nodes}
+    found = predict(rows, images=images, **of, on_gpu=device.type == "cuda", gbit_per_second=options.gbit_per_second)
+    compiling = next((row for row in rows if row["name"] == "compile"), None)
+    if compiling is not None and compiling["breaks_even"] is not None:
+        print(f"\ncompiling the forward pass pays from {compiling['breaks_even']} images on")
     print(
-        f"\nrebuild of {images} images with {options.gpus} GPU{'s' * (options.gpus > 1)}: {_duration(found.seconds)}"
-        f" at {found.images_per_second:.0f} images/s; the bottleneck is {found.bottleneck}"
+        f"\nrebuild of {images} images with {_many(options.gpus, 'GPU')} on {_many(options.nodes, 'machine')}:"
+        f" {_duration(found.seconds)} at {found.images_per_second:.0f} images/s; the bottleneck is {found.bottleneck}"
     )
     if options.json:
         predicted = {"name": "predicted rebuild", "seconds": found.seconds, "limit": found.seconds, "ratio": 1.0}
-        facts = {"against": "itself", "images": images, "gpus": options.gpus, "bottleneck": found.bottleneck}
+        facts = {"against": "itself", "images": images, **of, "bottleneck": found.bottleneck}
         write(options.json, [*rows, predicted | facts])
 
 
@@ -192,7 +198,7 @@ def run_kernels(options: argparse.Namespace) -> None:
     )
 
 
-def _show(rows: Iterable[Row], total: int, json: Path | None) -> list[Row]:
+def _show(rows: Iterable[Row], total: int | None, json: Path | None) -> list[Row]:
     """Print each row as it is measured, below a progress bar's line, and write them all."""
     if json is not None:
         check_writable(json)
@@ -204,6 +210,10 @@ def _show(rows: Iterable[Row], total: int, json: Path | None) -> list[Row]:
     if json is not None:
         write(json, seen)
     return seen
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from saga_fast.attention import AttentionConfig, build_box_table
+from saga_fast.attention import build_box_table
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, chosen_engine, loading
 from saga_fast.device import choose_device
@@ -77,7 +77,7 @@ class Subject:
             table.check(source.fingerprint, len(source))
             return table
         whole = WholePlan(size=self.config.attention_size)
-        return make_table(self.model, self.loader(source, whole), self.config)
+        return build_box_table(self.model, self.loader(source, whole), **self.config.looking, progress=True)
 
     def seen(self, source: Source, whole: Plan) -> Plan:
         """What ``--views`` says of an image, where ``whole`` is the plan of the whole of it."""
@@ -85,22 +85,6 @@ class Subject:
         if views == "whole":
             return whole
         return BoxPlan(size=whole.size, table=self.table(source), beside=whole if views == "both" else None)
-
-
-def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
-    """D^att of the loader's images, as the config's ``attention`` says (or its defaults, where training used none)."""
-    attention = config.attention or AttentionConfig()
-    return build_box_table(
-        model,
-        loader,
-        delta=attention.delta,
-        normalize=attention.normalize,
-        score=attention.score,
-        mirror=attention.mirror,
-        precision=config.precision,
-        channels_last=config.channels_last,
-        progress=True,
-    )
 
 
 def open_subject(options: argparse.Namespace) -> Subject:

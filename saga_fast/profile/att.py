@@ -1,67 +1,71 @@
-"""``profile att``: the attention pass beside the bare forward loop, and how long a rebuild of D^att will take."""
+"""``profile att``: the attention pass beside the bare forward loop, and what else a rebuild of D^att takes."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from saga_fast.attention import AttentionConfig, boxes_of_batch
+from saga_fast.activations import activations
+from saga_fast.attention import boxes_of_batch
+from saga_fast.compiled_encoder import chosen_forward, compiled, encoders_of
 from saga_fast.loaders import Batch, BoxTable, Loader
 from saga_fast.methods import Method
-from saga_fast.precision import Precision, autocast, normalized
+from saga_fast.precision import autocast, normalized
 from saga_fast.profile.figures import Row, time_pairs
 from saga_fast.profile.measure import Measured, batches, measure
 
 ROUNDS = 3
 """The loader, the forward loop and the attention pass take turns this often; each figure is the median round's."""
+LIMITS = {"eager_forward": "forward", "forward": "network", "attention_pass": "forward"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttProfile:
-    """What to measure: a model and a sequential loader of whole images for it."""
+    """What to measure: a model, and a sequential loader of whole images for it.
+
+    Attributes:
+        looking: how it looks at them, :attr:`saga_fast.train.config.TrainConfig.looking`.
+        images: of the rebuild to be predicted, which decides whether its forward pass is compiled.
+        seconds: per stage.
+    """
 
     model: Method
     loader: Loader
-    attention: AttentionConfig
-    precision: Precision = "fp32"
-    channels_last: bool = False
+    looking: Mapping[str, Any]
+    images: int
     seconds: float = 10.0
-    """Per stage."""
 
 
 def profile_att(profile: AttProfile) -> Iterator[Row]:
     """Rows ``decode`` (the loader alone), ``upload`` (on a GPU), ``forward`` (the bare loop), ``attention_pass``,
-    ``network`` (the forward pass of one batch in memory again and again) and ``write``.
+    ``network`` (the forward pass of one batch in memory again and again), ``start`` (the loader's first batch) and
+    ``write``. Where the forward pass is compiled, also ``eager_forward`` and ``compile``.
 
     The limit of ``attention_pass`` is ``forward``: same loader, same encoder, nothing done with the features.
     """
-    model, loader, device = profile.model.eval(), profile.loader, next(profile.model.parameters()).device
-    config, first = profile.attention, next(iter(loader))
+    model, loader, looking = profile.model.eval(), profile.loader, dict(profile.looking)
+    device = next(model.parameters()).device
+    size, passes = loader.plan.size, profile.images * (2 if looking["mirror"] else 1)
+    is_compiled = chosen_forward(looking.pop("forward"), model, images=passes, size=size) == "compiled"
+    first, eager = next(iter(loader)), copy.deepcopy(model)
 
     @torch.no_grad()
-    def forward(batch: Batch) -> None:
-        images = normalized(batch.views, model.encoder, device, channels_last=profile.channels_last)[:, 0]
-        with autocast(device, profile.precision):
+    def forward(batch: Batch, model: Method = model) -> None:
+        images = normalized(batch.views, model.encoder, device, channels_last=looking["channels_last"])[:, 0]
+        with autocast(device, looking["precision"]):
             for branch in model.branches(images):
-                branch.encoder.features(branch.images)
+                activations(branch.encoder, branch.images, mirror=looking["mirror"])
 
     def attend(batch: Batch) -> None:
-        found = boxes_of_batch(
-            model,
-            batch,
-            delta=config.delta,
-            size=loader.plan.size,
-            normalize=config.normalize,
-            score=config.score,
-            mirror=config.mirror,
-            precision=profile.precision,
-            channels_last=profile.channels_last,
-        )
-        for column in found:
+        for column in boxes_of_batch(model, batch, size=size, **looking):
             column.cpu()
 
     def network() -> Iterable[int]:
@@ -75,6 +79,8 @@ def profile_att(profile: AttProfile) -> Iterator[Row]:
         "attention_pass": _synchronised(batches(loader, attend), device),
         "network": network,
     }
+    if is_compiled:
+        stages["eager_forward"] = _synchronised(batches(loader, lambda batch: forward(batch, eager)), device)
     if device.type == "cuda":
 
         def upload() -> Iterable[int]:
@@ -84,51 +90,57 @@ def profile_att(profile: AttProfile) -> Iterator[Row]:
 
         stages["upload"] = upload
     rounds: dict[str, list[Measured]] = {name: [] for name in stages}
-    for _ in range(ROUNDS):
-        for name, epoch in stages.items():
-            rounds[name].append(measure(epoch, seconds=profile.seconds / ROUNDS, warmup=2))
+    running: AbstractContextManager[None] = nullcontext()
+    if is_compiled:
+        running = compiled(encoders_of(model, size), batch_size=len(first.index), precision=looking["precision"])
+    with running:
+        compiling = _first_call(lambda: forward(first)) if is_compiled else 0.0
+        for _ in range(ROUNDS):
+            for name, epoch in stages.items():
+                rounds[name].append(measure(epoch, seconds=profile.seconds / ROUNDS, warmup=2))
     median = {name: sorted(some, key=lambda m: m.images_per_second)[ROUNDS // 2] for name, some in rounds.items()}
-    limits = {"decode": "decode", "upload": "upload", "forward": "network", "attention_pass": "forward"}
     for name, measured in median.items():
-        limit = limits.get(name, name)
+        limit = LIMITS.get(name, name)
         # Of the median round's own neighbours in time.
         at = rounds[name].index(measured)
         yield measured.row(name, limit=rounds[limit][at].images_per_second, against=limit)
+    if is_compiled:
+        rates = [median[name].images_per_second for name in ("eager_forward", "forward")]
+        yield _compile(compiling, *rates, images=profile.images)
+    yield _start(loader)
     yield _write(len(loader.source))
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """How long a rebuild takes."""
+def _first_call(function: Callable[[], object]) -> float:
+    """Seconds that a function takes more when it is called for the first time."""
+    marks = [time.perf_counter()]
+    for _ in range(2):
+        function()
+        marks.append(time.perf_counter())
+    return max(2.0 * marks[1] - marks[0] - marks[2], 0.0)
 
-    seconds: float
-    bottleneck: str
-    images_per_second: float
+
+def _compile(seconds: float, eager: float, fast: float, *, images: int) -> Row:
+    """What compiling takes, beside what it saves in a rebuild; ``breaks_even`` is the number of images that pay for it,
+    None where it is not the faster one."""
+    saved = images / eager - images / fast
+    row: Row = {"name": "compile", "seconds": seconds, "limit": saved, "against": "the time that it saves"}
+    return row | {
+        "ratio": saved / max(seconds, 1e-9),
+        "breaks_even": round(seconds * images / saved) if saved > 0 else None,
+    }
 
 
-def predict(rows: Sequence[Row], *, images: int, gpus: int, on_gpu: bool) -> Prediction:
-    """The time of a rebuild from measured rates.
-
-    The stages overlap, so the slowest sets the rate. On a GPU the network's rate grows with their number, while one
-    machine's loader feeds them all; without one, a pass is all on the processor, and ``gpus`` counts machines.
-
-    Args:
-        rows: of :func:`profile_att`.
-        images: images of the data set.
-        gpus: GPUs of the machine.
-        on_gpu: whether the rows were measured on one.
-    """
-    rate = {row["name"]: row["images_per_second"] for row in rows if "images_per_second" in row}
-    write = next(row for row in rows if row["name"] == "write")
-    if on_gpu:
-        # What the pass takes beyond the forward loop is the GPU's work too.
-        network = gpus * rate["network"] * min(rate["attention_pass"] / rate["forward"], 1.0)
-        stages = {"decode": rate["decode"], "network": network, "upload": gpus * rate["upload"]}
-    else:
-        stages = {"the processor, which decodes and computes": gpus * rate["attention_pass"]}
-    bottleneck = min(stages, key=lambda name: stages[name])
-    writing = write["seconds"] * images / write["images"]
-    return Prediction(images / stages[bottleneck] + writing, bottleneck, stages[bottleneck])
+def _start(loader: Loader) -> Row:
+    """From asking for the first batch to its coming, when nothing is decoded ahead."""
+    taken = []
+    for _ in range(ROUNDS):
+        begin, stream = time.perf_counter(), iter(loader)
+        next(stream)
+        taken.append(time.perf_counter() - begin)
+        del stream
+    seconds = sorted(taken)[ROUNDS // 2]
+    return {"name": "start", "seconds": seconds, "limit": seconds, "against": "itself", "ratio": 1.0}
 
 
 def _synchronised(epoch: Callable[[], Iterable[int]], device: torch.device) -> Callable[[], Iterable[int]]:

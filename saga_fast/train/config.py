@@ -163,6 +163,21 @@ class TrainConfig:
         """Side of the whole images in the attention pass, pixels."""
         return (self.attention and self.attention.size) or self.crop.size
 
+    @property
+    def looking(self) -> dict[str, Any]:
+        """How the attention pass looks at images: keyword arguments of ``build_box_table``; without ``attention`` its
+        defaults."""
+        a = self.attention or AttentionConfig()
+        return {
+            "delta": a.delta,
+            "normalize": a.normalize,
+            "score": a.score,
+            "mirror": a.mirror,
+            "precision": a.precision or self.precision,
+            "channels_last": self.channels_last,
+            "forward": a.forward,
+        }
+
 
 def config_from_dict(values: Mapping[str, Any], *, where: str) -> TrainConfig:
     """A checked config from nested mappings.

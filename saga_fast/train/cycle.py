@@ -290,12 +290,7 @@ class _Run:
         self.table = given_table(a, self.source) or build_box_table(
             model,
             self._open(WholePlan(size=self.config.attention_size), shuffle=False),
-            delta=a.delta,
-            normalize=a.normalize,
-            score=a.score,
-            mirror=a.mirror,
-            precision=self.config.precision,
-            channels_last=self.config.channels_last,
+            **self.config.looking,
             metadata={"checkpoint": broadcast(sha256(looked_at)), "epoch": str(self.epoch)},
             progress=self.progress,
             parts=parts,
