@@ -53,15 +53,17 @@ def run_cases(target: str, folder: Path, *, cases: int, seed: int = 0, first: in
     with warnings.catch_warnings(), (folder / "case").open("w") as progress:
         warnings.simplefilter("ignore")  # of damaged files Pillow warns by the thousand
         case = TARGETS[target](folder)
-        for number in range(first, cases):
-            progress.seek(0)
-            progress.write(f"{number}\n")
-            progress.flush()
-            faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
-            read += case(np.random.default_rng([seed, number]))
-            if number == cases // 4:
-                early = memory().rss
-        faulthandler.cancel_dump_traceback_later()
+        try:
+            for number in range(first, cases):
+                progress.seek(0)
+                progress.write(f"{number}\n")
+                progress.flush()
+                faulthandler.dump_traceback_later(CASE_SECONDS, exit=True)
+                read += case(np.random.default_rng([seed, number]))
+                if number == cases // 4:
+                    early = memory().rss
+        finally:
+            faulthandler.cancel_dump_traceback_later()
     return {
         "name": f"fuzz {target}",
         "faults": cases,

@@ -25,6 +25,9 @@ class _ParallelLock:
 
     Numba's OpenMP layer calls ``omp_set_num_threads`` when it starts, and torch, which shares the OpenMP library, would
     compute with that many threads from then on, whatever it was told, and round differently. So torch is told again.
+
+    TBB, on one core and started by another thread than the main one, waits for ever when the process ends. So one core
+    gets workqueue, unless the environment names a layer.
     """
 
     def __init__(self) -> None:
@@ -33,6 +36,9 @@ class _ParallelLock:
     def __enter__(self) -> None:
         self._lock.acquire()
         if not self._started:
+            settings: Any = numba.config
+            if settings.NUMBA_NUM_THREADS == 1 and settings.THREADING_LAYER == "default":
+                settings.THREADING_LAYER = "workqueue"
             threads = torch.get_num_threads()
             numba.get_num_threads()  # starts the layer
             if torch.get_num_threads() != threads:

@@ -16,8 +16,8 @@ assert torch.get_num_threads() == 1
 """
 
 
-def run(script: str, layer: str) -> None:
-    environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+def run(script: str, layer: str, threads: str = "2") -> None:
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": threads}
     ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=120)
     assert ran.returncode == 0, ran.stderr.decode()
 
@@ -29,7 +29,14 @@ def test_torch_keeps_its_number_of_threads(layer: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="binding to one core needs Linux")
-def test_a_process_on_one_core_ends() -> None:
+@pytest.mark.parametrize("start", ["work()", "t = threading.Thread(target=work); t.start(); t.join()"])
+def test_a_process_on_one_core_ends(start: str) -> None:
     """TBB, where it is installed, waits at the end for what the thread that started it left undone."""
-    script = SCRIPT.replace('assert numba.threading_layer() == "{layer}"', "")
-    run(f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n{script}", "default")
+    lines = SCRIPT.replace('assert numba.threading_layer() == "{layer}"', "pass").strip().splitlines()
+    body = "\n    ".join(lines)
+    run(
+        "import os, threading; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n"
+        f"def work():\n    {body}\n{start}",
+        layer="default",
+        threads="1",
+    )
