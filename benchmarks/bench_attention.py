@@ -1,9 +1,11 @@
 """The attention pass beside the bare forward loop and beside pytorch-grad-cam, and attention_boxes beside NumPy boxes.
 
-Three ways go over the same files with the same folder engine, batch size, network and memory format, and take turns:
+Ways that go over the same files with the same folder engine, batch size, network and memory format, and take turns:
 
 - *bare forward*: engine, normalisation, ``encoder.features`` in eval mode without gradient; the features are dropped.
 - *attention pass*: :func:`saga_fast.attention.build_box_table`, which goes on to channel weights, boxes and the table.
+- both of them *compiled* (:mod:`saga_fast.compiled_encoder`), in fp32 and in bf16, compiling left out: a rebuild of a
+  data set pays for it once, and ``breaks_even`` says after how many images it has paid.
 - *pytorch-grad-cam*: engine, normalisation, ``GradCAM`` as shipped on the last stage with its default target, the
   argmax of z = projector(encoder(x)), then threshold and smallest rectangle per image in NumPy.
 
@@ -20,7 +22,10 @@ Run it as ``PYTHONPATH=. python benchmarks/bench_attention.py --out FILE`` on an
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
+import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +41,13 @@ from benchmarks.images import make_images
 from benchmarks.loading import bind, consume
 from saga_fast.attention import box_iou, build_box_table
 from saga_fast.channel_weights import channel_weights
+from saga_fast.compiled_encoder import compiled
 from saga_fast.encoder import EncoderConfig
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import ImageFolder, Loader, WholePlan, open_loader
 from saga_fast.methods import Method, build_method
 from saga_fast.methods.simclr import SimCLRConfig
-from saga_fast.precision import normalized
+from saga_fast.precision import Precision, normalized
 from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 CPU = torch.device("cpu")
@@ -115,11 +121,16 @@ def bench_pass(
     channels_last = layout == "channels_last"
     model = build_model(name, size, FORMATS[layout])
     loader = open_loader("folder", source, WholePlan(size=size), batch_size=batch_size, threads=threads)
-    attend = partial(build_box_table, model, loader, delta=DELTA, channels_last=channels_last)
+    options: dict[str, Any] = {"delta": DELTA, "channels_last": channels_last, "forward": "eager"}
+    attend = partial(build_box_table, model, loader, **options)
     bare = partial(forward, model, loader, channels_last)
     peer = partial(boxes_by_grad_cam, model, loader, channels_last)
+    kept = ExitStack()  # of what is compiled
+    fast, compiling = _compiled(kept, model, loader, batch_size, channels_last, "fp32")
+    fast_bf16, _ = _compiled(kept, model, loader, batch_size, channels_last, "bf16")
 
     table, table_bf16 = attend(), attend(precision="bf16")
+    table_fast = build_box_table(fast, loader, **options)
     agreed = agreement(table.boxes, peer()) | agreement(table.boxes, peer(bicubic=True), "iou_bicubic")
     if agreed["iou_bicubic"] < LEAST_IOU:
         raise SystemExit(f"{name} at {size}: the peer's boxes are not ours, mean IoU {agreed['iou_bicubic']:.3f}")
@@ -130,10 +141,17 @@ def bench_pass(
         "grad-cam": peer,
         "forward again": bare,
         "bf16": partial(attend, precision="bf16"),
+        "compiled forward": partial(forward, fast, loader, channels_last),
+        "compiled attention": partial(build_box_table, fast, loader, **options),
+        "compiled bf16 forward": partial(forward, fast_bf16, loader, channels_last),
+        "compiled bf16": partial(build_box_table, fast_bf16, loader, precision="bf16", **options),
         "beyond": partial(weights_and_boxes, model, features, size),
         "loader": partial(consume, loader),
     }
     seconds = time_pairs(ways, repeats=repeats)
+    kept.close()
+    saved = float(np.median(seconds["attention"] - seconds["compiled attention"])) / len(source)  # per image
+    pays = {"compile_seconds": compiling, "breaks_even": round(compiling / saved) if saved > 0.0 else None}
     facts: dict[str, Any] = {"encoder": name, "size": size, "layout": layout, "batch": batch_size, "threads": threads}
     facts |= {"rounds": repeats, "found_fraction": table.found_fraction}
 
@@ -141,15 +159,34 @@ def bench_pass(
         title = f"{title}, {name} at {size}, {layout}"
         return compare(title, seconds[way], seconds[other], against=against, images=len(source), **facts, **more)
 
+    compiled_agreed = agreement(table.boxes, table_fast.boxes)
     grad_cam = "pytorch-grad-cam + NumPy boxes"
     return [
         row("attention pass", "attention", "forward", "bare forward", target=0.97),
         row("attention pass", "attention", "grad-cam", grad_cam, target=4.5, **agreed),
         row("attention pass, bf16", "bf16", "grad-cam", grad_cam, **agreement(table.boxes, table_bf16.boxes)),
+        row("compiled attention pass", "compiled attention", "compiled forward", "compiled bare forward", target=0.97),
+        row("compiled attention pass", "compiled attention", "forward", "bare forward", target=1.2, **pays),
+        row("compiled attention pass", "compiled attention", "grad-cam", grad_cam, **compiled_agreed),
+        row("compiled attention pass, bf16", "compiled bf16", "compiled bf16 forward", "compiled bf16 bare forward"),
+        row("compiled attention pass, bf16", "compiled bf16", "forward", "bare forward"),
+        row("compiled attention pass, bf16", "compiled bf16", "grad-cam", grad_cam),
         row("channel weights and boxes alone", "beyond", "forward", "bare forward"),
         row("bare forward", "forward", "loader", "loader alone"),
         row("noise: bare forward, again", "forward again", "forward", "bare forward"),
     ]
+
+
+def _compiled(
+    kept: ExitStack, model: Method, loader: Loader, batch_size: int, channels_last: bool, precision: Precision
+) -> tuple[Method, float]:
+    """A copy of the model whose encoder stays compiled while ``kept`` is open, and the seconds that compiling took."""
+    fast = copy.deepcopy(model)
+    kept.enter_context(compiled([fast.encoder], batch_size=batch_size, precision=precision))
+    _, images = next(prepared(loader, fast, channels_last))
+    begin = time.perf_counter()
+    fast.encoder.features(images)
+    return fast, time.perf_counter() - begin
 
 
 def peaked_features(batch: int) -> tuple[Tensor, Tensor]:
