@@ -380,11 +380,11 @@ class _Run:
                 "bad_images": self.known if steps else found,
                 "bad_found": found,
             }
-            save_checkpoint(self.last, content)
+            self.bad.write(self.folder / "bad_images.txt")
             keep = self.config.checkpoint.keep_every
             if keep and self.epoch % keep == 0 and not steps:
                 save_checkpoint(self.folder / f"epoch_{self.epoch:04d}.pt", content)
-            self.bad.write(self.folder / "bad_images.txt")
+            save_checkpoint(self.last, content)  # at last: who goes on from it writes nothing of the above again
         barrier()
 
     def _open_table(self, entry: dict[str, str] | None) -> None:
