@@ -233,9 +233,9 @@ class _Run:
             write_text(path, "".join(f"{index}\t{self.source.paths[index]}\n" for index in error.indices))
         some = ", ".join(map(str, error.indices[:16])) + (", ..." if len(error.indices) > 16 else "")
         return SagaError(
-            f"the loss is not finite since step {error.step} of epoch {self.epoch + 1}: {error.value}, images {some},"
-            f" see {path}; lower the learning rate ({phase.lr:g}), raise the precision or set skip_nonfinite;"
-            f" last.pt holds {state}"
+            f"the {error.what} is not finite since step {error.step} of epoch {self.epoch + 1}: loss {error.value},"
+            f" images {some}, see {path}; lower the learning rate ({phase.lr:g}), raise the precision or set"
+            f" skip_nonfinite; last.pt holds {state}"
         )
 
     def _position(self) -> str:
