@@ -182,8 +182,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every rank's loss sees these rows. DistributedDataParallel divides by the number of ranks.
-        total = gradient.contiguous()
+        # Every rank's loss sees these rows. DistributedDataParallel divides by the number of ranks. The gradient may be
+        # another tensor's, too, so a copy is summed.
+        total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[rank() * ctx.count :][: ctx.count]
 
