@@ -72,7 +72,8 @@ def test_gradient_of_a_finite_loss(
     tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, options: list[str], said: str | None
 ) -> None:
     """Its step has a good loss and leaves weights that are not numbers, just before they would be saved."""
-    out, real, calls = tmp_path / "run", torch.Tensor.backward, 0
+    out, calls = tmp_path / "run", 0
+    real: Any = torch.Tensor.backward
 
     def spoiled(loss: torch.Tensor, *arguments: Any, **more: Any) -> None:
         nonlocal calls
