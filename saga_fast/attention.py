@@ -107,7 +107,7 @@ def build_box_table(
         resume: take what ``parts`` holds of an earlier pass, and compute the rest.
 
     Raises:
-        SagaError: more undecodable images than the loader's list allows.
+        SagaError: more undecodable images than the loader's list allows, or processes that see other files.
     """
     size = loader.plan.size if size is None else size
     described = {
@@ -118,6 +118,7 @@ def build_box_table(
         "attention_score": score,
         **(metadata or {}),
     }
+    check_same({"the data set" if name == "dataset" else name: value for name, value in described.items()})
     agree(loader.bad)
     order = loader.order()
     device = next(model.parameters()).device

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -209,6 +209,22 @@ def mean(values: Tensor) -> Tensor:
 def own_rows(rows: Tensor) -> Tensor:
     """This rank's part of rows that all ranks hold alike: (world_size * B, ...) -> (B, ...)."""
     return rows.chunk(world_size())[rank()] if world_size() > 1 else rows
+
+
+def check_same(facts: Mapping[str, str]) -> None:
+    """Make sure that all processes have found the same: names of facts and what this process has found.
+
+    Raises:
+        SagaError: on every rank; names the first that differs, and both.
+    """
+    every = gather_objects(dict(facts))
+    for name, expected in every[0].items():
+        for number, found in enumerate(every):
+            if found[name] != expected:
+                raise SagaError(
+                    f"{name} is {expected} for rank 0, {found[name]} for rank {number}: all processes must see the same"
+                    " files"
+                )
 
 
 def agree(bad: BadImages) -> None:

@@ -22,6 +22,7 @@ from saga_fast.distributed import (
     agree,
     barrier,
     broadcast,
+    check_same,
     is_main,
     rank,
     world_size,
@@ -41,7 +42,7 @@ from saga_fast.train.epoch import EpochResult, train_epoch
 from saga_fast.train.metrics import Metrics
 from saga_fast.train.optimizer import PhaseConfig, build_optimizer
 from saga_fast.train.plan import crop_plan
-from saga_fast.train.state import read_state, restore_training_state, share_statistics, training_state
+from saga_fast.train.state import position, read_state, restore_training_state, share_statistics, training_state
 from saga_fast.train.steps import NonFiniteLossError, Steps
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ class _Run:
 
     def _explained(self, error: NonFiniteLossError, phase: PhaseConfig) -> SagaError:
         """The error with the images of the batch and the checkpoint to go on from."""
-        state = broadcast(self._position() if is_main() else "")
+        state = broadcast(position(read_checkpoint(self.last)) if is_main() else "")
         path = self.folder / "nonfinite.txt"
         if is_main():
             write_text(path, "".join(f"{index}\t{self.source.paths[index]}\n" for index in error.indices))
@@ -238,14 +239,10 @@ class _Run:
             f" skip_nonfinite; last.pt holds {state}"
         )
 
-    def _position(self) -> str:
-        """What last.pt holds, in words."""
-        state = read_checkpoint(self.last)
-        done = state["so_far"]["done"] if state["so_far"] else 0
-        return f"epoch {state['epoch']}" + (f" and {done} steps of the next" if done else "")
-
     def _open_source(self, path: str) -> Source:
-        return open_source(self.config.data.engine, path, classes=self.config.data.classes)
+        source = open_source(self.config.data.engine, path, classes=self.config.data.classes)
+        check_same({"the data set": source.fingerprint})
+        return source
 
     def _open(self, plan: CropPlan | WholePlan, *, shuffle: bool, source: Source | None = None) -> Loader:
         config = self.config

@@ -7,7 +7,17 @@ from processes import run
 from torch import Tensor
 
 from saga_fast import distributed
-from saga_fast.distributed import Agreement, agree, gather, gather_uneven, gather_with_gradient, mean, own_rows, rank
+from saga_fast.distributed import (
+    Agreement,
+    agree,
+    check_same,
+    gather,
+    gather_uneven,
+    gather_with_gradient,
+    mean,
+    own_rows,
+    rank,
+)
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BadImages, ImageFolder
 
