@@ -39,9 +39,30 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def restarted() -> bool:
-    """Whether torchrun started this run again after a process of it had died, on whatever machine."""
-    return any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+def begin(work: str) -> None:
+    """Note that this run has begun some work: a restart by torchrun goes on with it, see :func:`restarted`."""
+    store = _launchers_store() if is_main() else None
+    if store is not None:
+        store.set(f"begun/{work}", "")
+
+
+def restarted(work: str) -> bool:
+    """Whether torchrun started this run again after processes that had begun this work died, on whatever machine.
+
+    It also starts again what was refused, a run folder that holds another run, say; that is refused again.
+    """
+    if not any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)):
+        return False
+    store = _launchers_store() if is_main() else None
+    return broadcast(store is None or store.check([f"begun/{work}"]))
+
+
+def _launchers_store() -> Store | None:
+    """torchrun's own, which outlives the processes that it starts; None where rank 0 makes one each time."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store: Store = next(rendezvous("env://", timeout=TIMEOUT))[0]
+    return store
 
 
 def local_rank() -> int:

@@ -21,6 +21,7 @@ from saga_fast.distributed import (
     Agreement,
     agree,
     barrier,
+    begin,
     broadcast,
     check_same,
     is_main,
@@ -89,6 +90,7 @@ class _Run:
         resuming = resume and exists
         if exists and not resume:
             raise SagaError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
+        begin(config.out)
         if config.data.generate and is_main():
             make_demo_data(Path(config.data.train).parent, config.data.generate)
         barrier()
