@@ -299,7 +299,7 @@ class _Run:
             score=a.score,
             precision=self.config.precision,
             channels_last=self.config.channels_last,
-            metadata={"checkpoint": broadcast(sha256(looked_at)), "epoch": str(self.epoch)},
+            metadata={"checkpoint": broadcast(sha256(looked_at) if is_main() else ""), "epoch": str(self.epoch)},
             progress=self.progress,
             parts=parts,
             resume=True,
@@ -309,7 +309,7 @@ class _Run:
             self.table.save(self.folder / name)
             parts.remove()
         barrier()
-        self.table_entry = {"name": name, "sha256": broadcast(sha256(self.folder / name))}
+        self.table_entry = {"name": name, "sha256": broadcast(sha256(self.folder / name) if is_main() else "")}
         figures: dict[str, Any] = {
             "table": name,
             "found_fraction": self.table.found_fraction,
