@@ -9,7 +9,7 @@ import pytest
 from benchmarks.torture.experiment import Undisturbed, undisturbed
 from benchmarks.torture.full_disk import can_mount, fill_train, limit_pack, limit_train
 from benchmarks.torture.fuzz import fuzz, run_cases
-from benchmarks.torture.kills import kill_pack, kill_train
+from benchmarks.torture.kills import kill_build_att, kill_pack, kill_train
 from benchmarks.torture.mutations import mutated
 from saga_fast.loaders.engines import require_engine
 
@@ -22,9 +22,16 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def test_kill_9_of_train_and_resume(experiment: Undisturbed, tmp_path: Path) -> None:
-    row = kill_train(experiment, tmp_path, kills=3)
-    assert row["faults"] == row["survived"] == 3
+    row = kill_train(experiment, tmp_path, kills=8)
+    assert row["faults"] == row["survived"] == 8
     assert row["runs_compared"] >= 1
+
+
+def test_kill_9_of_build_att_and_resume(experiment: Undisturbed, tmp_path: Path) -> None:
+    row = kill_build_att(experiment, tmp_path, kills=12)
+    assert row["faults"] == row["survived"] == 12
+    assert row["tables_compared"] >= 1
+    assert row["gone_on_from_parts"] >= 1
 
 
 def test_kill_9_of_pack(tmp_path: Path) -> None:
