@@ -83,7 +83,7 @@ def test_the_committed_figures_are_of_thousands_of_faults() -> None:
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
     assert not [name for name, row in rows.items() if "error" in row]
     assert all(row["faults"] == row["survived"] and row["data_lost"] == 0 for row in rows.values())
-    assert rows["train killed"]["faults"] + rows["pack killed"]["faults"] >= 20
+    assert rows["train killed"]["faults"] + rows["build-att killed"]["faults"] >= 20
     assert rows["fuzz decode"]["faults"] >= 20_000
 
 
