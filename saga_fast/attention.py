@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from saga_fast.attention_parts import COLUMNS, Int64, Parts, rows_of
 from saga_fast.channel_weights import Score, channel_weights
-from saga_fast.distributed import agree, broadcast, gather_uneven, is_main, rank, world_size
+from saga_fast.distributed import agree, barrier, broadcast, check_same, gather_uneven, is_main, rank, world_size
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import Batch, BoxTable, Loader
 from saga_fast.loaders.plan import Views
@@ -107,7 +107,7 @@ def build_box_table(
         resume: take what ``parts`` holds of an earlier pass, and compute the rest.
 
     Raises:
-        SagaError: more undecodable images than the loader's list allows.
+        SagaError: more undecodable images than the loader's list allows, or processes that see other files.
     """
     size = loader.plan.size if size is None else size
     described = {
@@ -118,6 +118,7 @@ def build_box_table(
         "attention_score": score,
         **(metadata or {}),
     }
+    check_same({"the data set" if name == "dataset" else name: value for name, value in described.items()})
     agree(loader.bad)
     order = loader.order()
     device = next(model.parameters()).device
@@ -138,6 +139,7 @@ def build_box_table(
     if parts is not None:
         if is_main():
             parts.begin(keep=resume)
+        barrier()  # nobody writes a part while old ones are removed
         if resume:
             earlier, done = broadcast(parts.read(origin) if is_main() else (earlier, done))
             _put(table, earlier)
