@@ -59,7 +59,7 @@ def read_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
         inside = (near >= -ROUNDING) & (far <= 1.0 + ROUNDING) & (each[:, 2:] > 0.0)
         if not inside.all():  # NaN, too
             wrong = each[~inside.all(1)][0].tolist()
-            raise SagaError(f"{path}: {image!r} has the box {wrong}, not [x, y, w, h] in fractions of the image's sides")
+            raise SagaError(f"{path}: box {wrong} of {image!r} is not [x, y, w, h] in fractions of the image's sides")
     return known
 
 

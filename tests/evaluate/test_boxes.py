@@ -111,9 +111,9 @@ def test_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("b.json", "[1]", "must map paths"),
-        ("b.json", '{"a/0.jpg": [30, 40, 120, 90]}', r"'a/0.jpg' has the box \[30.0, 40.0, 120.0, 90.0\], not"),
-        ("b.json", '{"a/0.jpg": [0, 0, 1, NaN]}', "has the box"),
-        ("b.json", '{"a/0.jpg": [0.2, 0.2, 0, 0.3]}', "has the box"),
+        ("b.json", '{"a/0.jpg": [30, 40, 120, 90]}', r"box \[30.0, 40.0, 120.0, 90.0\] of 'a/0.jpg' is"),
+        ("b.json", '{"a/0.jpg": [0, 0, 1, NaN]}', "is not .x, y"),
+        ("b.json", '{"a/0.jpg": [0.2, 0.2, 0, 0.3]}', "is not .x, y"),
         ("b.json", "{", "must map paths"),
         ("b.json", '{"c.jpg": [0, 0, 1, 1]}', "none of the 3 images"),
         ("b.csv", "path,x,y\n", "needs the columns path, x_min"),
