@@ -224,7 +224,7 @@ def test_resumed_run_counts_its_later_lines(tmp_path: Path) -> None:
         ("config.yaml", "a: [", r"config\.yaml is not readable YAML"),
         ("config.yaml", "- a", r"config\.yaml holds a list"),
         ("att/epoch_0002.safetensors", "no table", r"not a box table: .*epoch_0002\.safetensors"),
-        ("../data/train/boxes.json", "{", r"boxes\.json is not JSON"),
+        ("../data/train/boxes.json", "{", r"boxes\.json must map"),
         ("../data/train/boxes.json", '{"a": 3}', r"boxes\.json must map"),
     ],
 )
@@ -303,6 +303,20 @@ def test_gallery_leaves_out_undecodable_images(tmp_path: Path) -> None:
     (tmp_path / "data" / "train" / "cat" / "0.jpg").write_bytes(b"no image")
     found = gallery.make_gallery(run)
     assert found and [tile.caption for tile in found.tiles][:2] == ["cat/1.jpg", "cat/2.jpg"]
+
+
+def test_gallery_draws_all_true_boxes_of_an_image(tmp_path: Path) -> None:
+    """In every form that `saga-fast eval boxes` reads: one box, several, none."""
+    run = saga_run(tmp_path)
+    two = [[0.0, 0.0, 0.1, 0.1], [0.25, 0.25, 0.5, 0.5]]
+    boxes = {"cat/0.jpg": two, "cat/1.jpg": [0.25, 0.25, 0.5, 0.5], "cat/2.jpg": []}
+    (tmp_path / "data" / "train" / "boxes.json").write_text(json.dumps(boxes))
+    found = gallery.make_gallery(run)
+    assert found
+    counts = [sum(mark.style == "true" for mark in tile.marks) for tile in found.tiles]
+    assert counts == [2, 1, 0, *[0] * (len(counts) - 3)]
+    assert found.tiles[0].overlap == found.tiles[1].overlap == "IoU 0.33 → 1.00"  # with the better one
+    assert "with true boxes and attention boxes" in found.tiles[0].alt
 
 
 def test_gallery_draws_some_of_many_renewals(tmp_path: Path) -> None:

@@ -29,6 +29,18 @@ ROUNDING = 1e-3
 
 
 def read_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
+    """:func:`find_boxes`, where there has to be something to find.
+
+    Raises:
+        SagaError: also where none of the images has a box.
+    """
+    known = find_boxes(path, images)
+    if not known:
+        raise SagaError(f"{path} has a box for none of the {len(images)} images, such as {images[0]!r}")
+    return known
+
+
+def find_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
     """True boxes of those ``images`` that have any.
 
     Args:
@@ -38,8 +50,8 @@ def read_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
         images: relative paths of the data set.
 
     Raises:
-        SagaError: no such file, one that cannot be read, none of the images in it, a box that is not inside its image,
-            or several XML files of an image's name.
+        SagaError: no such file, one that cannot be read, a box that is not inside its image, or several XML files of an
+            image's name.
     """
     if path.is_dir():
         boxes = _read_xml(path, images)
@@ -52,8 +64,6 @@ def read_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
         for image in images
         if image in boxes and len(boxes[image])
     }
-    if not known:
-        raise SagaError(f"{path} has a box for none of the {len(images)} images, such as {images[0]!r}")
     for image, each in known.items():
         near, far = each[:, :2], each[:, :2] + each[:, 2:]
         inside = (near >= -ROUNDING) & (far <= 1.0 + ROUNDING) & (each[:, 2:] > 0.0)
@@ -67,7 +77,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         boxes = json.loads(path.read_text(encoding="utf-8"))
         return {image: np.array(value, np.float32).reshape(-1, 4) for image, value in boxes.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise SagaError(f'{path} must map paths to boxes, as {{"class/name.jpg": [x, y, w, h]}}: {error}') from error
 
 

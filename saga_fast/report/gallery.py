@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import Image
 
 from saga_fast.demo_data import true_boxes_file
 from saga_fast.errors import SagaError
+from saga_fast.evaluate.boxes import find_boxes
 from saga_fast.loaders import BoxTable, Source, engines_for, open_source
 from saga_fast.report.runs import Run, short_path
 
@@ -78,8 +78,9 @@ def make_gallery(run: Run) -> Gallery | None:
         name = short_path(str(root))
         return Gallery(name=run.name, note=f"No pictures: {name} is gone, or its images are not those of the boxes.")
     paths = images.paths
-    true_boxes = _read_true_boxes(true_boxes_file(root))
-    tiles = [_tile(run.name, images, i, tables, true_boxes.get(paths[i])) for i in choose(paths)]
+    chosen = choose(paths)
+    true_boxes = _read_true_boxes(true_boxes_file(root), [paths[i] for i in chosen])
+    tiles = [_tile(run.name, images, i, tables, true_boxes.get(paths[i], [])) for i in chosen]
     known = any(mark.style == "true" for tile in tiles if tile for mark in tile.marks)
     legend = [("true", "true box")] if known else []
     legend += [(s, f"epoch {epoch}") for s, (epoch, _) in zip(_styles(len(tables)), tables, strict=True)]
@@ -117,7 +118,7 @@ def _tile(
     images: Source,
     index: int,
     tables: Sequence[tuple[int, BoxTable]],
-    true_box: Sequence[float] | None,
+    true_boxes: Sequence[Sequence[float]],
 ) -> Tile | None:
     path = images.paths[index]
     try:
@@ -129,13 +130,12 @@ def _tile(
         box = table.boxes[index].tolist()
         marks.append(Mark(style=style, box=_rounded(box)))
         word = f"epoch {epoch}" + ("" if table.found[index] else " (nothing found: whole image)")
-        if true_box is not None:
-            overlaps.append(f"{box_iou(box, true_box):.2f}")
+        if true_boxes:
+            overlaps.append(f"{max(box_iou(box, true_box) for true_box in true_boxes):.2f}")
             word += f", IoU {overlaps[-1]}"
         words.append(word)
-    if true_box is not None:  # last, on top of the others
-        marks.append(Mark(style="true", box=_rounded(true_box)))
-    truth = "true box and " if true_box is not None else ""
+    marks += [Mark(style="true", box=_rounded(box)) for box in true_boxes]  # last, on top of the others
+    truth = ("true box and " if len(true_boxes) == 1 else "true boxes and ") if true_boxes else ""
     return Tile(
         source=source,
         width=width,
@@ -167,16 +167,8 @@ def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
-def _read_true_boxes(path: Path) -> Mapping[str, Sequence[float]]:
+def _read_true_boxes(path: Path, images: Sequence[str]) -> Mapping[str, list[list[float]]]:
+    """As ``saga-fast eval boxes`` reads them; none where there is no file, or none of these images is in it."""
     if not path.is_file():
         return {}
-    try:
-        boxes = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SagaError(f"{path} is not JSON: mend or remove it ({error})") from error
-    good = isinstance(boxes, dict) and all(isinstance(box, list) and len(box) == 4 for box in boxes.values())
-    if not good:
-        raise SagaError(
-            f'{path} must map image paths to boxes, as {{"class/name.jpg": [x, y, w, h]}}: mend or remove it'
-        )
-    return {str(key): box for key, box in boxes.items()}
+    return {image: boxes.tolist() for image, boxes in find_boxes(path, images).items()}
