@@ -69,6 +69,12 @@ def test_plots_take_their_colours_from_the_page(html: str) -> None:
     assert html.count("<style") == 1
 
 
+def test_commands_name_the_checkpoint_that_a_run_began_from(html: str) -> None:
+    assert "train --config plain/config.yaml\n" in html
+    assert "train --config finetune/config.yaml --ckpt START.pt\n" in html
+    assert "saga-fast report plain finetune saga\n" in html
+
+
 def test_same_runs_give_the_same_bytes(html: str, folders: list[Path], tmp_path: Path) -> None:
     assert render(folders, tmp_path / "again.html", intro="Three runs.") == html
 

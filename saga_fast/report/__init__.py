@@ -153,5 +153,19 @@ def _hardware() -> str:
 
 
 def _commands(runs: Sequence[Run]) -> list[str]:
-    trained = [shlex.join(["saga-fast", "train", "--config", f"{run.name}/config.yaml"]) for run in runs]
-    return [*trained, shlex.join(["saga-fast", "report", *(run.name for run in runs)])]
+    """START.pt stands for the checkpoint that a run's first epoch began from: a run does not record its path."""
+    trained = [
+        [
+            "saga-fast",
+            "train",
+            "--config",
+            f"{run.name}/config.yaml",
+            *(["--ckpt", "START.pt"] if _started(run) else []),
+        ]
+        for run in runs
+    ]
+    return [shlex.join(command) for command in (*trained, ["saga-fast", "report", *(run.name for run in runs)])]
+
+
+def _started(run: Run) -> bool:
+    return bool(run.epochs) and int(run.epochs[0]["epoch"]) > 1
