@@ -35,7 +35,7 @@ def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
         default="whole",
         help="what the encoder sees of an image: all of it (default), its attention box, or both side by side",
     )
-    parser.add_argument("--table", type=Path, metavar="T", help="boxes for --views; default: made with the checkpoint")
+    parser.add_argument("--table", type=Path, metavar="T", help="boxes for --views; default: made as in training")
     parser.add_argument("--val-table", type=Path, metavar="T", help="those of the validation images")
     add_loading(parser, batch_size=batch_size)
     add_json(parser)
@@ -87,8 +87,16 @@ class Subject:
 
 
 def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
-    """D^att of the loader's images, as the config's ``attention`` says (or its defaults, where training used none)."""
+    """D^att of the loader's images, as the config's ``attention`` says (or its defaults, where training used none).
+
+    Where a classifier's attention made the boxes in training, it makes these.
+
+    Raises:
+        SagaError: the classifier's checkpoint cannot be read.
+    """
     attention = config.attention or AttentionConfig()
+    if attention.provider_ckpt is not None:
+        model = load_model(attention.provider_ckpt).to(next(model.parameters()).device)
     return build_box_table(
         model,
         loader,
