@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +16,7 @@ from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, write_text
 from saga_fast.loaders import BoxPlan, BoxTable, Loader, Plan, Source, WholePlan, open_loader, open_source
+from saga_fast.loaders.plan import widen_boxes
 from saga_fast.methods import Method
 from saga_fast.profile.figures import command, commit, hardware, versions
 from saga_fast.train.config import TrainConfig
@@ -83,7 +84,13 @@ class Subject:
         views: TestViews = self.options.views
         if views == "whole":
             return whole
-        return BoxPlan(size=whole.size, table=self.table(source), beside=whole if views == "both" else None)
+        boxes = widened(self.table(source), self.config.attention or AttentionConfig())
+        return BoxPlan(size=whole.size, table=boxes, beside=whole if views == "both" else None)
+
+
+def widened(table: BoxTable, attention: AttentionConfig) -> BoxTable:
+    """The table with its boxes as training crops with them: with ``margin``, and at least ``min_side`` wide."""
+    return replace(table, boxes=widen_boxes(table.boxes, margin=attention.margin, min_side=attention.min_side))
 
 
 def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
