@@ -19,7 +19,7 @@ from saga_fast.activations import activations, foreground_map, mean_of
 from saga_fast.attention_parts import COLUMNS, Int64, Parts, rows_of
 from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.compiled_encoder import Forward, chosen_forward, compiled, encoders_of
-from saga_fast.distributed import agree, broadcast, gather_uneven, is_main, rank, world_size
+from saga_fast.distributed import agree, barrier, broadcast, check_same, gather_uneven, is_main, rank, world_size
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import Batch, BoxTable, Loader
 from saga_fast.loaders.plan import Views
@@ -129,7 +129,7 @@ def build_box_table(
         resume: take what ``parts`` holds of an earlier pass, and compute the rest.
 
     Raises:
-        SagaError: more undecodable images than the loader's list allows.
+        SagaError: more undecodable images than the loader's list allows, or processes that see other files.
     """
     size = loader.plan.size if size is None else size
     described = {
@@ -141,11 +141,13 @@ def build_box_table(
         "mirror": str(mirror),
         **(metadata or {}),
     }
+    passes = len(loader.source) * (2 if mirror else 1)
+    forward = chosen_forward(forward, model, images=passes, size=loader.plan.size)
+    same = {"the data set" if name == "dataset" else name: value for name, value in described.items()}
+    check_same(same | {"the forward pass": forward})
     agree(loader.bad)
     order = loader.order()
     device = next(model.parameters()).device
-    passes = len(loader.source) * (2 if mirror else 1)
-    forward = chosen_forward(forward, model, images=passes, size=loader.plan.size)
     # Processes with equal strings here compute equal rows, to the bit on the CPU.
     origin = {
         **described,
@@ -164,6 +166,7 @@ def build_box_table(
     if parts is not None:
         if is_main():
             parts.begin(keep=resume)
+        barrier()  # nobody writes a part while old ones are removed
         if resume:
             earlier, done = broadcast(parts.read(origin) if is_main() else (earlier, done))
             _put(table, earlier)
@@ -295,12 +298,12 @@ def boxes_of_batch(
     """
     device = next(model.parameters()).device
     images = normalized(batch.views, model.encoder, device, channels_last=channels_last)[:, 0]
-    features, weights, label, value = _look(model, images, precision, score, normalize, mirror=mirror)
+    features, weights, label, value = look(model, images, precision, score, normalize, mirror=mirror)
     boxes, found = attention_boxes(features, weights, delta=delta, size=size, normalize=normalize)
     return boxes, found, label, value
 
 
-def _look(
+def look(
     model: Method, images: Tensor, precision: Precision, score: Score, normalize: Normalize, *, mirror: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the boxes are made of: activations (B, C, u, v) and weights (B, C), pseudo label and score (B,).

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,9 +39,30 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def restarted() -> bool:
-    """Whether torchrun started this run again after a process of it had died, on whatever machine."""
-    return any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0))
+def begin(work: str) -> None:
+    """Note that this run has begun some work: a restart by torchrun goes on with it, see :func:`restarted`."""
+    store = _launchers_store() if is_main() else None
+    if store is not None:
+        store.set(f"begun/{work}", "")
+
+
+def restarted(work: str) -> bool:
+    """Whether torchrun started this run again after processes that had begun this work died, on whatever machine.
+
+    It also starts again what was refused, a run folder that holds another run, say; that is refused again.
+    """
+    if not any(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)):
+        return False
+    store = _launchers_store() if is_main() else None
+    return broadcast(store is None or store.check([f"begun/{work}"]))
+
+
+def _launchers_store() -> Store | None:
+    """torchrun's own, which outlives the processes that it starts; None where rank 0 makes one each time."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store: Store = next(rendezvous("env://", timeout=TIMEOUT))[0]
+    return store
 
 
 def local_rank() -> int:
@@ -182,8 +203,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every rank's loss sees these rows. DistributedDataParallel divides by the number of ranks.
-        total = gradient.contiguous()
+        # Every rank's loss sees these rows. DistributedDataParallel divides by the number of ranks. The gradient may be
+        # another tensor's, too, so a copy is summed.
+        total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[rank() * ctx.count :][: ctx.count]
 
@@ -208,6 +230,22 @@ def mean(values: Tensor) -> Tensor:
 def own_rows(rows: Tensor) -> Tensor:
     """This rank's part of rows that all ranks hold alike: (world_size * B, ...) -> (B, ...)."""
     return rows.chunk(world_size())[rank()] if world_size() > 1 else rows
+
+
+def check_same(facts: Mapping[str, str]) -> None:
+    """Make sure that all processes have found the same: names of facts and what this process has found.
+
+    Raises:
+        SagaError: on every rank; names the first that differs, and both.
+    """
+    every = gather_objects(dict(facts))
+    for name, expected in every[0].items():
+        for number, found in enumerate(every):
+            if found[name] != expected:
+                raise SagaError(
+                    f"{name} is {expected} for rank 0, {found[name]} for rank {number}: all processes must see the same"
+                    " files"
+                )
 
 
 def agree(bad: BadImages) -> None:

@@ -4,114 +4,20 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
+from report_runs import Page, epoch, knn, make_images, make_run, make_table, make_three, render, renewal
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders.box_table import BoxTable
 from saga_fast.report import gallery, plots, write_report
-from saga_fast.report.paper import role
 from saga_fast.report.runs import Run, read_runs, short_path
 from saga_fast.report.tables import NONE
 from saga_fast.report.verdict import judge
 
 HOSTILE = '<img src=x>&"$q_'  # HTML, an entity, a quote, an open TeX formula
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Collects the tags and checks that they nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data + " "
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
-def make_images(root: Path, classes: Sequence[str] = ("cat", "dog"), per_class: int = 4) -> list[str]:
-    """JPEG files of 24 x 16 pixels in ImageFolder layout, with true boxes; returns their relative paths."""
-    rng = np.random.default_rng(0)
-    paths = [f"{name}/{i}.jpg" for name in sorted(classes) for i in range(per_class)]
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (16, 24, 3), dtype=np.uint8)).save(root / path)
-    (root / "boxes.json").write_text(json.dumps({path: [0.25, 0.25, 0.5, 0.5] for path in paths}))
-    return paths
-
-
-def epoch(at: int, **changes: object) -> dict[str, Any]:
-    record = {"kind": "epoch", "epoch": at, "phase": "plain", "loss": 2.5, "lr": 0.03, "images_per_second": 500.0}
-    return {**record, "data_wait": 0.04, "positive_similarity": 0.7, "seconds": 3.0, **changes}
-
-
-def knn(at: int, top1: float, layer: str = "backbone", k: int = 20) -> dict[str, Any]:
-    return {"kind": "knn", "epoch": at, "layer": layer, "k": k, "top1": top1}
-
-
-def renewal(at: int, **changes: object) -> dict[str, Any]:
-    record = {"kind": "renewal", "epoch": at, "table": f"att/epoch_{at:04d}.safetensors", "found_fraction": 0.97}
-    rest = {"box_area": 0.31, "images_per_second": 400.0, "seconds": 5.0, "iou": 0.36, "corloc": 0.3}
-    return {**record, **rest, **changes}
-
-
-def make_run(folder: Path, records: Sequence[dict[str, Any]], **config: object) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
-
-
-def make_table(path: Path, rows: int, box: Sequence[float] = (0.0, 0.25, 0.5, 0.5)) -> None:
-    boxes = np.tile(np.asarray(box, np.float32), (rows, 1))
-    replace(BoxTable.whole(rows), boxes=boxes, found=np.arange(rows) > 0).save(path)
-
-
-def make_three(root: Path, classes: Sequence[str] = ("cat", "dog"), saga: str = "saga") -> list[Path]:
-    """Folders of a plain, a fine-tuned and a SAGA run with two renewals."""
-    images = make_images(root / "data" / "train", classes)
-    data = {"train": str(root / "data" / "train"), "val": None}
-    plain = make_run(root / "plain", [knn(0, 0.30), epoch(1), epoch(2), knn(2, 0.50)], data=data, seed=0)
-    tuned = make_run(root / "finetune", [knn(2, 0.50), epoch(3), knn(3, 0.60)], data=data, attention=None)
-    attention = {"views": "mixed", "score": "norm", "delta": 0.7, "period": 1}
-    records = [knn(2, 0.50), renewal(2), epoch(3), renewal(3, iou=0.5), epoch(4), knn(4, 0.63)]
-    guided = make_run(root / saga, records, data=data, attention=attention, method={"name": "simclr"})
-    make_table(guided / "att" / "epoch_0002.safetensors", len(images))
-    make_table(guided / "att" / "epoch_0003.safetensors", len(images), (0.25, 0.25, 0.5, 0.5))
-    return [plain, tuned, guided]
-
-
-def render(runs: Sequence[Path], out: Path, **words: str) -> str:
-    write_report(runs, out, **words)
-    return out.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +67,12 @@ def test_plots_take_their_colours_from_the_page(html: str) -> None:
     assert "#fe0" not in html
     assert "var(--run-2)" in html
     assert html.count("<style") == 1
+
+
+def test_commands_name_the_checkpoint_that_a_run_began_from(html: str) -> None:
+    assert "train --config plain/config.yaml\n" in html
+    assert "train --config finetune/config.yaml --ckpt START.pt\n" in html
+    assert "saga-fast report plain finetune saga\n" in html
 
 
 def test_same_runs_give_the_same_bytes(html: str, folders: list[Path], tmp_path: Path) -> None:
@@ -318,7 +230,7 @@ def test_resumed_run_counts_its_later_lines(tmp_path: Path) -> None:
         ("config.yaml", "a: [", r"config\.yaml is not readable YAML"),
         ("config.yaml", "- a", r"config\.yaml holds a list"),
         ("att/epoch_0002.safetensors", "no table", r"not a box table: .*epoch_0002\.safetensors"),
-        ("../data/train/boxes.json", "{", r"boxes\.json is not JSON"),
+        ("../data/train/boxes.json", "{", r"boxes\.json must map"),
         ("../data/train/boxes.json", '{"a": 3}', r"boxes\.json must map"),
     ],
 )
@@ -399,6 +311,20 @@ def test_gallery_leaves_out_undecodable_images(tmp_path: Path) -> None:
     assert found and [tile.caption for tile in found.tiles][:2] == ["cat/1.jpg", "cat/2.jpg"]
 
 
+def test_gallery_draws_all_true_boxes_of_an_image(tmp_path: Path) -> None:
+    """In every form that `saga-fast eval boxes` reads: one box, several, none."""
+    run = saga_run(tmp_path)
+    two = [[0.0, 0.0, 0.1, 0.1], [0.25, 0.25, 0.5, 0.5]]
+    boxes = {"cat/0.jpg": two, "cat/1.jpg": [0.25, 0.25, 0.5, 0.5], "cat/2.jpg": []}
+    (tmp_path / "data" / "train" / "boxes.json").write_text(json.dumps(boxes))
+    found = gallery.make_gallery(run)
+    assert found
+    counts = [sum(mark.style == "true" for mark in tile.marks) for tile in found.tiles]
+    assert counts == [2, 1, 0, *[0] * (len(counts) - 3)]
+    assert found.tiles[0].overlap == found.tiles[1].overlap == "IoU 0.33 → 1.00"  # with the better one
+    assert "with true boxes and attention boxes" in found.tiles[0].alt
+
+
 def test_gallery_draws_some_of_many_renewals(tmp_path: Path) -> None:
     root = tmp_path / "data"
     images = make_images(root)
@@ -433,60 +359,3 @@ def test_fraction_axis_ends_at_one() -> None:
     assert min(ticks) <= 92
     assert max(ticks) == 100
     assert plots.line_plot("Found (%)", [plots.Series(name="plain", style=0, points=[])], key="found") is None
-
-
-def evaluated(run: Path, name: str, *rows: dict[str, Any]) -> None:
-    (run / "eval").mkdir(exist_ok=True)
-    (run / "eval" / f"{name}.json").write_text(json.dumps({"rows": rows}))
-
-
-def linear(epoch: int, top1: float, **changes: object) -> dict[str, Any]:
-    row = {"protocol": "linear", "probe": "moco", "features": "augmented", "views": "whole", "lr": 30.0}
-    rest = {"probe_epochs": 100, "probe_epoch": 100, "test_crop": "centre 0.875", "epoch": epoch}
-    return {**row, **rest, "top1": top1, "top5": 0.9, **changes}
-
-
-def test_evaluations_are_shown(tmp_path: Path) -> None:
-    """In a table of their own, in the paper's tables, and as a curve; a probe that is under way is not."""
-    plain, tuned, guided = make_three(tmp_path)
-    evaluated(plain, "linear", linear(2, 0.511), linear(2, 0.3, probe_epoch=50))
-    evaluated(tuned, "linear", linear(3, 0.522, features="cached"))
-    evaluated(guided, "linear-3", linear(3, 0.53))
-    evaluated(guided, "linear-4", linear(4, 0.544))
-    pair = {"protocol": "pairs", "name": "saga/last", "epoch": 4, "edges": [-1.0, 0.0, 1.0], "std": 0.1}
-    evaluated(guided, "pairs", *({**pair, "views": v, "mean": 0.5, "counts": [1, 3]} for v in ("plain", "attention")))
-    box = {"protocol": "boxes", "epoch": 2, "iou": 0.41, "iou_whole": 0.309, "corloc": 0.2, "drift": None}
-    evaluated(guided, "boxes", {**box, "area": 0.5, "true_area": 0.3})
-    page = Page(html := render([plain, tuned, guided], tmp_path / "report.html"))
-    words = " ".join(page.text.split()).replace(NONE, "-")
-    assert "Linear probe moco, 100 epochs, lr 30 51.1 (90.0) - 54.4 (90.0)" in words
-    assert "Linear probe moco, 100 epochs, lr 30, cached features (estimate) - 52.2 (90.0) -" in words
-    assert "MoCo v2, paper 67.5 67.7 68.0" in words
-    assert "SimCLR, here" in words
-    assert "saga 2 0.410 0.309 20.0 0.500 0.300 -" in words
-    assert "saga 53.0 % at epoch 3, 54.4 % at epoch 4" in html
-    assert "plain crops: mean 0.500, deviation 0.100; attention crops: mean 0.500" in html
-
-
-@pytest.mark.parametrize(
-    ("text", "words"), [("{", "is not JSON"), ('{"rows": [{}]}', "holds no rows of"), ("[]", "no rows")]
-)
-def test_unreadable_evaluations_are_named(tmp_path: Path, text: str, words: str) -> None:
-    run = make_run(tmp_path / "run", [epoch(1)])
-    (run / "eval").mkdir()
-    (run / "eval" / "mine.json").write_text(text)
-    with pytest.raises(SagaError, match=rf"mine\.json.*{words}"):
-        read_runs([run])
-
-
-@pytest.mark.parametrize(
-    ("config", "column"),
-    [
-        ({"attention": None, "saga": {"epochs": 0}}, "plain"),
-        ({"attention": None, "saga": {"epochs": 60}}, "finetune"),
-        ({"attention": {"period": 10}, "saga": {"epochs": 60}}, "saga"),
-        ({"attention": {"provider": "supervised"}, "saga": {"epochs": 60}}, "supervised"),
-    ],
-)
-def test_role(tmp_path: Path, config: dict[str, Any], column: str) -> None:
-    assert role(read_runs([make_run(tmp_path / "run", [epoch(1)], **config)])[0]) == column

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from saga_fast.cli import main
+from saga_fast.loaders import ImageFolder
 
 PROBE = """<script>addEventListener("load", () => {
   const images = [...document.images], found = {
@@ -60,6 +61,12 @@ def report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert main([*probe, "--json", str(run / "eval" / "linear.json")]) == 0
     pairs = ["eval", "pairs", "--ckpt", ckpt, "--png", str(folder / "pairs.png")]
     assert main([*pairs, "--json", str(run / "eval" / "pairs.json")]) == 0
+    truth = folder / "truth.csv"
+    boxes = [f"{path},0.25,0.25,0.5,0.5" for path in ImageFolder(data).paths]
+    truth.write_text("\n".join(["path,x_min,y_min,w,h", *boxes]))
+    tables = [str(path) for path in sorted((run / "att").glob("*.safetensors"))]
+    true = ["eval", "boxes", "--table", *tables, "--data", str(data), "--truth", str(truth)]
+    assert main([*true, "--json", str(run / "eval" / "boxes.json")]) == 0
     assert main(["report", str(run), "--out", str(folder / "report.html"), "--title", "A run"]) == 0
     return folder / "report.html"
 
@@ -86,7 +93,8 @@ def look(browser: Browser, report: Path, *options: str) -> dict[str, Any]:
 def test_everything_loads_and_nothing_is_logged(browser: Browser, report: Path, dark: bool) -> None:
     options = ["--blink-settings=preferredColorScheme=0"] if dark else ["--blink-settings=preferredColorScheme=1"]
     seen = look(browser, report, "--window-size=1280,900", *options)
-    assert seen["images"] == seen["loaded"] == seen["alt"] == 12
+    assert seen["images"] == seen["loaded"] == seen["alt"] == 12 + 12  # pictures with boxes, and their heatmaps
+    assert "Boxes beside true boxes" in report.read_text(encoding="utf-8")
     assert seen["plots"] >= 8
     assert seen["hidden"] == 0
     assert seen["wide"] <= seen["window"]

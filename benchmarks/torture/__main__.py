@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.torture.experiment import undisturbed
 from benchmarks.torture.full_disk import can_mount, fill_train, limit_pack, limit_train
 from benchmarks.torture.fuzz import fuzz
-from benchmarks.torture.kills import kill_pack, kill_train
+from benchmarks.torture.kills import kill_build_att, kill_pack, kill_train
 from saga_fast.profile.figures import Row, write
 
 CASES = {
@@ -44,6 +44,7 @@ def faults(folder: Path, *, scale: float, seed: int) -> Iterator[tuple[str, Call
         yield f"fuzz {target}", partial(fuzz, target, place(f"fuzz-{target}"), cases=many(cases), seed=seed)
     experiment = undisturbed(place("experiment"))
     yield "train killed", partial(kill_train, experiment, place("kills"), kills=many(40), seed=seed)
+    yield "build-att killed", partial(kill_build_att, experiment, place("att"), kills=many(40), seed=seed)
     yield "pack killed", partial(kill_pack, place("pack"), kills=many(40), seed=seed)
     yield "file size limit, train", partial(limit_train, experiment, place("limit"), faults=many(15), seed=seed)
     yield "file size limit, pack", partial(limit_pack, place("limit-pack"), faults=many(15), seed=seed)

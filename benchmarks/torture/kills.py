@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of ``train`` and of ``pack``, then once more from what is left, until it is done."""
+"""SIGKILL at random moments of ``train``, ``build-att`` and ``pack``, and again from what is left, until it is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from run_folders import assert_same_run
 
 from benchmarks.torture.experiment import Undisturbed, make_images, train
-from benchmarks.torture.processes import Ended, command, warm_up
+from benchmarks.torture.processes import Ended, command, together, warm_up
 from saga_fast.profile.figures import Row
 
 
@@ -38,6 +38,68 @@ def kill_train(experiment: Undisturbed, folder: Path, *, kills: int, seed: int =
         shutil.rmtree(run)
         finished += 1
     return {"name": "train killed", "faults": made, "survived": made, "data_lost": 0, "runs_compared": finished}
+
+
+def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: int = 0) -> Row:
+    """Kill ``build-att``, or one of its two processes, ``kills`` times, resume each time in one or in two, and compare
+    the tables with one of an undisturbed pass, bit for bit.
+
+    Raises:
+        AssertionError: a pass that does not go on, another table, or more than a line of a process whose other died.
+    """
+    from saga_fast.attention_parts import parts_of
+    from saga_fast.loaders import BoxTable
+
+    out, whole = folder / "att.safetensors", folder / "whole.safetensors"
+    arguments = ["build-att", "--ckpt", str(experiment.run / "last.pt"), "--data", str(make_images(folder / "images"))]
+    arguments += ["--batch-size", "1", "--threads", "1", "--device", "cpu", "--max-bad-fraction", "0.1", "--resume"]
+    logs, rng = [folder / f"log{rank}.txt" for rank in range(2)], np.random.default_rng(seed)
+    warm_up(logs[0])
+    (undisturbed,) = together([*arguments, "--out", str(whole)], logs[:1], prepare=_parts_at_once)
+    seconds, expected = _good(undisturbed).seconds, BoxTable.open(whole)
+    made = finished = gone_on = 0
+    while made < kills or out.exists() or parts_of(out).exists():
+        count = int(rng.integers(1, 3))
+        moment = count * seconds * float(rng.uniform(0.0, 1.0)) if made < kills else None
+        before = len(list(parts_of(out).glob("part_*")))
+        every = together(
+            [*arguments, "--out", str(out)],
+            logs[:count],
+            kill_after=moment,
+            victim=int(rng.integers(count)),
+            prepare=_parts_at_once,
+        )
+        gone_on += before > 0
+        if -9 in [ended.code for ended in every]:
+            made += 1
+            for ended in every:
+                assert ended.code in (-9, -15, 143, 0) or _is_one_line(ended), ended
+            continue
+        for ended in every:
+            _good(ended)
+        table = BoxTable.open(out)
+        for column in ("boxes", "found", "pseudo_label", "score"):
+            np.testing.assert_array_equal(getattr(table, column), getattr(expected, column))
+        assert not parts_of(out).exists()
+        out.unlink()
+        finished += 1
+    row: Row = {"name": "build-att killed", "faults": made, "survived": made, "data_lost": 0}
+    return {**row, "gone_on_from_parts": gone_on, "tables_compared": finished}
+
+
+def _parts_at_once() -> None:
+    """A process writes a part for every batch, where it would take 30 s of them."""
+    from saga_fast.attention_parts import Parts
+
+    defaults = Parts.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults["seconds"] = 0.0
+
+
+def _is_one_line(ended: Ended) -> bool:
+    """Whether it ended because the other process had, and said so."""
+    lines = [line for line in ended.text.splitlines() if line.startswith("saga-fast: error: another process")]
+    return ended.code == 2 and len(lines) == 1 and "Traceback" not in ended.text
 
 
 def kill_pack(folder: Path, *, kills: int, images: int = 200, seed: int = 0) -> Row:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 LIMIT_SECONDS = 300.0
@@ -52,9 +53,64 @@ def call(
     Raises:
         TimeoutError: it hung.
     """
-    process = _context().Process(target=_child, args=(function, str(log)))
     begin = time.perf_counter()
+    return _end(_start(function, log), log, begin, kill_after=kill_after, limit=limit)
+
+
+def together(
+    arguments: list[str],
+    logs: list[Path],
+    *,
+    kill_after: float | None = None,
+    victim: int = 0,
+    prepare: Callable[[], None],
+) -> list[Ended]:
+    """``saga-fast ARGUMENTS`` in one process per log, as torchrun starts them, and ends them with SIGTERM when one has
+    died: how each of them ended.
+
+    Args:
+        arguments, kill_after, prepare: see :func:`command`; one process alone is killed.
+        logs: what they write.
+        victim: the rank of the one that is killed.
+
+    Raises:
+        TimeoutError: one of them hung.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    begin = time.perf_counter()
+    processes = []
+    for rank, log in enumerate(logs):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(logs), "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        processes.append(_start(partial(_main, arguments, partial(_prepare_rank, environment, prepare)), log))
+    first = _end(processes[victim], logs[victim], begin, kill_after=kill_after)
+    for process in processes:
+        if first.code != 0:
+            process.terminate()
+    return [first if rank == victim else _end(process, logs[rank], begin) for rank, process in enumerate(processes)]
+
+
+def _prepare_rank(environment: dict[str, str], prepare: Callable[[], None]) -> None:
+    os.environ.update(environment)
+    prepare()
+
+
+def _start(function: Callable[[], int], log: Path) -> ForkServerProcess:
+    process = _context().Process(target=_child, args=(function, str(log)))
     process.start()
+    return process
+
+
+def _end(
+    process: ForkServerProcess,
+    log: Path,
+    begin: float,
+    *,
+    kill_after: float | None = None,
+    limit: float = LIMIT_SECONDS,
+) -> Ended:
     process.join(limit if kill_after is None else kill_after)
     hung = process.is_alive() and kill_after is None
     if process.is_alive():
@@ -62,7 +118,7 @@ def call(
         process.join()
     text = log.read_text(errors="replace") if log.exists() else ""
     if hung:
-        raise TimeoutError(f"{function} ran for {limit:g} s: {text}")
+        raise TimeoutError(f"a process ran for {limit:g} s: {text}")
     assert process.exitcode is not None
     return Ended(process.exitcode, text, time.perf_counter() - begin)
 

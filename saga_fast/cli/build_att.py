@@ -14,7 +14,7 @@ from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, chosen_source, loading
 from saga_fast.compiled_encoder import Forward
 from saga_fast.device import choose_device
-from saga_fast.distributed import is_main, restarted
+from saga_fast.distributed import begin, is_main, restarted
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, sha256
 from saga_fast.loaders import BadImages, WholePlan, open_loader
@@ -74,6 +74,8 @@ def run(options: argparse.Namespace) -> None:
         **loading(options),
     )
     parts = Parts(parts_of(options.out))
+    resume = options.resume or restarted(str(options.out))
+    begin(str(options.out))
     start = time.perf_counter()
     with stopping_in_order():
         table = build_box_table(
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
             metadata={"checkpoint": sha256(options.ckpt), "epoch": str(read_checkpoint(options.ckpt)["epoch"])},
             progress=True,
             parts=parts,
-            resume=restarted() or options.resume,
+            resume=resume,
         )
     rate = len(table) / (time.perf_counter() - start)
     if not is_main():

@@ -25,9 +25,9 @@ def add_parser(protocols: Any) -> None:
         " is the training images, with --val. Learning rates of 30 are for features of a ResNet-50 trained with MoCo.",
     )
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="moco", help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, metavar="N", help="the schedule's steps move in proportion")
-    parser.add_argument("--lr", type=float, metavar="R", help="first learning rate, never rescaled")
-    parser.add_argument("--weight-decay", type=float, metavar="W")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: the protocol's; its steps move in proportion")
+    parser.add_argument("--lr", type=float, metavar="R", help="first one, never rescaled; default: the protocol's")
+    parser.add_argument("--weight-decay", type=float, metavar="W", help="of the classifier; default: the protocol's")
     parser.add_argument(
         "--test-crop", metavar="F", help="side of the test crop over the shorter side (0.875), or 'whole': squashed"
     )

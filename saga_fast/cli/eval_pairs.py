@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saga_fast.attention import build_box_table
+from saga_fast.attention import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, check_positive, chosen_source, loading
-from saga_fast.cli.subject import add_json, write_rows
+from saga_fast.cli.subject import add_json, make_table, write_rows
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import LAYERS
@@ -28,7 +30,7 @@ def add_parser(protocols: Any) -> None:
         " each image, augmented as in training, cropped from the whole image and from its attention box.",
     )
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, metavar="CKPT", help="one or more checkpoints")
-    parser.add_argument("--data", metavar="SRC", help="images; default: the first checkpoint's training images")
+    parser.add_argument("--data", metavar="SRC", help="images; default: each checkpoint's training images")
     parser.add_argument(
         "--table", type=Path, nargs="+", metavar="T", help="boxes, one file per checkpoint; default: made with each one"
     )
@@ -50,11 +52,10 @@ def run(options: argparse.Namespace) -> None:
         if path:
             check_writable(path)
     rows = []
-    for number, ckpt in enumerate(options.ckpt):
+    for number, (ckpt, name) in enumerate(zip(options.ckpt, _names(options.ckpt), strict=True)):
         table = options.table[number] if options.table else None
-        for row in _rows(options, ckpt, table):
+        for row in _rows(options, ckpt, name, table):
             rows.append(row)
-            name = f"{ckpt.parent.name}/{ckpt.stem}"
             print(f"{name} epoch {row['epoch']}, {row['views']:9s}: mean {row['mean']:.3f}, std {row['std']:.3f}")
     checkpoints = [str(ckpt) for ckpt in options.ckpt]
     write_rows(options.json, rows, checkpoint=checkpoints[0] if len(checkpoints) == 1 else checkpoints)
@@ -62,22 +63,31 @@ def run(options: argparse.Namespace) -> None:
         draw_png(options.png, rows)
 
 
-def _rows(options: argparse.Namespace, ckpt: Path, table_file: Path | None) -> list[dict[str, Any]]:
+def _names(ckpts: Sequence[Path]) -> list[str]:
+    """Folder and file of each checkpoint, with as many folders before them as it takes to tell them apart."""
+    full = [ckpt.resolve().with_suffix("").parts for ckpt in ckpts]
+    depth = 2
+    while len({parts[-depth:] for parts in full}) < len(set(full)):
+        depth += 1
+    return ["/".join(parts[-depth:]) for parts in full]
+
+
+def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path | None) -> list[dict[str, Any]]:
     content = read_checkpoint(ckpt)
     config = checkpoint_config(content, ckpt)
     model = load_model(ckpt).to(choose_device(options.device))
     engine, source = chosen_source(options, config.data)
     if table_file is None:
         whole = open_loader(engine, source, WholePlan(size=config.attention_size), **loading(options))
-        table = build_box_table(model, whole, **config.looking, progress=True)
+        table = make_table(model, whole, config)
     else:
         table = BoxTable.open(table_file)
-    plan = {"size": config.crop.size, "seed": options.seed, "scale": config.crop.scale, "ratio": config.crop.ratio}
+    attention = config.attention or AttentionConfig()
+    plain = CropPlan(size=config.crop.size, seed=options.seed, scale=config.crop.scale, ratio=config.crop.ratio)
+    guided = replace(plain, table=table, margin=attention.margin, min_side=attention.min_side)
     rows = []
-    for views, boxes in (("plain", None), ("attention", table)):
-        loader = open_loader(
-            engine, source, CropPlan(**plan, table=boxes), shuffle=True, seed=options.seed, **loading(options)
-        )
+    for views, plan in (("plain", plain), ("attention", guided)):
+        loader = open_loader(engine, source, plan, shuffle=True, seed=options.seed, **loading(options))
         similarities = pair_similarities(
             model,
             loader,
@@ -89,6 +99,6 @@ def _rows(options: argparse.Namespace, ckpt: Path, table_file: Path | None) -> l
             channels_last=config.channels_last,
             progress=True,
         )
-        named = {"protocol": "pairs", "name": f"{ckpt.parent.name}/{ckpt.stem}", "epoch": content["epoch"]}
+        named = {"protocol": "pairs", "name": name, "epoch": content["epoch"]}
         rows.append({**named, "views": views, "layer": options.layer, **histogram(similarities)})
     return rows

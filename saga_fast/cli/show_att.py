@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         description="Images with their attention boxes: yellow, and blue those of --other. The ones shown are spread"
         " evenly over the order of --sort, from its first to its last.",
     )
-    parser.add_argument("table", type=Path, metavar="T.safetensors")
+    parser.add_argument("table", type=Path, metavar="T.safetensors", help="a box table: RUN/att/*, or of build-att")
     parser.add_argument("--data", type=Path, required=True, metavar="SRC", help="the images of the table")
     parser.add_argument("--out", type=Path, required=True, metavar="F", help="a .png, or an .html page with captions")
     parser.add_argument(

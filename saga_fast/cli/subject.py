@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from saga_fast.attention import build_box_table
+from saga_fast.attention import AttentionConfig, build_box_table
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, chosen_engine, loading
 from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, write_text
 from saga_fast.loaders import BoxPlan, BoxTable, Loader, Plan, Source, WholePlan, open_loader, open_source
+from saga_fast.loaders.plan import widen_boxes
 from saga_fast.methods import Method
 from saga_fast.profile.figures import command, commit, hardware, versions
 from saga_fast.train.config import TrainConfig
@@ -35,7 +36,7 @@ def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
         default="whole",
         help="what the encoder sees of an image: all of it (default), its attention box, or both side by side",
     )
-    parser.add_argument("--table", type=Path, metavar="T", help="boxes for --views; default: made with the checkpoint")
+    parser.add_argument("--table", type=Path, metavar="T", help="boxes for --views; default: made as in training")
     parser.add_argument("--val-table", type=Path, metavar="T", help="those of the validation images")
     add_loading(parser, batch_size=batch_size)
     add_json(parser)
@@ -77,14 +78,34 @@ class Subject:
             table.check(source.fingerprint, len(source))
             return table
         whole = WholePlan(size=self.config.attention_size)
-        return build_box_table(self.model, self.loader(source, whole), **self.config.looking, progress=True)
+        return make_table(self.model, self.loader(source, whole), self.config)
 
     def seen(self, source: Source, whole: Plan) -> Plan:
         """What ``--views`` says of an image, where ``whole`` is the plan of the whole of it."""
         views: TestViews = self.options.views
         if views == "whole":
             return whole
-        return BoxPlan(size=whole.size, table=self.table(source), beside=whole if views == "both" else None)
+        boxes = widened(self.table(source), self.config.attention or AttentionConfig())
+        return BoxPlan(size=whole.size, table=boxes, beside=whole if views == "both" else None)
+
+
+def widened(table: BoxTable, attention: AttentionConfig) -> BoxTable:
+    """The table with its boxes as training crops with them: with ``margin``, and at least ``min_side`` wide."""
+    return replace(table, boxes=widen_boxes(table.boxes, margin=attention.margin, min_side=attention.min_side))
+
+
+def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
+    """D^att of the loader's images, as the config's ``attention`` says (or its defaults, where training used none).
+
+    Where a classifier's attention made the boxes in training, it makes these.
+
+    Raises:
+        SagaError: the classifier's checkpoint cannot be read.
+    """
+    attention = config.attention or AttentionConfig()
+    if attention.provider_ckpt is not None:
+        model = load_model(attention.provider_ckpt).to(next(model.parameters()).device)
+    return build_box_table(model, loader, **config.looking, progress=True)
 
 
 def open_subject(options: argparse.Namespace) -> Subject:

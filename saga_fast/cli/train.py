@@ -44,6 +44,6 @@ def run(options: argparse.Namespace) -> None:
         config = replace(config, out=options.out)
     if options.engine:
         config = replace(config, data=replace(config.data, engine=options.engine))
-    last = train(config, resume=restarted() or options.resume, ckpt=options.ckpt, progress=True)
+    last = train(config, resume=options.resume or restarted(config.out), ckpt=options.ckpt, progress=True)
     if is_main():
         print(last)

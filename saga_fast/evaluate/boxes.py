@@ -24,19 +24,34 @@ TrueBoxes = Mapping[str, Float32]
 """Path of an image in its data set -> (n, 4) [x_min, y_min, w, h], normalised, n at least 1."""
 
 COLUMNS = ("path", "x_min", "y_min", "w", "h")
+ROUNDING = 1e-3
+"""By how much a box may stick out of its image: written with three digits, it does."""
 
 
 def read_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
+    """:func:`find_boxes`, where there has to be something to find.
+
+    Raises:
+        SagaError: also where none of the images has a box.
+    """
+    known = find_boxes(path, images)
+    if not known:
+        raise SagaError(f"{path} has a box for none of the {len(images)} images, such as {images[0]!r}")
+    return known
+
+
+def find_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
     """True boxes of those ``images`` that have any.
 
     Args:
         path: ``boxes.json``, which maps paths to a box or a list of boxes; a CSV file with the columns COLUMNS, one
-            line per box; or a folder of ImageNet's (Pascal VOC's) XML files, found by the images' names at any depth.
-            Numbers are fractions of the image's sides, but pixels in XML.
+            line per box; or a folder of ImageNet's (Pascal VOC's) XML files: at the image's path, or anywhere in the
+            folder by the image's name. Numbers are fractions of the image's sides, but pixels in XML.
         images: relative paths of the data set.
 
     Raises:
-        SagaError: no such file, one that cannot be read, or none of the images in it.
+        SagaError: no such file, one that cannot be read, a box that is not inside its image, or several XML files of an
+            image's name.
     """
     if path.is_dir():
         boxes = _read_xml(path, images)
@@ -44,9 +59,17 @@ def read_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
         raise SagaError(f"no such file or folder of true boxes: {path}")
     else:
         boxes = _read_csv(path) if path.suffix == ".csv" else _read_json(path)
-    known = {image: np.asarray(boxes[image], np.float32).reshape(-1, 4) for image in images if image in boxes}
-    if not known:
-        raise SagaError(f"{path} has a box for none of the {len(images)} images, such as {images[0]!r}")
+    known = {
+        image: np.asarray(boxes[image], np.float32).reshape(-1, 4)
+        for image in images
+        if image in boxes and len(boxes[image])
+    }
+    for image, each in known.items():
+        near, far = each[:, :2], each[:, :2] + each[:, 2:]
+        inside = (near >= -ROUNDING) & (far <= 1.0 + ROUNDING) & (each[:, 2:] > 0.0)
+        if not inside.all():  # NaN, too
+            wrong = each[~inside.all(1)][0].tolist()
+            raise SagaError(f"{path}: box {wrong} of {image!r} is not [x, y, w, h] in fractions of the image's sides")
     return known
 
 
@@ -54,13 +77,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         boxes = json.loads(path.read_text(encoding="utf-8"))
         return {image: np.array(value, np.float32).reshape(-1, 4) for image, value in boxes.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise SagaError(f'{path} must map paths to boxes, as {{"class/name.jpg": [x, y, w, h]}}: {error}') from error
 
 
 def _read_csv(path: Path) -> dict[str, list[list[float]]]:
     boxes: dict[str, list[list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not set(COLUMNS) <= set(rows.fieldnames or ()):
             raise SagaError(f"{path} needs the columns {', '.join(COLUMNS)}, has {', '.join(rows.fieldnames or ())}")
@@ -73,11 +96,18 @@ def _read_csv(path: Path) -> dict[str, list[list[float]]]:
 
 
 def _read_xml(folder: Path, images: Sequence[str]) -> dict[str, list[list[float]]]:
-    files = {file.stem: file for file in folder.rglob("*.xml")}
+    files = sorted(folder.rglob("*.xml"))
+    by_path = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        by_name.setdefault(file.stem, []).append(file)
     boxes = {}
     for image in images:
-        file = files.get(PurePosixPath(image).stem)
-        if file is not None and (found := _annotation(file)):
+        own = by_path.get(PurePosixPath(image).with_suffix("").as_posix())
+        named = [own] if own else by_name.get(PurePosixPath(image).stem, [])
+        if len(named) > 1:
+            raise SagaError(f"{named[0]} and {named[1]} both have the name of {image}: name files by the images' paths")
+        if named and (found := _annotation(named[0])):
             boxes[image] = found
     return boxes
 

@@ -109,7 +109,8 @@ def knn_accuracy(
         if leave_one_out:
             similarity[torch.arange(len(similarity)), torch.arange(begin, begin + len(similarity))] = float("-inf")
         nearest, neighbours = similarity.topk(max(ks), dim=1)
-        votes = ((nearest - 1.0) / temperature).exp()  # minus the largest possible similarity: no overflow
+        # Over the nearest one's vote: neither too large for float32 nor, for distant neighbours, all of them 0.
+        votes = ((nearest - nearest[:, :1]) / temperature).exp()
         voted = bank_labels[neighbours]
         for k in ks:
             scores = torch.zeros(len(similarity), classes).scatter_add_(1, voted[:, :k], votes[:, :k])

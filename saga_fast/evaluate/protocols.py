@@ -28,7 +28,7 @@ class ProbeConfig:
     nesterov: bool = False
     weight_decay: float = 0.0
     init_std: float | None = None
-    """Of the classifier's weights, biases 0; None: torch's initialisation of a linear layer."""
+    """Of the classifier's weights, 0 for zeros, biases 0; None: torch's initialisation of a linear layer."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of the training crops."""
     flip: float = 0.5
@@ -68,8 +68,8 @@ PROTOCOLS = {
         phase=PhaseConfig(epochs=60, lr=30.0, schedule="step", milestones=(30, 40, 50), gamma=0.2),
         scale=(0.2, 1.0),
     ),
-    # SC run.py and SimCLR's appendix B.6: 90 epochs, batches of 4096, lr 0.1 B / 256, Nesterov, cosine; SC: wd 1e-6.
-    # The layer's initialisation is not named there; SC's dense layers draw N(0, 0.01).
+    # SC README.md ("Finetuning the linear head", ImageNet) and SimCLR's appendix B.6: 90 epochs, batches of 4096,
+    # lr 0.1 B / 256, Nesterov, cosine, wd 1e-6, --zero_init_logits_layer.
     "simclr": ProbeConfig(
         name="simclr",
         phase=PhaseConfig(epochs=90, lr=0.1, schedule="cosine"),
@@ -77,7 +77,7 @@ PROTOCOLS = {
         lr_per_256=True,
         nesterov=True,
         weight_decay=1e-6,
-        init_std=0.01,
+        init_std=0.0,
     ),
     # LY benchmarks/imagenet/resnet50/linear_eval.py: 90 epochs, SGD, base lr 0.1, cosine without warm-up, wd 0.
     "lightly": ProbeConfig(

@@ -13,7 +13,7 @@ from saga_fast.files import write_text
 from saga_fast.profile.figures import commit, hardware
 from saga_fast.report import evaluations, plots, tables
 from saga_fast.report.gallery import make_gallery
-from saga_fast.report.histograms import grouped, lowest_edge
+from saga_fast.report.histograms import lowest_edge
 from saga_fast.report.page import environment
 from saga_fast.report.paper import paper_tables
 from saga_fast.report.runs import Point, Run, points, public_config, read_runs
@@ -105,21 +105,18 @@ def _speed(runs: Sequence[Run]) -> list[plots.Plot]:
 
 
 def _pairs(runs: Sequence[Run]) -> list[plots.Plot]:
-    """One panel per run and epoch of its ``saga-fast eval pairs``, all on the same horizontal axis."""
-    rows = [row for run in runs for row in run.evaluations if row["protocol"] == "pairs"]
+    """One panel per checkpoint and layer of ``saga-fast eval pairs``, all on the same horizontal axis."""
+    panels = evaluations.pairs_panels(runs)
+    limits = (lowest_edge([row for _, _, rows in panels for row in rows]), 1.0)
     drawn: list[plots.Plot] = []
-    for style, run in enumerate(runs):
-        found = grouped([row for row in run.evaluations if row["protocol"] == "pairs"])
-        for (_, epoch), kinds in found.items():
-            series = [(None if views == "plain" else style, row) for views, row in kinds.items()]
-            key = f"pairs-{style}-{len(drawn)}"
-            title = f"{run.name}, epoch {epoch}"
-            drawn.append(plots.histogram_plot(title, series, key=key, limits=(lowest_edge(rows), 1.0)))
+    for style, title, rows in panels:
+        series = [(None if row["views"] == "plain" else style, row) for row in rows]
+        drawn.append(plots.histogram_plot(title, series, key=f"pairs-{len(drawn)}", limits=limits))
     return drawn
 
 
 def _pairs_legend(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    styles = [i for i, run in enumerate(runs) if any(row["protocol"] == "pairs" for row in run.evaluations)]
+    styles = sorted({style for style, _, _ in evaluations.pairs_panels(runs)})
     attention = [(f"attention crops, {runs[i].name}", plots.colour(i), "") for i in styles]
     return [("plain crops", "var(--ink)", "4 2"), *attention] if styles else []
 
@@ -156,5 +153,19 @@ def _hardware() -> str:
 
 
 def _commands(runs: Sequence[Run]) -> list[str]:
-    trained = [shlex.join(["saga-fast", "train", "--config", f"{run.name}/config.yaml"]) for run in runs]
-    return [*trained, shlex.join(["saga-fast", "report", *(run.name for run in runs)])]
+    """START.pt stands for the checkpoint that a run's first epoch began from: a run does not record its path."""
+    trained = [
+        [
+            "saga-fast",
+            "train",
+            "--config",
+            f"{run.name}/config.yaml",
+            *(["--ckpt", "START.pt"] if _started(run) else []),
+        ]
+        for run in runs
+    ]
+    return [shlex.join(command) for command in (*trained, ["saga-fast", "report", *(run.name for run in runs)])]
+
+
+def _started(run: Run) -> bool:
+    return bool(run.epochs) and int(run.epochs[0]["epoch"]) > 1

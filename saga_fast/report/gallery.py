@@ -1,19 +1,24 @@
-"""A few images with their true box and the attention boxes of every renewal."""
+"""A few images with their true boxes, the attention boxes of every renewal, and heatmaps."""
 
 import base64
+import contextlib
 import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from saga_fast.demo_data import true_boxes_file
 from saga_fast.errors import SagaError
+from saga_fast.evaluate.boxes import find_boxes
 from saga_fast.loaders import BoxTable, Source, engines_for, open_source
+from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.report.heat import Heat, heats, overlay
 from saga_fast.report.runs import Run, short_path
 
 IMAGES = 12
@@ -32,8 +37,16 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A data URI and its text alternative."""
+
+    source: str
+    alt: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One picture as a data URI, with its boxes."""
+    """One picture as a data URI, with its boxes and its heatmaps."""
 
     source: str
     width: int
@@ -42,15 +55,20 @@ class Tile:
     caption: str
     overlap: str
     marks: tuple[Mark, ...]
+    heats: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """One run's pictures. ``legend`` pairs CSS classes with their words; ``note`` says what is missing and why."""
+    """One run's pictures. ``legend`` pairs CSS classes with their words; ``note`` says what is missing and why.
+
+    ``heats`` names the checkpoints of the tiles' heatmaps, in their order.
+    """
 
     name: str
     legend: tuple[tuple[str, str], ...] = ()
     tiles: tuple[Tile, ...] = ()
+    heats: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -78,14 +96,21 @@ def make_gallery(run: Run) -> Gallery | None:
         name = short_path(str(root))
         return Gallery(name=run.name, note=f"No pictures: {name} is gone, or its images are not those of the boxes.")
     paths = images.paths
-    true_boxes = _read_true_boxes(true_boxes_file(root))
-    tiles = [_tile(run.name, images, i, tables, true_boxes.get(paths[i])) for i in choose(paths)]
-    known = any(mark.style == "true" for tile in tiles if tile for mark in tile.marks)
+    stored = _decoded(images, choose(paths))
+    true_boxes = _read_true_boxes(true_boxes_file(root), [paths[i] for i in stored])
+    looks = heats(run, [epoch for epoch, _ in tables], list(stored.values()))
+    tiles = tuple(
+        _tile(run.name, images, index, pixels, tables, true_boxes.get(paths[index], []), looks, place)
+        for place, (index, pixels) in enumerate(stored.items())
+    )
+    known = any(mark.style == "true" for tile in tiles for mark in tile.marks)
     legend = [("true", "true box")] if known else []
     legend += [(s, f"epoch {epoch}") for s, (epoch, _) in zip(_styles(len(tables)), tables, strict=True)]
     hidden = len(existing) - len(shown)
     note = f"{hidden} of {len(existing)} renewals are not drawn." if hidden else ""
-    return Gallery(name=run.name, legend=tuple(legend), tiles=tuple(tile for tile in tiles if tile), note=note)
+    return Gallery(
+        name=run.name, legend=tuple(legend), tiles=tiles, heats=tuple(look.words for look in looks), note=note
+    )
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -112,38 +137,54 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / union if union > 0 else 0.0
 
 
+def _decoded(images: Source, indices: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+    """Pixels by index; training lists images that cannot be decoded, the report leaves them out.
+
+    Boxes count in stored pixels, so the EXIF orientation is left out of it, as in the loaders.
+    """
+    found = {}
+    for index in indices:
+        with contextlib.suppress(DecodeError, OSError):
+            found[index] = decode_image(images.read(index))
+    return found
+
+
 def _tile(
     run_name: str,
     images: Source,
     index: int,
+    pixels: npt.NDArray[np.uint8],
     tables: Sequence[tuple[int, BoxTable]],
-    true_box: Sequence[float] | None,
-) -> Tile | None:
+    true_boxes: Sequence[Sequence[float]],
+    looks: Sequence[Heat],
+    place: int,
+) -> Tile:
     path = images.paths[index]
-    try:
-        source, width, height = _thumbnail(images.read(index))
-    except OSError:  # training lists undecodable images; the report leaves them out
-        return None
+    small = Image.fromarray(pixels)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
     marks, overlaps, words = [], [], []
     for style, (epoch, table) in zip(_styles(len(tables)), tables, strict=True):
         box = table.boxes[index].tolist()
         marks.append(Mark(style=style, box=_rounded(box)))
         word = f"epoch {epoch}" + ("" if table.found[index] else " (nothing found: whole image)")
-        if true_box is not None:
-            overlaps.append(f"{box_iou(box, true_box):.2f}")
+        if true_boxes:
+            overlaps.append(f"{max(box_iou(box, true_box) for true_box in true_boxes):.2f}")
             word += f", IoU {overlaps[-1]}"
         words.append(word)
-    if true_box is not None:  # last, on top of the others
-        marks.append(Mark(style="true", box=_rounded(true_box)))
-    truth = "true box and " if true_box is not None else ""
+    marks += [Mark(style="true", box=_rounded(box)) for box in true_boxes]  # last, on top of the others
+    truth = ("true box and " if len(true_boxes) == 1 else "true boxes and ") if true_boxes else ""
     return Tile(
-        source=source,
-        width=width,
-        height=height,
+        source=_data_uri(small),
+        width=small.width,
+        height=small.height,
         alt=f"{path} with {truth}attention boxes of {run_name}: {'; '.join(words)}",
         caption=path,
         overlap=f"IoU {' → '.join(dict.fromkeys((overlaps[0], overlaps[-1])))}" if overlaps else "",
         marks=tuple(marks),
+        heats=tuple(
+            Picture(source=_data_uri(overlay(small, look.maps[place])), alt=f"{path}, heatmap of {look.words}")
+            for look in looks
+        ),
     )
 
 
@@ -152,14 +193,10 @@ def _styles(count: int) -> list[str]:
     return [f"att-{i} last" if i == count - 1 else f"att-{i}" for i in range(count)]
 
 
-def _thumbnail(data: bytes) -> tuple[str, int, int]:
-    with Image.open(io.BytesIO(data)) as image:
-        # Boxes count in stored pixels, so the EXIF orientation is left out of it, as in the loaders.
-        small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", small.width, small.height
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
@@ -167,16 +204,8 @@ def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
-def _read_true_boxes(path: Path) -> Mapping[str, Sequence[float]]:
+def _read_true_boxes(path: Path, images: Sequence[str]) -> Mapping[str, list[list[float]]]:
+    """As ``saga-fast eval boxes`` reads them; none where there is no file, or none of these images is in it."""
     if not path.is_file():
         return {}
-    try:
-        boxes = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SagaError(f"{path} is not JSON: mend or remove it ({error})") from error
-    good = isinstance(boxes, dict) and all(isinstance(box, list) and len(box) == 4 for box in boxes.values())
-    if not good:
-        raise SagaError(
-            f'{path} must map image paths to boxes, as {{"class/name.jpg": [x, y, w, h]}}: mend or remove it'
-        )
-    return {str(key): box for key, box in boxes.items()}
+    return {image: boxes.tolist() for image, boxes in find_boxes(path, images).items()}

@@ -21,7 +21,9 @@ from saga_fast.distributed import (
     Agreement,
     agree,
     barrier,
+    begin,
     broadcast,
+    check_same,
     is_main,
     rank,
     world_size,
@@ -42,7 +44,7 @@ from saga_fast.train.metrics import Metrics
 from saga_fast.train.optimizer import PhaseConfig, build_optimizer
 from saga_fast.train.plan import crop_plan
 from saga_fast.train.provider import check_provider, classifier, given_table
-from saga_fast.train.state import read_state, restore_training_state, share_statistics, training_state
+from saga_fast.train.state import position, read_state, restore_training_state, share_statistics, training_state
 from saga_fast.train.steps import NonFiniteLossError, Steps
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class _Run:
         resuming = resume and exists
         if exists and not resume:
             raise SagaError(f"{self.folder} holds a run already: go on with --resume, or choose another --out")
+        begin(config.out)
         if config.data.generate and is_main():
             make_demo_data(Path(config.data.train).parent, config.data.generate)
         barrier()
@@ -227,25 +230,21 @@ class _Run:
 
     def _explained(self, error: NonFiniteLossError, phase: PhaseConfig) -> SagaError:
         """The error with the images of the batch and the checkpoint to go on from."""
-        state = broadcast(self._position() if is_main() else "")
+        state = broadcast(position(read_checkpoint(self.last)) if is_main() else "")
         path = self.folder / "nonfinite.txt"
         if is_main():
             write_text(path, "".join(f"{index}\t{self.source.paths[index]}\n" for index in error.indices))
         some = ", ".join(map(str, error.indices[:16])) + (", ..." if len(error.indices) > 16 else "")
         return SagaError(
-            f"the loss is not finite since step {error.step} of epoch {self.epoch + 1}: {error.value}, images {some},"
-            f" see {path}; lower the learning rate ({phase.lr:g}), raise the precision or set skip_nonfinite;"
-            f" last.pt holds {state}"
+            f"the {error.what} is not finite since step {error.step} of epoch {self.epoch + 1}: loss {error.value},"
+            f" images {some}, see {path}; lower the learning rate ({phase.lr:g}), raise the precision or set"
+            f" skip_nonfinite; last.pt holds {state}"
         )
 
-    def _position(self) -> str:
-        """What last.pt holds, in words."""
-        state = read_checkpoint(self.last)
-        done = state["so_far"]["done"] if state["so_far"] else 0
-        return f"epoch {state['epoch']}" + (f" and {done} steps of the next" if done else "")
-
     def _open_source(self, path: str) -> Source:
-        return open_source(self.config.data.engine, path, classes=self.config.data.classes)
+        source = open_source(self.config.data.engine, path, classes=self.config.data.classes)
+        check_same({"the data set": source.fingerprint})
+        return source
 
     def _open(self, plan: CropPlan | WholePlan, *, shuffle: bool, source: Source | None = None) -> Loader:
         config = self.config
@@ -291,7 +290,7 @@ class _Run:
             model,
             self._open(WholePlan(size=self.config.attention_size), shuffle=False),
             **self.config.looking,
-            metadata={"checkpoint": broadcast(sha256(looked_at)), "epoch": str(self.epoch)},
+            metadata={"checkpoint": broadcast(sha256(looked_at) if is_main() else ""), "epoch": str(self.epoch)},
             progress=self.progress,
             parts=parts,
             resume=True,
@@ -301,7 +300,7 @@ class _Run:
             self.table.save(self.folder / name)
             parts.remove()
         barrier()
-        self.table_entry = {"name": name, "sha256": broadcast(sha256(self.folder / name))}
+        self.table_entry = {"name": name, "sha256": broadcast(sha256(self.folder / name) if is_main() else "")}
         figures: dict[str, Any] = {
             "table": name,
             "found_fraction": self.table.found_fraction,
@@ -371,11 +370,11 @@ class _Run:
                 "bad_images": self.known if steps else found,
                 "bad_found": found,
             }
-            save_checkpoint(self.last, content)
+            self.bad.write(self.folder / "bad_images.txt")
             keep = self.config.checkpoint.keep_every
             if keep and self.epoch % keep == 0 and not steps:
                 save_checkpoint(self.folder / f"epoch_{self.epoch:04d}.pt", content)
-            self.bad.write(self.folder / "bad_images.txt")
+            save_checkpoint(self.last, content)  # at last: who goes on from it writes nothing of the above again
         barrier()
 
     def _open_table(self, entry: dict[str, str] | None) -> None:

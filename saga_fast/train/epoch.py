@@ -98,7 +98,7 @@ def train_epoch(
     model.train()
     model.begin_epoch(config.seed, epoch)
     count = len(loader)
-    steps = Steps(count, device, so_far=so_far)
+    steps = Steps(count, model, so_far=so_far)
     loader.set_epoch(epoch, steps.done)
     undo = Undo(model) if config.skip_nonfinite else None
     rate = learning_rate(phase, phase_epoch + (count - 1) / count) if steps.done == count else 0.0

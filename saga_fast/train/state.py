@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from saga_fast.checkpoint import checkpoint_config, read_checkpoint
-from saga_fast.distributed import broadcast_tensors
+from saga_fast.distributed import broadcast_tensors, check_same
 from saga_fast.errors import SagaError
 from saga_fast.loaders import Source
 from saga_fast.methods import Method
@@ -55,9 +55,11 @@ def read_state(last: Path, config: TrainConfig, source: Source) -> dict[str, Any
     """The checkpoint that a run goes on from.
 
     Raises:
-        SagaError: it cannot be read, or belongs to a config whose result is another, or to another data set.
+        SagaError: it cannot be read, is not the same for all processes, or belongs to a config whose result is another,
+            or to another data set.
     """
     state = read_checkpoint(last)
+    check_same({"last.pt": position(state)})  # a network file system may show an older one for some seconds
     earlier, now = (_what_matters(each) for each in (checkpoint_config(state, last), config))
     differing = [key for key in now if now[key] != earlier[key]]
     if differing:
@@ -70,6 +72,12 @@ def read_state(last: Path, config: TrainConfig, source: Source) -> dict[str, Any
             f" {source.fingerprint}"
         )
     return state
+
+
+def position(state: dict[str, Any]) -> str:
+    """How far a checkpoint is, in words."""
+    done = state["so_far"]["done"] if state.get("so_far") else 0
+    return f"epoch {state['epoch']}" + (f" and {done} steps of the next" if done else "")
 
 
 def _what_matters(config: TrainConfig) -> dict[str, Any]:

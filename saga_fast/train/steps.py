@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,15 +19,18 @@ CHECK_EVERY = 50
 
 
 class NonFiniteLossError(SagaError):
-    """A loss is infinite or not a number.
+    """A loss, or the gradient of a finite one, is infinite or not a number.
 
     Attributes:
+        what: which of them.
         step: of the epoch, from 0.
         indices: the images of its batch.
+        value: the loss.
     """
 
     def __init__(self, step: int, indices: list[int], value: float) -> None:
-        super().__init__(f"the loss of step {step} is {value}")
+        self.what = "gradient" if math.isfinite(value) else "loss"
+        super().__init__(f"the {self.what} of step {step} is not finite: loss {value}")
         self.step, self.indices, self.value = step, indices, value
 
 
@@ -40,7 +44,9 @@ class Steps:
         skipped: steps skipped in the epoch.
     """
 
-    def __init__(self, count: int, device: torch.device, *, so_far: Mapping[str, Any] | None) -> None:
+    def __init__(self, count: int, model: Method, *, so_far: Mapping[str, Any] | None) -> None:
+        self._weights = list(model.parameters())
+        device = self._weights[0].device
         self.losses, self.similarities = torch.zeros(count, device=device), torch.zeros(count, device=device)
         self.done, self.skipped, self.images = 0, 0, 0
         self.seconds, self.waited = 0.0, 0.0
@@ -73,7 +79,10 @@ class Steps:
         self.images += world_size() * len(index)
 
     def settle(self) -> None:
-        """Take the means over all processes of what is new, and look at the losses.
+        """Take the means over all processes of what is new, and look at the losses, and at the weights.
+
+        A step's gradient may not be finite though its loss is. The next loss tells, but the next may come after a
+        checkpoint.
 
         Raises:
             NonFiniteLossError: on every process alike.
@@ -87,6 +96,9 @@ class Steps:
             at = int(wrong.nonzero()[0, 0])
             indices = gather(self._indices[at]).tolist()
             raise NonFiniteLossError(self._settled + at, indices, float(both[0][at]))
+        largest = torch.nn.utils.get_total_norm(self._weights, math.inf)
+        if self._indices and not bool(mean(largest[None]).isfinite()):
+            raise NonFiniteLossError(self.done - 1, gather(self._indices[-1]).tolist(), float(both[0][-1]))
         self._settled = self.done
         self._indices.clear()
         self._left_out.clear()

@@ -7,7 +7,17 @@ from processes import run
 from torch import Tensor
 
 from saga_fast import distributed
-from saga_fast.distributed import Agreement, agree, gather, gather_uneven, gather_with_gradient, mean, own_rows, rank
+from saga_fast.distributed import (
+    Agreement,
+    agree,
+    check_same,
+    gather,
+    gather_uneven,
+    gather_with_gradient,
+    mean,
+    own_rows,
+    rank,
+)
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BadImages, ImageFolder
 
@@ -43,18 +53,21 @@ def test_one_process_needs_none() -> None:
     assert Agreement().ask(True)
 
 
-def gradient() -> Tensor:
-    rows = torch.arange(4.0).view(2, 2) + rank()
+def gradient() -> tuple[Tensor, Tensor]:
+    rows, bias = torch.arange(4.0).view(2, 2) + rank(), torch.zeros(6, 2)
     rows.requires_grad_()
+    bias.requires_grad_()
     weight = torch.arange(12.0).view(6, 2) * (rank() + 1)
-    (gathered_gradient,) = torch.autograd.grad((gather_with_gradient(rows) * weight).sum(), rows)
-    return gathered_gradient
+    first, second = torch.autograd.grad(((bias + gather_with_gradient(rows)) * weight).sum(), (rows, bias))
+    return first, second
 
 
 def test_gradient_is_the_sum_over_all_losses() -> None:
     expected = 6 * torch.arange(12.0).view(3, 2, 2)  # 1 + 2 + 3 times the weight
-    for number, found in enumerate(run(3, gradient)):
+    for number, (found, of_bias) in enumerate(run(3, gradient)):
         torch.testing.assert_close(found, expected[number], rtol=0.0, atol=0.0)
+        # The bias shares its gradient's memory with the gathered rows, and is this process's alone.
+        torch.testing.assert_close(of_bias, torch.arange(12.0).view(6, 2) * (number + 1), rtol=0.0, atol=0.0)
 
 
 def answers() -> list[bool]:
@@ -87,3 +100,17 @@ def test_bad_images_are_agreed_upon(images, each) -> None:  # type: ignore[no-un
 def test_too_many_bad_images_together(images) -> None:  # type: ignore[no-untyped-def]
     for _, error in run(2, bad_lists, str(images / "train"), [[1, 2, 3], [4, 5, 6]]):
         assert "5 of 41 images" in error
+
+
+def differing(values: list[str]) -> str:
+    try:
+        check_same({"one": "1", "last.pt": values[rank()]})
+    except SagaError as error:
+        return str(error)
+    return ""
+
+
+def test_processes_that_see_other_files() -> None:
+    assert run(2, differing, ["a", "a"]) == [""] * 2
+    said = "last.pt is a for rank 0, b for rank 2: all processes must see the same files"
+    assert run(3, differing, ["a", "a", "b"]) == [said] * 3

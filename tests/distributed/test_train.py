@@ -1,6 +1,8 @@
 """Whole runs in several processes: like one process's to rounding, and killed ones like undisturbed ones to the bit."""
 
 import os
+import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -137,3 +139,32 @@ def test_resume_with_another_number_of_processes(runs: dict[str, Path], tiny_yam
     assert trained(1, tiny_yaml, out, *options, resume=True, kill=(0, 4)) == "exit 143"
     assert trained(4, tiny_yaml, out, *options, resume=True) is None
     assert_close_run(out, runs["alone"], rtol=2e-3)
+
+
+def run_on_folders(yaml: str, out: str, folders: list[str], resume: bool) -> str | None:
+    return run_folder(yaml, out, [f"data.train={folders[rank()]}", "evaluate=null"], resume)
+
+
+def test_machines_with_other_images_are_refused(images: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    """A copy of the data set that lacks an image would shift all others, in some processes."""
+    copy = tmp_path / "copy"
+    shutil.copytree(images / "train", copy)
+    (copy / "cat" / "003.jpg").unlink()
+    folders = [str(images / "train"), str(copy)]
+    first, second = run(2, run_on_folders, str(tiny_yaml), str(tmp_path / "run"), folders, False)
+    assert first == second
+    assert first.startswith("the data set is 41-") and "for rank 0, 40-" in first
+    assert not (tmp_path / "run").exists()
+
+
+def run_with_a_limit(yaml: str, out: str) -> None:
+    if rank() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    train(load_config(Path(yaml), [f"out={out}", "evaluate=null"]))
+
+
+def test_full_disk_of_rank_0_ends_all(tiny_yaml: Path, tmp_path: Path) -> None:
+    """No process waits for half an hour: ``run`` has the results of both before it looks at them."""
+    with pytest.raises(AssertionError, match=r"rank 0:[\s\S]*File too large"):
+        run(2, run_with_a_limit, str(tiny_yaml), str(tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("*.tmp"))

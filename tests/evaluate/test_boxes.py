@@ -83,10 +83,37 @@ def test_forms_of_true_boxes(tmp_path: Path) -> None:
     assert read_boxes(tmp_path / "one.json", IMAGES)["a/0.jpg"].shape == (1, 4)
 
 
+def test_an_image_with_an_empty_list_has_no_true_box(tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(json.dumps({"a/0.jpg": [[0, 0, 0.5, 0.5]], "a/1.jpg": [], "b/2.jpg": []}))
+    found = read_boxes(tmp_path / "b.json", IMAGES)
+    assert list(found) == ["a/0.jpg"]
+    assert box_quality(TABLE, IMAGES, found)["images"] == 1
+
+
+def test_xml_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
+    """The file at an image's path is its own; where neither is, nobody can tell."""
+    images = ["a/0.jpg", "b/0.jpg"]
+    for folder, side in (("a", 50), ("b", 100)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.xml").write_text(XML.replace("<ymax>50", f"<ymax>{side}"))
+    found = read_boxes(tmp_path, images)
+    assert [found[image][0, 3] for image in images] == [0.5, 1.0]
+    with pytest.raises(SagaError, match=r"a/0\.xml and .*b/0\.xml both have the name of c/0\.jpg"):
+        read_boxes(tmp_path, ["c/0.jpg"])
+
+
+def test_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("path,x_min,y_min,w,h\na/0.jpg,0,0,1,1\n", encoding="utf-8-sig")  # a spreadsheet's
+    assert list(read_boxes(tmp_path / "b.csv", IMAGES)) == ["a/0.jpg"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
         ("b.json", "[1]", "must map paths"),
+        ("b.json", '{"a/0.jpg": [30, 40, 120, 90]}', r"box \[30.0, 40.0, 120.0, 90.0\] of 'a/0.jpg' is"),
+        ("b.json", '{"a/0.jpg": [0, 0, 1, NaN]}', "is not .x, y"),
+        ("b.json", '{"a/0.jpg": [0.2, 0.2, 0, 0.3]}', "is not .x, y"),
         ("b.json", "{", "must map paths"),
         ("b.json", '{"c.jpg": [0, 0, 1, 1]}', "none of the 3 images"),
         ("b.csv", "path,x,y\n", "needs the columns path, x_min"),

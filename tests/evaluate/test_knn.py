@@ -101,6 +101,14 @@ def test_small_temperature_does_not_overflow() -> None:
     assert accuracies == {5: 1.0}  # exp(1 / 0.005) is 7e86, more than float32 holds
 
 
+def test_small_temperature_does_not_underflow() -> None:
+    """All neighbours are far: exp((s - 1) / T) is less than float32 holds, and class 0 would win by its number."""
+    angles = torch.tensor([1.45, 1.5, 1.55])
+    bank, query = torch.stack([angles.cos(), angles.sin()], 1), torch.tensor([[1.0, 0.0]])
+    found = knn_accuracy(bank, torch.tensor([1, 0, 0]), query, torch.tensor([1]), ks=[1, 3], temperature=0.005)
+    assert found == {1: 1.0, 3: 1.0}
+
+
 @pytest.mark.parametrize(("leave_one_out", "available"), [(False, 20), (True, 19)])
 def test_k_too_large(leave_one_out: bool, available: int) -> None:
     bank, labels = random_features(20, 2)

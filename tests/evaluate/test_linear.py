@@ -64,7 +64,13 @@ def test_presets() -> None:
     }
     assert {c.momentum for c in PROTOCOLS.values()} == {0.9}
     assert [name for name, c in PROTOCOLS.items() if c.nesterov] == ["simclr"]
-    assert PROTOCOLS["pycontrast"].scale == (0.2, 1.0)
+    assert {name: c.init_std for name, c in PROTOCOLS.items()} == {
+        "moco": 0.01,
+        "pycontrast": None,
+        "simclr": 0.0,
+        "lightly": None,
+    }
+    assert {name: c.scale for name, c in PROTOCOLS.items() if c.scale != (0.08, 1.0)} == {"pycontrast": (0.2, 1.0)}
     assert all(name == c.name and c.centre == 0.875 for name, c in PROTOCOLS.items())
 
 

@@ -1,5 +1,7 @@
 """Temporary files of killed writers go, those of living ones stay; and nothing but a regular file is read."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -97,6 +99,23 @@ def test_a_file_taken_for_a_leftover_before_its_lock_is_made_again(
     monkeypatch.setattr(files, "_lock", late)
     write_text(tmp_path / "x.txt", "content")
     assert calls == 2
+    assert names(tmp_path) == ["x.txt"]
+
+
+def test_leftovers_go_where_only_files_open_for_writing_are_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, which says EBADF of others."""
+    (tmp_path / ".x.txt.abcdefgh.tmp").write_text("half")
+    real = fcntl.flock
+
+    def refuse(handle: int, operation: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "not open for writing")
+        real(handle, operation)
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    write_text(tmp_path / "x.txt", "content")
     assert names(tmp_path) == ["x.txt"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.torture.experiment import Undisturbed, undisturbed
 from benchmarks.torture.full_disk import can_mount, fill_train, limit_pack, limit_train
 from benchmarks.torture.fuzz import fuzz, run_cases
-from benchmarks.torture.kills import kill_pack, kill_train
+from benchmarks.torture.kills import kill_build_att, kill_pack, kill_train
 from benchmarks.torture.mutations import mutated
 from saga_fast.loaders.engines import require_engine
 
@@ -23,9 +23,16 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def test_kill_9_of_train_and_resume(experiment: Undisturbed, tmp_path: Path) -> None:
-    row = kill_train(experiment, tmp_path, kills=3)
-    assert row["faults"] == row["survived"] == 3
+    row = kill_train(experiment, tmp_path, kills=8)
+    assert row["faults"] == row["survived"] == 8
     assert row["runs_compared"] >= 1
+
+
+def test_kill_9_of_build_att_and_resume(experiment: Undisturbed, tmp_path: Path) -> None:
+    row = kill_build_att(experiment, tmp_path, kills=12)
+    assert row["faults"] == row["survived"] == 12
+    assert row["tables_compared"] >= 1
+    assert row["gone_on_from_parts"] >= 1
 
 
 def test_kill_9_of_pack(tmp_path: Path) -> None:
@@ -79,7 +86,7 @@ def test_the_committed_figures_are_of_thousands_of_faults() -> None:
     rows = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
     assert not [name for name, row in rows.items() if "error" in row]
     assert all(row["faults"] == row["survived"] and row["data_lost"] == 0 for row in rows.values())
-    assert rows["train killed"]["faults"] + rows["pack killed"]["faults"] >= 20
+    assert rows["train killed"]["faults"] + rows["build-att killed"]["faults"] >= 20
     assert rows["fuzz decode"]["faults"] >= 20_000
 
 

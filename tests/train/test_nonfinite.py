@@ -43,7 +43,7 @@ def test_step_images_and_checkpoint_are_named(
     with pytest.raises(SagaError) as caught:
         train(load_config(tiny_yaml, [f"out={out}", *BASE, "checkpoint.every_steps=2"]))
     message = str(caught.value)
-    assert "not finite since step 3 of epoch 2: nan, images" in message
+    assert "the loss is not finite since step 3 of epoch 2: loss nan, images" in message
     assert ", ".join(map(str, seen[8])) in message
     assert message.endswith("last.pt holds epoch 1 and 2 steps of the next")
     assert len(seen) == {50: 9, 3: 9, 1: 9}[every]  # the checkpoint after the fourth step is not made
@@ -58,6 +58,37 @@ def test_found_at_the_epochs_end(tiny_yaml: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(SagaError, match=r"since step 0 of epoch 2: .*last.pt holds epoch 1$"):
         train(load_config(tiny_yaml, [f"out={tmp_path / 'run'}", *BASE]))
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "said"),
+    [
+        (5, [], "since step 4 of epoch 1: .* last.pt holds epoch 0$"),  # an epoch's last
+        (7, ["checkpoint.every_steps=2"], "since step 1 of epoch 2: .* last.pt holds epoch 1$"),
+        (7, ["skip_nonfinite=1"], None),
+    ],
+)
+def test_gradient_of_a_finite_loss(
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, options: list[str], said: str | None
+) -> None:
+    """Its step has a good loss and leaves weights that are not numbers, just before they would be saved."""
+    out, calls = tmp_path / "run", 0
+    real: Any = torch.Tensor.backward
+
+    def spoiled(loss: torch.Tensor, *arguments: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += 1
+        real(loss * math.nan if calls == step else loss, *arguments, **more)
+
+    monkeypatch.setattr(torch.Tensor, "backward", spoiled)
+    config = load_config(tiny_yaml, [f"out={out}", *BASE, *options])
+    if said is None:
+        train(config)
+    else:
+        with pytest.raises(SagaError, match=f"the gradient is not finite {said}"):
+            train(config)
+    state = read_checkpoint(out / "last.pt")
+    assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
 
 
 @pytest.mark.parametrize("method", [MOCO, INSDIS_NCE], ids=["moco", "insdis nce"])

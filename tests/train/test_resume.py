@@ -259,3 +259,25 @@ def test_resume_without_a_run_starts_afresh(finished_run: Path, tiny_yaml: Path,
 
 
 # ---------------------------------------------------------------- what can go wrong
+
+
+def test_last_pt_comes_after_all_that_goes_with_it(
+    tiny_yaml: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on from it, or is finished with it, writes nothing of an earlier epoch again."""
+    data, run, real = tmp_path / "data", tmp_path / "run", save_checkpoint
+    shutil.copytree(images / "train", data)
+    (data / "cat" / "004.jpg").write_bytes(b"")
+
+    def crash(path: Path, content: dict[str, Any]) -> None:
+        real(path, content)
+        if path.name == "last.pt" and content["epoch"] == 1:
+            raise Crash
+
+    monkeypatch.setattr(cycle, "save_checkpoint", crash)
+    overrides = [f"data={{train: {data}, max_bad_fraction: 0.1}}", "evaluate=null", "checkpoint.keep_every=1"]
+    with pytest.raises(Crash):
+        train(load_config(tiny_yaml, [f"out={run}", *overrides]))
+    assert read_checkpoint(run / "last.pt")["epoch"] == 1
+    assert read_checkpoint(run / "epoch_0001.pt")["epoch"] == 1
+    assert "cat/004.jpg" in (run / "bad_images.txt").read_text()

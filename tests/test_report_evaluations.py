@@ -1,0 +1,102 @@
+"""What ``saga-fast eval`` found, as the report shows it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import Page, epoch, make_run, make_three, render
+
+from saga_fast.errors import SagaError
+from saga_fast.report.paper import role
+from saga_fast.report.runs import read_runs
+from saga_fast.report.tables import NONE
+
+
+def evaluated(run: Path, name: str, *rows: dict[str, Any]) -> None:
+    (run / "eval").mkdir(exist_ok=True)
+    (run / "eval" / f"{name}.json").write_text(json.dumps({"rows": rows}))
+
+
+def linear(epoch: int, top1: float, **changes: object) -> dict[str, Any]:
+    row = {"protocol": "linear", "probe": "moco", "features": "augmented", "views": "whole", "lr": 30.0}
+    rest = {"probe_epochs": 100, "probe_epoch": 100, "test_crop": "centre 0.875", "epoch": epoch}
+    return {**row, **rest, "top1": top1, "top5": 0.9, **changes}
+
+
+def test_evaluations_are_shown(tmp_path: Path) -> None:
+    """In a table of their own, in the paper's tables, and as a curve; a probe that is under way is not."""
+    plain, tuned, guided = make_three(tmp_path)
+    evaluated(plain, "linear", linear(2, 0.511), linear(2, 0.3, probe_epoch=50))
+    evaluated(tuned, "linear", linear(3, 0.522, features="cached"))
+    evaluated(guided, "linear-3", linear(3, 0.53))
+    evaluated(guided, "linear-4", linear(4, 0.544))
+    pair = {"protocol": "pairs", "name": "saga/last", "epoch": 4, "edges": [-1.0, 0.0, 1.0], "std": 0.1}
+    evaluated(guided, "pairs", *({**pair, "views": v, "mean": 0.5, "counts": [1, 3]} for v in ("plain", "attention")))
+    box = {"protocol": "boxes", "epoch": 2, "iou": 0.41, "iou_whole": 0.309, "corloc": 0.2, "corloc_whole": 0.1}
+    box |= {"name": "epoch_0002", "area": 0.5, "true_area": 0.3, "drift": None, "images": 2000}
+    evaluated(guided, "boxes", box, {**box, "name": "mine", "epoch": None, "drift": 0.25})
+    page = Page(html := render([plain, tuned, guided], tmp_path / "report.html"))
+    words = " ".join(page.text.split()).replace(NONE, "-")
+    assert "Linear probe moco, 100 epochs, lr 30 51.1 (90.0) - 54.4 (90.0)" in words
+    assert "Linear probe moco, 100 epochs, lr 30, cached features (estimate) - 52.2 (90.0) -" in words
+    assert "MoCo v2, paper 67.5 67.7 68.0" in words
+    assert "SimCLR, here" in words
+    assert "saga epoch_0002 2 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) - 2,000" in words
+    assert "saga mine - 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) 0.250 2,000" in words
+    assert "saga 53.0 % at epoch 3, 54.4 % at epoch 4" in html
+    assert "plain crops: mean 0.500, deviation 0.100; attention crops: mean 0.500" in html
+
+
+def test_the_latest_checkpoint_counts(tmp_path: Path) -> None:
+    """Whatever the files are called: linear_0003.json comes after linear.json. One that is not the last says so."""
+    plain, tuned, guided = make_three(tmp_path)
+    evaluated(guided, "linear", linear(4, 0.544))
+    evaluated(guided, "linear_0003", linear(3, 0.53))
+    evaluated(tuned, "linear", linear(2, 0.511), linear(2, 0.52, seed=1, batch_size=64, weight_decay=0.1))
+    words = " ".join(Page(render([plain, tuned, guided], tmp_path / "report.html")).text.split()).replace(NONE, "-")
+    assert "Linear probe moco, 100 epochs, lr 30 - 51.1 (90.0), epoch 2 54.4 (90.0)" in words
+    assert "lr 30, seed 1, batch 64, weight decay 0.1 - 52.0 (90.0), epoch 2 -" in words
+    assert "SimCLR, here - - 54.4" in words
+
+
+def test_pairs_belong_to_their_checkpoints_runs(tmp_path: Path) -> None:
+    """One file may hold the rows of several runs' checkpoints, and a run's files those of two layers."""
+    runs = make_three(tmp_path)
+    row = {"protocol": "pairs", "edges": [-1.0, 0.0, 1.0], "std": 0.1, "mean": 0.5, "counts": [1, 3], "epoch": 4}
+    rows = [
+        {**row, "name": name, "views": views, "layer": layer}
+        for name, layer in (("finetune/last", "projector"), ("saga/last", "projector"), ("other/last", "projector"))
+        for views in ("plain", "attention")
+    ]
+    evaluated(runs[2], "pairs", *rows)
+    evaluated(runs[2], "pairs-backbone", *({**each, "layer": "backbone"} for each in rows[2:4]))
+    html = render(runs, tmp_path / "report.html")
+    titles = ["finetune, epoch 4", "other/last, epoch 4", "saga, epoch 4", "saga, epoch 4, backbone"]
+    assert re.findall(r"<figcaption>([^<]*epoch 4[^<]*)</figcaption>", html) == titles
+    assert "attention crops, finetune" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "is not JSON"), ('{"rows": [{}]}', "holds no rows of"), ("[]", "no rows")]
+)
+def test_unreadable_evaluations_are_named(tmp_path: Path, text: str, words: str) -> None:
+    run = make_run(tmp_path / "run", [epoch(1)])
+    (run / "eval").mkdir()
+    (run / "eval" / "mine.json").write_text(text)
+    with pytest.raises(SagaError, match=rf"mine\.json.*{words}"):
+        read_runs([run])
+
+
+@pytest.mark.parametrize(
+    ("config", "column"),
+    [
+        ({"attention": None, "saga": {"epochs": 0}}, "plain"),
+        ({"attention": None, "saga": {"epochs": 60}}, "finetune"),
+        ({"attention": {"period": 10}, "saga": {"epochs": 60}}, "saga"),
+        ({"attention": {"provider": "supervised"}, "saga": {"epochs": 60}}, "supervised"),
+    ],
+)
+def test_role(tmp_path: Path, config: dict[str, Any], column: str) -> None:
+    assert role(read_runs([make_run(tmp_path / "run", [epoch(1)], **config)])[0]) == column
