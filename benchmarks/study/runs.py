@@ -55,7 +55,7 @@ class Study:
             "knn_plain": before,
             "epochs": [config.plain.epochs, config.saga.epochs],
             "renewals": [
-                {key: row[key] for key in ("epoch", "iou", "corloc", "box_area", "found_fraction", "seconds")}
+                {column: row[column] for column in ("epoch", "iou", "corloc", "box_area", "found_fraction", "seconds")}
                 for row in rows
                 if row["kind"] == "renewal"
             ],
