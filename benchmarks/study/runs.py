@@ -36,6 +36,7 @@ class Study:
         plain = self.plain(run)
         arm = ARMS[run.arm]
         config = self.config(run, run.arm)
+        config = replace(config, saga=replace(config.saga, epochs=config.saga.epochs + arm.more_epochs))
         if arm.attention is not None:
             config = replace(config, attention=self._attention(run, arm, config, plain))
         ckpt = train(config, resume=True, ckpt=plain)
