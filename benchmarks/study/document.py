@@ -70,7 +70,8 @@ def conditions(figures: Figures, document: Mapping[str, Any]) -> str:
     scale, hardware = Scale(), document["hardware"]
     seconds = [row["train_seconds"] / row["epochs"][1] for row in figures.runs() if row.get("arm") == "finetune"]
     return (
-        f"{scale.num_train} training and {scale.num_val} validation images of {scale.side} px, 12 classes, views of"
+        f"kNN with k = {scale.k}; mean and standard deviation over three seeds where no other number is named."
+        f" {scale.num_train} training and {scale.num_val} validation images of {scale.side} px, 12 classes, views of"
         f" {scale.size} px; {scale.plain_epochs} plain epochs, then {scale.saga_epochs} more per arm, D^att renewed"
         f" every {scale.period}. One thread of an {hardware['cpu'].replace('(R)', '')}, torch"
         f" {document['versions']['torch']}; the quickest fine-tuning took {min(seconds):.1f} s per epoch.\n"
@@ -204,14 +205,15 @@ def predictions(figures: Figures, _: Mapping[str, Any]) -> str:
     return table(["prediction", "measured, points of kNN"], [[first, second or "not run"] for first, second in rows])
 
 
-def summary(figures: Figures, _: Mapping[str, Any]) -> str:
+def summary(figures: Figures, document: Mapping[str, Any]) -> str:
     """README's rows: gains over fine-tuning."""
     rows = []
     for method in METHODS:
         arms = ("saga", "shuffled", "saga+", "true")
         gains = [figures.gain(arm, stage="finals", method=method) for arm in arms]
         rows.append([NAMES[method], *(points(gain, signed=True) for gain in gains)])
-    return table(["kNN over fine-tuning, points", "`saga`", "shuffled boxes", "`saga+`", "true boxes"], rows)
+    head = ["kNN over fine-tuning, points", "`saga`", "shuffled boxes", "`saga+`", "true boxes"]
+    return f"{table(head, rows)}\n{conditions(figures, document)}"
 
 
 Section = Callable[[Figures, Mapping[str, Any]], str]
