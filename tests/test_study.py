@@ -46,7 +46,9 @@ def test_every_stage_makes_its_rows(made: tuple[Path, Path]) -> None:
         assert 0.0 <= row["accuracy"] <= 1.0
         assert row["commit"]
     for row in (row for row in written if row["stage"] in STAGES):
-        assert len(row["renewals"]) == (row["arm"] != "finetune")
+        longer = row["arm"] == "finetune-longer"
+        assert row["epochs"] == [TINY.plain_epochs, TINY.saga_epochs + 2 * longer]
+        assert len(row["renewals"]) == (not row["arm"].startswith("finetune"))
         assert row["train_seconds"] > 0.0
 
 

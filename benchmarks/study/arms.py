@@ -25,6 +25,8 @@ class Arm:
     given: Given | None = None
     """Boxes from a table in place of the network's own: the true ones; those that ``attention`` gives at the plain
     checkpoint, shuffled among the images; or the same centred box for every image."""
+    more_epochs: int = 0
+    """Beyond those of the other arms."""
 
 
 def _own(title: str, **attention: Any) -> Arm:
@@ -37,6 +39,7 @@ ARMS: dict[str, Arm] = {
     "saga+": _own("`saga+`: mixed, background, mirror, 72 px, .6", **SAGA_PLUS),
     "shuffled": Arm(title="control: `saga+`'s boxes shuffled among the images", attention=SAGA_PLUS, given="shuffled"),
     "true": Arm(title="true boxes, mixed", attention={"views": "mixed"}, given="true"),
+    "finetune-longer": Arm(title="fine-tuning, two epochs more: the time of `saga+`'s renewals", more_epochs=2),
     "mixed": _own("mixed, pseudo_label, .7", views="mixed"),
     "saga+margin": _own("`saga+` with margin .15", **SAGA_PLUS, margin=0.15),
     "saga+att-margin": _own(

@@ -70,7 +70,8 @@ def conditions(figures: Figures, document: Mapping[str, Any]) -> str:
     scale, hardware = Scale(), document["hardware"]
     seconds = [row["train_seconds"] / row["epochs"][1] for row in figures.runs() if row.get("arm") == "finetune"]
     return (
-        f"{scale.num_train} training and {scale.num_val} validation images of {scale.side} px, 12 classes, views of"
+        f"kNN with k = {scale.k}; mean and standard deviation over three seeds where no other number is named."
+        f" {scale.num_train} training and {scale.num_val} validation images of {scale.side} px, 12 classes, views of"
         f" {scale.size} px; {scale.plain_epochs} plain epochs, then {scale.saga_epochs} more per arm, D^att renewed"
         f" every {scale.period}. One thread of an {hardware['cpu'].replace('(R)', '')}, torch"
         f" {document['versions']['torch']}; the quickest fine-tuning took {min(seconds):.1f} s per epoch.\n"
@@ -204,17 +205,15 @@ def predictions(figures: Figures, _: Mapping[str, Any]) -> str:
     return table(["prediction", "measured, points of kNN"], [[first, second or "not run"] for first, second in rows])
 
 
-def summary(figures: Figures, _: Mapping[str, Any]) -> str:
-    """README's sentence."""
-    wanted = {"stage": "finals"}
-    parts = []
+def summary(figures: Figures, document: Mapping[str, Any]) -> str:
+    """README's rows: gains over fine-tuning."""
+    rows = []
     for method in METHODS:
-        gain = figures.gain("saga+", method=method, **wanted)
-        if gain:
-            literal, shuffled = (figures.gain(arm, method=method, **wanted) for arm in ("saga", "shuffled"))
-            others = f"`saga` {points(literal, signed=True)}, shuffled boxes {points(shuffled, signed=True)}"
-            parts.append(f"- {NAMES[method]}: `saga+` {points(gain, signed=True)}; {others}\n")
-    return "".join(parts)
+        arms = ("saga", "shuffled", "saga+", "true")
+        gains = [figures.gain(arm, stage="finals", method=method) for arm in arms]
+        rows.append([NAMES[method], *(points(gain, signed=True) for gain in gains)])
+    head = ["kNN over fine-tuning, points", "`saga`", "shuffled boxes", "`saga+`", "true boxes"]
+    return f"{table(head, rows)}\n{conditions(figures, document)}"
 
 
 Section = Callable[[Figures, Mapping[str, Any]], str]

@@ -36,6 +36,7 @@ class Study:
         plain = self.plain(run)
         arm = ARMS[run.arm]
         config = self.config(run, run.arm)
+        config = replace(config, saga=replace(config.saga, epochs=config.saga.epochs + arm.more_epochs))
         if arm.attention is not None:
             config = replace(config, attention=self._attention(run, arm, config, plain))
         ckpt = train(config, resume=True, ckpt=plain)
@@ -55,7 +56,7 @@ class Study:
             "knn_plain": before,
             "epochs": [config.plain.epochs, config.saga.epochs],
             "renewals": [
-                {key: row[key] for key in ("epoch", "iou", "corloc", "box_area", "found_fraction", "seconds")}
+                {column: row[column] for column in ("epoch", "iou", "corloc", "box_area", "found_fraction", "seconds")}
                 for row in rows
                 if row["kind"] == "renewal"
             ],
