@@ -68,9 +68,10 @@ def experiment(method: str, encoder: str, size: int, data: Path, out: Path, batc
     )
 
 
-def renewals(data: Path, encoder: str, size: int, batch_size: int, seconds: float) -> Iterator[Row]:
+def renewals(data: Path, methods: list[str], encoder: str, size: int, batch_size: int, seconds: float) -> Iterator[Row]:
     """A row per method."""
-    for method, equivalents in EQUIVALENTS.items():
+    for method in methods:
+        equivalents = EQUIVALENTS[method]
         config = experiment(method, encoder, size, data, Path("not-written"), batch_size)
         source = ImageFolder(data)
         model = build_method(config.method, config.encoder, num_images=len(source)).to(memory_format=CHANNELS_LAST)
@@ -152,6 +153,7 @@ def _taken(name: str, seconds: float, target: float, images: int, grown: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--methods", nargs="+", choices=list(EQUIVALENTS), default=list(EQUIVALENTS))
     parser.add_argument("--seconds", type=float, default=30.0, help="per stage")
     parser.add_argument("--images", type=int, default=256, help="for the shares")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 2000, 6000], help="for the predictions")
@@ -169,7 +171,7 @@ def main() -> None:
             encoder, side, batch_size = text.split()
             size = int(side)
             data = make_images(folder, arguments.images, width=round(size * 500 / 224), height=round(size * 375 / 224))
-            rows += _shown(renewals(data, encoder, size, int(batch_size), arguments.seconds))
+            rows += _shown(renewals(data, arguments.methods, encoder, size, int(batch_size), arguments.seconds))
         rows += _shown(predictions(folder, arguments.sizes, arguments.seconds))
         rows += _shown(imagenet(folder, arguments.names))
     write(arguments.out, rows)
