@@ -172,7 +172,7 @@ def momentum(figures: Figures, _: Mapping[str, Any]) -> str:
     rows = []
     for row in figures.runs(stage="boxes", method="mocov2"):
         prefix, _, maker = row["maker"].partition("key encoder, ")
-        if prefix or not maker:
+        if prefix or not maker.endswith(f", mirror, {Scale().size} px"):
             continue
         own = next(r for r in figures.runs(stage="boxes", method="mocov2") if r["maker"] == maker)
         rows.append([maker, f"{own['accuracy']:.2f}", f"{row['accuracy']:.2f}"])
