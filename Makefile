@@ -33,7 +33,9 @@ bench: $(VENV)/.installed-test
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_ffcv.py --out benchmarks/results/bench_ffcv.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_dali.py --out benchmarks/results/bench_dali.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py --out benchmarks/results/bench_attention.json
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_renewal.py --out benchmarks/results/bench_renewal.json
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_kernels.py --out benchmarks/results/bench_kernels.json
+	PYTHONPATH=. $(BIN)/python -m benchmarks.readme
 
 # About five minutes on two cores; as root it also fills up small file systems.
 torture: $(VENV)/.installed-test

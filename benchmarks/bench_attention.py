@@ -47,7 +47,7 @@ from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import ImageFolder, Loader, WholePlan, open_loader
 from saga_fast.methods import Method, build_method
 from saga_fast.methods.simclr import SimCLRConfig
-from saga_fast.precision import Precision, normalized
+from saga_fast.precision import Precision, autocast, normalized
 from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
 
 CPU = torch.device("cpu")
@@ -68,9 +68,9 @@ def prepared(loader: Loader, model: Method, channels_last: bool) -> Any:
         yield batch.index, normalized(batch.views, model.encoder, CPU, channels_last=channels_last)[:, 0]
 
 
-def forward(model: Method, loader: Loader, channels_last: bool) -> list[Tensor]:
+def forward(model: Method, loader: Loader, channels_last: bool, precision: Precision = "fp32") -> list[Tensor]:
     """The bare loop. The features are returned for the step that is timed alone."""
-    with torch.no_grad():
+    with torch.no_grad(), autocast(CPU, precision):
         return [model.encoder.features(images) for _, images in prepared(loader, model, channels_last)]
 
 
@@ -143,7 +143,7 @@ def bench_pass(
         "bf16": partial(attend, precision="bf16"),
         "compiled forward": partial(forward, fast, loader, channels_last),
         "compiled attention": partial(build_box_table, fast, loader, **options),
-        "compiled bf16 forward": partial(forward, fast_bf16, loader, channels_last),
+        "compiled bf16 forward": partial(forward, fast_bf16, loader, channels_last, "bf16"),
         "compiled bf16": partial(build_box_table, fast_bf16, loader, precision="bf16", **options),
         "beyond": partial(weights_and_boxes, model, features, size),
         "loader": partial(consume, loader),
@@ -244,6 +244,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not len(arguments.encoder) == len(arguments.size) == len(arguments.images):
         parser.error("--encoder, --size and --images must be equally many")
+    if any(images > arguments.batch_size and images % arguments.batch_size for images in arguments.images):
+        parser.error("--images must be whole batches: what is left over is not compiled")
     bind(arguments.threads)
     rows = bench_kernel(
         arguments.kernel_batch, layouts=arguments.layout, size=max(arguments.size), repeats=7 * arguments.repeats
