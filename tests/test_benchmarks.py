@@ -58,7 +58,7 @@ def test_bench_dali(tmp_path: Path) -> None:
 
 
 def test_bench_attention(tmp_path: Path) -> None:
-    arguments = ["--encoder", "resnet18", "--layout", "channels_last", "--kernel-batch", "3"]
+    arguments = ["--encoder", "resnet18", "--layout", "channels_last", "--kernel-batch", "3", "--images", "8"]
     written = figures("bench_attention.py", arguments, tmp_path)
     check_schema(written)
     rows = written["rows"]
