@@ -25,7 +25,7 @@ EAGER_RATE = 1e11
 """Floating-point operations per second and thread of convolutions in eager mode, on a Xeon with AVX-512."""
 COMPILED_FROM = 100.0
 """Seconds of eager forward passes, by that rate, from which compiling is the default on the CPU: on two cores it has
-paid for itself after 40 (ResNet-18 at 64) to 80 (ResNet-50 at 224), see benchmarks/results/bench_attention.json."""
+paid for itself after about 60 (ResNet-50 at 224, ResNet-18 at 64), see benchmarks/results/bench_attention.json."""
 
 
 def chosen_forward(wanted: Forward, model: Method, *, images: int, size: int) -> Literal["eager", "compiled"]:

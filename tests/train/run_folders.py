@@ -1,5 +1,6 @@
 """What the tests of the training cycle share: reading run folders, comparing them, and crashing a run."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def assert_same_run(run: Path, reference: Path) -> None:
         table, other = BoxTable.open(run / "att" / name), BoxTable.open(reference / "att" / name)
         for column in ("boxes", "found", "pseudo_label", "score"):
             np.testing.assert_array_equal(getattr(table, column), getattr(other, column))
+
+
+def spoiled_copy(images: Path, data: Path) -> Path:
+    """``data``, a copy of the training images of which those of index 4, 31 and 40 are cut short."""
+    shutil.copytree(images / "train", data)
+    for name in ("cat/004.jpg", "dog/011.jpg", "dog/020.jpg"):
+        (data / name).write_bytes((data / name).read_bytes()[:80])
+    return data
 
 
 def rows_of(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -259,7 +259,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
-# ---------------------------------------------------------------- killed and resumed
+# ---------------------------------------------------------------- what is refused or left out
 
 
 def test_loss_that_is_not_finite(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

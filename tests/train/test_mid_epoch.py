@@ -1,13 +1,12 @@
 """Checkpoints within an epoch: a run goes on at the very batch, and ends like one that was never killed."""
 
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import MOCO, Crash, assert_same_run, crash_at, rows_of
+from run_folders import MOCO, Crash, assert_same_run, crash_at, rows_of, spoiled_copy
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.errors import SagaError
@@ -47,10 +46,7 @@ def test_bad_images_found_before_the_kill(
     tiny_yaml: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of the epoch keeps its order, and the next one leaves them out."""
-    data = tmp_path / "data"
-    shutil.copytree(images / "train", data)
-    for name in ("cat/004.jpg", "dog/011.jpg", "dog/020.jpg"):
-        (data / name).write_bytes((data / name).read_bytes()[:80])
+    data = spoiled_copy(images, tmp_path / "data")
     overrides = [f"data={{train: {data}, threads: 2, max_bad_fraction: 0.1}}", "evaluate=null", "attention=null", EVERY]
     train(load_config(tiny_yaml, [f"out={tmp_path / 'reference'}", *overrides]))
     for call in (4, 5, 9):

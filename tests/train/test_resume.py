@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_folders import MOCO, Crash, assert_same_run, crash_at, leaves, rows_of
+from run_folders import MOCO, Crash, assert_same_run, crash_at, leaves, rows_of, spoiled_copy
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.cli import main
@@ -145,10 +145,7 @@ def test_crash_with_undecodable_images(
     tiny_yaml: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Known bad images change the order of an epoch, so a resumed run has to know the same ones."""
-    data = tmp_path / "data"
-    shutil.copytree(images / "train", data)
-    for name in ("cat/004.jpg", "dog/011.jpg", "dog/020.jpg"):
-        (data / name).write_bytes((data / name).read_bytes()[:80])
+    data = spoiled_copy(images, tmp_path / "data")
     overrides = [f"data={{train: {data}, threads: 2, max_bad_fraction: 0.1}}", "evaluate=null"]
     reference = tmp_path / "reference"
     train(load_config(tiny_yaml, [f"out={reference}", *overrides]))
