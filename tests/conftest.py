@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from saga_fast.cli import main
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
@@ -98,3 +99,27 @@ def finished_run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train(load_config(tiny_yaml, [f"out={folder}"]))
     return folder
+
+
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """refuses(arguments, words, ...): exit code 2, one line on stderr with all the words, nothing on stdout."""
+
+    def check(arguments: list[Any], *words: Any) -> None:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("saga-fast: error: ")
+        assert err.endswith("\n")
+        assert err.count("\n") == 1
+        for word in words:
+            assert str(word) in err
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def ckpt(finished_run: Path) -> Path:
+    """The last checkpoint of the finished run."""
+    return finished_run / "last.pt"
