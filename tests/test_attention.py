@@ -17,10 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_fast import attention
-from saga_fast.attention import AttentionConfig, Normalize, box_iou, build_box_table
+from saga_fast.attention import box_iou, build_box_table
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.channel_weights import Score, channel_weights
 from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
+from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.loaders import BadImages, BoxTable, ImageFolder, Loader, WholePlan, open_loader
 from saga_fast.methods import METHODS, Method, build_method
 

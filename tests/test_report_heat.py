@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from saga_fast import load_model
-from saga_fast.attention import AttentionConfig, build_box_table
+from saga_fast.attention import build_box_table
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import ImageFolder, WholePlan, open_loader
 from saga_fast.loaders.decode import decode_image

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from saga_fast.attention import AttentionConfig
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.cli.subject import widened
 from saga_fast.loaders import BoxTable
 

@@ -12,7 +12,7 @@ Given = Literal["true", "shuffled", "centre"]
 
 OBJECT_SIDES = {"small": (0.3, 0.5), "middle": (0.4, 0.7), "large": (0.5, 0.9)}
 """Range of the object's side over the image's; the demo's is ``middle``."""
-SAGA_PLUS: dict[str, Any] = {"score": "background", "mirror": True, "delta": 0.6, "size": 72, "views": "mixed"}
+SAGA_PLUS: dict[str, Any] = {"score": "background", "mirror": True, "delta": 0.6, "input_size": 72, "views": "mixed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ ARMS: dict[str, Arm] = {
     "union": _own("union, pseudo_label, .7", views="union"),
     "saga+once": _own("`saga+`, boxes made once", **SAGA_PLUS, period=1000),
     "saga+2": _own("`saga+` renewed every 2 epochs", **SAGA_PLUS, period=2),
-    "saga+48": _own("`saga+` looking at 48 px", **SAGA_PLUS | {"size": None}),
-    "saga+48.5": _own("`saga+` looking at 48 px, delta .5", **SAGA_PLUS | {"size": None, "delta": 0.5}),
+    "saga+48": _own("`saga+` looking at 48 px", **SAGA_PLUS | {"input_size": None}),
+    "saga+48.5": _own("`saga+` looking at 48 px, delta .5", **SAGA_PLUS | {"input_size": None, "delta": 0.5}),
     "saga+.5": _own("`saga+` with delta .5", **SAGA_PLUS | {"delta": 0.5}),
     "saga+.7": _own("`saga+` with delta .7", **SAGA_PLUS | {"delta": 0.7}),
     "true-att": Arm(title="true boxes, att", attention={"views": "att"}, given="true"),

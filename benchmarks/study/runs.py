@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks.demo_methods import config_of
 from benchmarks.study.arms import ARMS, Arm, Given, Run, Scale
-from saga_fast.attention import AttentionConfig, build_box_table
+from saga_fast.attention import build_box_table
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.checkpoint import load_model
 from saga_fast.demo_data import make_demo_data, read_true_boxes
 from saga_fast.evaluate.knn import extract_features, knn_accuracy
@@ -107,7 +108,7 @@ class Study:
         self, given: Given, attention: AttentionConfig, config: TrainConfig, plain: Path, seed: int
     ) -> BoxTable:
         """A table that is not the training network's: see :class:`Arm`."""
-        loader = self.open(config, "train", WholePlan(size=attention.size or config.crop.size))
+        loader = self.open(config, "train", WholePlan(size=attention.input_size or config.crop.size))
         count = len(loader.source)
         boxes = read_true_boxes(loader.source.root, loader.source.paths)
         if given == "shuffled":

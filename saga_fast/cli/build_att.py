@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from saga_fast.attention import Normalize, build_box_table
+from saga_fast.attention import build_box_table
 from saga_fast.attention_parts import Parts, parts_of
 from saga_fast.channel_weights import Score
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
@@ -17,6 +17,7 @@ from saga_fast.device import choose_device
 from saga_fast.distributed import begin, is_main, restarted
 from saga_fast.errors import SagaError
 from saga_fast.files import check_writable, sha256
+from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.loaders import BadImages, WholePlan, open_loader
 from saga_fast.precision import Precision
 from saga_fast.stopping import stopping_in_order

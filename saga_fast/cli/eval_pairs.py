@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saga_fast.attention import AttentionConfig
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, check_positive, chosen_source, loading
 from saga_fast.cli.subject import add_json, make_table, write_rows

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from saga_fast.attention import AttentionConfig, build_box_table
+from saga_fast.attention import build_box_table
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import add_loading, chosen_engine, loading
 from saga_fast.device import choose_device

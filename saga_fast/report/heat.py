@@ -14,7 +14,8 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from saga_fast.attention import AttentionConfig, look, scaled_map
+from saga_fast.attention import look, scaled_map
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import yaml
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from saga_fast.attention import AttentionConfig
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.demo_data import DemoDataConfig
 from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
@@ -161,7 +161,7 @@ class TrainConfig:
     @property
     def attention_size(self) -> int:
         """Side of the whole images in the attention pass, pixels."""
-        return (self.attention and self.attention.size) or self.crop.size
+        return (self.attention and self.attention.input_size) or self.crop.size
 
     @property
     def looking(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from saga_fast.attention import AttentionConfig
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.checkpoint import load_model
 from saga_fast.loaders import BoxTable, Source
 from saga_fast.methods import Method

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saga_fast import load_model
-from saga_fast.attention import AttentionConfig
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, read_checkpoint, save_checkpoint
 from saga_fast.cli import main
 from saga_fast.cli.subject import make_table

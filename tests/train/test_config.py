@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from saga_fast.attention import AttentionConfig
+from saga_fast.attention_config import AttentionConfig
 from saga_fast.errors import SagaError
 from saga_fast.methods.mocov2 import MoCoV2Config
 from saga_fast.methods.simclr import SimCLRConfig

@@ -118,14 +118,14 @@ def test_wrong_table_is_refused_before_anything_is_trained(tiny_yaml: Path, tmp_
 
 def test_attention_pass_has_a_size_of_its_own(tiny_yaml: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    train(load_config(tiny_yaml, [f"out={run}", "attention.size=32", "plain.epochs=1", "saga.epochs=1"]))
+    train(load_config(tiny_yaml, [f"out={run}", "attention.input_size=32", "plain.epochs=1", "saga.epochs=1"]))
     table = BoxTable.open(run / "att/epoch_0001.safetensors")
     assert table.metadata["size"] == "32"  # the crops' is 16
     edges = table.boxes * 32
     np.testing.assert_allclose(edges, np.rint(edges), atol=1e-4)
     assert (table.boxes * 16 % 1 > 1e-3).any()
     with pytest.raises(SagaError, match="size must be at least 1, got 0"):
-        load_config(tiny_yaml, ["attention.size=0"])
+        load_config(tiny_yaml, ["attention.input_size=0"])
 
 
 def test_own_attention_is_the_default(finished_run: Path) -> None:
