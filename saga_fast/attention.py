@@ -20,10 +20,11 @@ from saga_fast.compiled_encoder import Forward, chosen_forward, compiled, encode
 from saga_fast.distributed import agree, barrier, broadcast, check_same, gather_uneven, is_main, rank, world_size
 from saga_fast.kernels import attention_boxes
 from saga_fast.kernels.attention_boxes import Normalize
-from saga_fast.loaders import Batch, BoxTable, Loader
+from saga_fast.loaders import Batch, BoxTable, Loader, Source
 from saga_fast.methods import Method
 from saga_fast.precision import Precision, autocast, normalized
 from saga_fast.stopping import asked_to_stop, stop
+from saga_fast.upload import uploaded
 
 
 def build_box_table(
@@ -42,6 +43,7 @@ def build_box_table(
     progress: bool = False,
     parts: Parts | None = None,
     resume: bool = False,
+    others: BoxTable | None = None,
 ) -> BoxTable:
     """One box per image of the loader's data set, from the model's own attention (Eq. 2 to 4).
 
@@ -65,30 +67,25 @@ def build_box_table(
         progress: show a progress bar with images/s on stderr.
         parts: where to keep what has been computed until the caller has saved the table and removes them.
         resume: take what ``parts`` holds of an earlier pass, and compute the rest.
+        others: an earlier table, whose rows the images get that the loader leaves out (``loader.set_images``).
 
     Raises:
         SagaError: more undecodable images than the loader's list allows, or processes that see other files.
     """
     size = loader.plan.size if size is None else size
-    described = {
-        "dataset": loader.source.fingerprint,
-        "delta": repr(delta),
-        "size": str(size),
-        "normalize": normalize,
-        "attention_score": score,
-        "mirror": str(mirror),
-        **(metadata or {}),
-    }
-    passes = len(loader.source) * (2 if mirror else 1)
+    how = {"delta": delta, "normalize": normalize, "score": score, "mirror": mirror}
+    strings = {**described(loader.source, size, how), **(metadata or {})}
+    images = len(loader.source) if loader.images is None else len(loader.images)
+    passes = images * (2 if mirror else 1)
     forward = chosen_forward(forward, model, images=passes, size=loader.plan.size)
-    same = {"the data set" if name == "dataset" else name: value for name, value in described.items()}
+    same = {"the data set" if name == "dataset" else name: value for name, value in strings.items()}
     check_same(same | {"the forward pass": forward})
     agree(loader.bad)
     order = loader.order()
     device = next(model.parameters()).device
     # Processes with equal strings here compute equal rows, to the bit on the CPU.
     origin = {
-        **described,
+        **strings,
         "precision": precision,
         "channels_last": str(channels_last),
         "forward": forward,
@@ -99,6 +96,8 @@ def build_box_table(
         "device": device.type,
     }
     table = BoxTable.whole(len(loader.source))
+    if others is not None and loader.images is not None:
+        _put(table, rows_of(others, np.setdiff1d(np.arange(len(table)), loader.images)))
     done = np.empty(0, np.int64)
     earlier = rows_of(table, done)
     if parts is not None:
@@ -111,12 +110,12 @@ def build_box_table(
     missing = np.setdiff1d(np.arange(len(loader)), done)
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(table), desc="attention", unit="img", disable=None if progress and is_main() else True)
+    bar = tqdm(total=len(order), desc="attention", unit="img", disable=None if progress and is_main() else True)
     try:
         own = _OwnShare(loader, order, missing, table, parts, origin)
         with bar, _running(model, loader, forward, precision):
             bar.update(len(order) - len(_images_of(order, missing, loader.global_batch_size)))
-            for batch in own.batches():
+            for batch in uploaded(own.batches(), device):
                 found_in_batch = boxes_of_batch(
                     model,
                     batch,
@@ -128,16 +127,27 @@ def build_box_table(
                     precision=precision,
                     channels_last=channels_last,
                 )
-                index, columns = batch.index.numpy(), [column.cpu().numpy() for column in found_in_batch]
-                _put(table, {"index": index, **dict(zip(COLUMNS, columns, strict=True))})
-                bar.update(world_size() * len(index))
+                own.take(batch.index, found_in_batch)
+                bar.update(world_size() * len(batch.index))
     finally:
         model.train(was_training)
     own.share()
     agree(loader.bad)
     unreadable = earlier["index"][earlier["pseudo_label"] == -1]
     loader.bad.update(dict.fromkeys(unreadable.tolist(), "found by an earlier run"))
-    return BoxTable(table.boxes, table.found, table.pseudo_label, table.score, described)
+    return BoxTable(table.boxes, table.found, table.pseudo_label, table.score, strings)
+
+
+def described(source: Source, size: int, looking: Mapping[str, object]) -> dict[str, str]:
+    """A table's metadata that says of which images it is, and how they were looked at: see :func:`build_box_table`."""
+    return {
+        "dataset": source.fingerprint,
+        "delta": repr(looking["delta"]),
+        "size": str(size),
+        "normalize": str(looking["normalize"]),
+        "attention_score": str(looking["score"]),
+        "mirror": str(looking["mirror"]),
+    }
 
 
 def _running(model: Method, loader: Loader, forward: Forward, precision: Precision) -> AbstractContextManager[None]:
@@ -163,24 +173,37 @@ class _OwnShare:
         self._missing = missing
         self._numbers = missing[rank() :: world_size()]
         self._written, self._since = 0, time.perf_counter()
+        self._taken: list[tuple[Tensor, ...]] = []  # index and columns, not yet in the table
 
     def batches(self) -> Iterator[Batch]:
-        """The batches; the caller has put one's rows into the table when it asks for the next."""
-        size = self._loader.global_batch_size
+        """The batches. The caller may ask for the next one before it has taken the rows of this one."""
         self._loader.set_batches(self._numbers)
         try:
             for batch in self._loader:
-                # Batches in which nothing could be decoded do not come at all.
-                at = int(np.searchsorted(self._order, int(batch.index[0]))) // size
-                self._write_part(int(np.searchsorted(self._numbers, at)))
+                self._write_part()
                 yield batch
         finally:
             self._loader.set_batches(None)
 
-    def _write_part(self, done: int) -> None:
-        """Write the rows of the first ``done`` own batches that no part has yet, when it is time to."""
+    def take(self, index: Tensor, columns: tuple[Tensor, ...]) -> None:
+        """A batch's rows, which stay on the device until a part is written or the pass ends: no batch waits for one."""
+        self._taken.append((index, *columns))
+
+    def _settle(self) -> None:
+        """Put what has been taken into the table: a copy from the device per column."""
+        if self._taken:
+            index, *columns = (torch.cat(parts).cpu().numpy() for parts in zip(*self._taken, strict=True))
+            _put(self._table, {"index": index, **dict(zip(COLUMNS, columns, strict=True))})
+            self._taken.clear()
+
+    def _write_part(self) -> None:
+        """Write the rows that have been taken and that no part has yet, when it is time to."""
         due = asked_to_stop() or (self._parts and time.perf_counter() - self._since >= self._parts.seconds)
-        if self._parts and due and done > self._written:
+        if self._parts and due and self._taken:
+            number = int(np.searchsorted(self._order, int(self._taken[-1][0][0]))) // self._loader.global_batch_size
+            # Batches in which nothing could be decoded do not come at all.
+            done = int(np.searchsorted(self._numbers, number)) + 1
+            self._settle()
             numbers = self._numbers[self._written : done]
             index = _images_of(self._order, numbers, self._loader.global_batch_size)
             self._parts.write(rows_of(self._table, index), numbers, self._origin)
@@ -189,11 +212,12 @@ class _OwnShare:
             stop()
 
     def share(self) -> None:
-        """Let every process have the rows that any has computed.
+        """Put the rows into the table, and let every process have those that any has computed.
 
         Raises:
             RuntimeError: an index was computed twice, or not at all.
         """
+        self._settle()
         if world_size() == 1:
             return
         size = self._loader.global_batch_size

@@ -11,6 +11,8 @@ from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.loaders.plan import Views
 from saga_fast.precision import Precision
 
+Renew = Literal["all", "changed", "fraction", "streaming"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
@@ -25,6 +27,14 @@ class AttentionConfig:
     """``table``: a box table of the training images, by ``saga-fast build-att`` say. It is never renewed."""
     period: int = 10
     """Epochs between renewals; the paper's 40 and, better, 10."""
+    renew: Renew = "all"
+    """What a renewal computes: ``all`` boxes; those that ``changed`` over the last two renewals, and a quarter of the
+    others in turn; a fixed ``fraction`` of them, the most changed first; or, ``streaming``, none: boxes come from maps
+    that training's own views leave behind (docs/renewal.md)."""
+    fraction: float = 0.25
+    """``fraction``: of the images, computed at each renewal after the first."""
+    decay: float = 0.5
+    """``streaming``: what an image's accumulated map keeps each time that the image is seen again."""
     views: Views = "att"
     """Which views are attention crops: all (``att``), all but the first (``mixed``), all or none (``union``)."""
     share: float = 0.5
@@ -57,8 +67,13 @@ class AttentionConfig:
                 raise ValueError(f"provider {provider}, and it alone, needs a {key}, got {self.provider}, {value}")
         if self.period < 1:
             raise ValueError(f"period must be at least 1, got {self.period}")
+        if self.renew != "all" and self.provider != "self":
+            raise ValueError(f"renew {self.renew} needs provider self, whose boxes change, got {self.provider}")
+        if not 0.0 < self.fraction <= 1.0:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
         for name, number, below in (
             ("delta", self.delta, 1.0),
+            ("decay", self.decay, 1.0),
             ("share", self.share, 1.01),
             ("min_side", self.min_side, 1.01),
         ):

@@ -51,7 +51,9 @@ class Parts:
             batches: numbers of the batches that these rows are.
             origin: strings that say what the rows were computed from.
         """
-        columns, metadata = {**rows, "batches": batches}, {"origin": _canonical(origin)}
+        # safetensors writes the memory that a strided array, every other batch say, begins in.
+        columns = {name: np.ascontiguousarray(column) for name, column in {**rows, "batches": batches}.items()}
+        metadata = {"origin": _canonical(origin)}
         content = save(columns, metadata={**metadata, "sha256": column_digest(columns, metadata)})
         with replacing(self.folder / f"part_{int(batches[0]):09d}.safetensors") as temporary:
             temporary.write_bytes(content)

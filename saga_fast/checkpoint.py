@@ -54,8 +54,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise SagaError(f"{path} is not a saga-fast checkpoint")
     if content.get("version") != VERSION:
         raise SagaError(f"{path} has checkpoint version {content.get('version')}, this saga-fast reads {VERSION}")
-    if content.get("box_table") is not None:
-        _check_table_name(content["box_table"], path)
+    for name in ("box_table", "box_table_before"):
+        if content.get(name) is not None:
+            _check_table_name(content[name], path)
     return content
 
 

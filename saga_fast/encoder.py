@@ -59,7 +59,8 @@ class Encoder(nn.Module):
     """f(x) = pool(features(x)).
 
     ``features`` gives A (B, C, u, v), ``pool`` gives h (B, dim). ``is_global_average`` says that h is A's mean over the
-    positions, which the attention pass's closed form rests on (DESIGN 1).
+    positions, which the attention pass's closed form rests on (DESIGN 1). ``seen``, when it is a list, is given every A
+    of ``forward``: streaming attention looks at a training step's own.
 
     Raises:
         SagaError: a backbone without a convolutional map (a vision transformer, say), arguments that timm refuses, or
@@ -70,6 +71,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.mean, self.std = config.mean, config.std
         self.compiled: CompiledFeatures | None = None  # see there
+        self.seen: list[Tensor] | None = None
         channels: dict[str, Any] = {} if in_channels == 3 else {"in_chans": in_channels}
         try:
             self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **channels, **config.args))
@@ -97,7 +99,10 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, dim)."""
-        return self.pool(self.features(x))
+        features = self.features(x)
+        if self.seen is not None:
+            self.seen.append(features.detach())
+        return self.pool(features)
 
     @torch.no_grad()
     def _probe(self, name: str, in_channels: int) -> tuple[int, bool]:

@@ -13,7 +13,7 @@ from saga_fast.checkpoint import read_checkpoint
 from saga_fast.cli import main
 from saga_fast.demo import run_demo
 from saga_fast.errors import SagaError
-from saga_fast.train import cycle
+from saga_fast.train import cycle, renewal
 from saga_fast.train.epoch import train_epoch
 from saga_fast.train.metrics import read_metrics
 
@@ -99,8 +99,9 @@ def test_second_run_reports_again_and_trains_nothing(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("works again on what is done")
 
-    for name in ("train_epoch", "build_box_table", "knn_accuracy", "save_checkpoint"):
+    for name in ("train_epoch", "knn_accuracy", "save_checkpoint"):
         monkeypatch.setattr(cycle, name, fail)
+    monkeypatch.setattr(renewal, "build_box_table", fail)
     assert main(["demo", "--tiny", "--out", str(demo)]) == 0
     assert capsys.readouterr().out == f"report: {demo / 'report.html'}\n"
     assert (demo / "report.html").is_file()

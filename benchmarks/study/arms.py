@@ -60,6 +60,20 @@ ARMS: dict[str, Arm] = {
         title="true boxes, mixed, margin .15", attention={"views": "mixed", "margin": 0.15}, given="true"
     ),
     "saga+union": _own("`saga+` with union", **SAGA_PLUS | {"views": "union"}),
+    "saga+stream": _own("`saga+`, streaming", **SAGA_PLUS, renew="streaming"),
+    "saga+stream1": _own("`saga+`, streaming, renewed at every epoch", **SAGA_PLUS, renew="streaming", period=1),
+    "saga+stream0": _own(
+        "`saga+`, streaming, nothing kept of earlier epochs", **SAGA_PLUS, renew="streaming", decay=0.0
+    ),
+    "saga+stream.9": _own("`saga+`, streaming, decay .9", **SAGA_PLUS, renew="streaming", decay=0.9),
+    "stream": _own("att, pseudo_label, .7, streaming", views="att", renew="streaming"),
+    "stream-activation": _own(
+        "mixed, activation, .5, streaming", views="mixed", score="activation", delta=0.5, renew="streaming"
+    ),
+    "saga+changed": _own("`saga+`, of changed images, every 2 epochs", **SAGA_PLUS, renew="changed", period=2),
+    "saga+fraction": _own(
+        "`saga+`, of a quarter of the images, every 2 epochs", **SAGA_PLUS, renew="fraction", period=2
+    ),
     "mixed-norm": _own("mixed, norm, .7", views="mixed", score="norm"),
     "mixed-pseudo-.5": _own("mixed, pseudo_label, .5", views="mixed", delta=0.5),
     "saga+att": _own("`saga+` with att", **SAGA_PLUS | {"views": "att"}),

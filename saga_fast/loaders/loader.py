@@ -54,6 +54,7 @@ class Loader(ABC):
         epoch: what the next iteration takes.
         start_batch: the first batch that the next iteration takes.
         batches: the numbers of the batches that the next iterations take, or None for all of them.
+        images: the indices that the next iterations take, or None for all of them.
     """
 
     def __init__(self, source: Source, plan: Plan, options: LoaderOptions) -> None:
@@ -61,6 +62,7 @@ class Loader(ABC):
         self.source, self.plan, self.bad, self.epoch = source, plan, options.bad, 0
         self.start_batch = 0
         self.batches: Int64 | None = None
+        self.images: Int64 | None = None
         self.options = options
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -89,6 +91,16 @@ class Loader(ABC):
             raise ValueError(f"batch numbers must be ascending from 0 up, got {numbers}")
         self.batches = numbers
 
+    def set_images(self, indices: Int64 | None) -> None:
+        """From the next iteration on these images alone, (n,) int64, as if there were no others; None: all of them.
+
+        Raises:
+            ValueError: an index twice, or one outside of the data set.
+        """
+        if indices is not None and len(np.intersect1d(indices, np.arange(len(self.source)))) != len(indices):
+            raise ValueError(f"images must be different indices below {len(self.source)}, got {indices}")
+        self.images = indices
+
     def set_plan(self, plan: Plan) -> None:
         """The plan that the next iteration takes: a new box table, say. SagaError if it is another data set's."""
         check_plan(plan, self.source)
@@ -96,7 +108,7 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         """Batches per epoch, from its beginning."""
-        images, size = len(self.source) - len(self.bad), self.global_batch_size
+        images, size = len(self.source) - len(self._left_out()), self.global_batch_size
         return images // size if self.options.drop_last else -(-images // size)
 
     @property
@@ -117,7 +129,7 @@ class Loader(ABC):
             seed=options.seed,
             epoch=self.epoch,
             shuffle=options.shuffle,
-            without=self.bad.indices,
+            without=self._left_out(),
         )
         size = self.global_batch_size
         order = order[: len(self) * size]
@@ -128,6 +140,12 @@ class Loader(ABC):
         else:
             order = order[self.start_batch * size :]
         return rank_order(order, size, options.rank, options.world_size)
+
+    def _left_out(self) -> Int64:
+        """Indices that are known to be bad, or are not among ``images``."""
+        if self.images is None:
+            return self.bad.indices
+        return np.union1d(np.setdiff1d(np.arange(len(self.source)), self.images), self.bad.indices)
 
 
 def rank_order(order: Int64, batch_size: int, rank: int, world_size: int) -> Int64:

@@ -160,6 +160,46 @@ class CropPlan:
         return np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
 
 
+@dataclass(frozen=True)
+class SizesKept:
+    """Another plan, which notes the size of each image that an engine asks its windows for.
+
+    ``plan.windows(epoch, indices, sizes[indices])`` gives the windows of a batch that has come from any engine.
+
+    Args:
+        plan: the other one.
+        sizes: (N, 2) int32 height and width, written to.
+    """
+
+    plan: Plan
+    sizes: npt.NDArray[np.int32]
+
+    @property
+    def size(self) -> int:
+        """See :class:`Plan`."""
+        return self.plan.size
+
+    @property
+    def num_views(self) -> int:
+        """See :class:`Plan`."""
+        return self.plan.num_views
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """See :class:`Plan`."""
+        return self.plan.groups
+
+    @property
+    def beside(self) -> Plan:
+        """The other one, for :func:`check_plan`."""
+        return self.plan
+
+    def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
+        """See :class:`Plan`."""
+        self.sizes[indices] = sizes
+        return self.plan.windows(epoch, indices, sizes)
+
+
 def _check_size_and_range(size: int, ranges: Mapping[str, tuple[float, float]]) -> None:
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")

@@ -49,6 +49,7 @@ class ColorPair(Encoder):
     def __init__(self, config: EncoderConfig, color: Color) -> None:
         nn.Module.__init__(self)  # not Encoder's: there is no backbone of its own
         self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        self.compiled, self.seen = None, None
         self.color = color
         self.luminance, self.chrominance = Encoder(config, in_channels=1), Encoder(config, in_channels=2)
         self.dim = self.luminance.dim + self.chrominance.dim

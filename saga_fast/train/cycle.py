@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ import numpy as np
 import torch
 import yaml
 
-from saga_fast.attention import box_iou, build_box_table
-from saga_fast.attention_parts import Parts, parts_of
 from saga_fast.checkpoint import load_weights, read_checkpoint, save_checkpoint
-from saga_fast.demo_data import make_demo_data, read_true_boxes
+from saga_fast.demo_data import make_demo_data
 from saga_fast.device import choose_device
 from saga_fast.distributed import (
     Agreement,
@@ -32,8 +29,9 @@ from saga_fast.distributed import (
 from saga_fast.encoder import Encoder
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.knn import align_labels, extract_features, knn_accuracy
-from saga_fast.files import sha256, write_text
-from saga_fast.loaders import BadImages, BoxTable, CropPlan, Loader, Source, WholePlan, open_loader, open_source
+from saga_fast.files import write_text
+from saga_fast.loaders import BadImages, Loader, Plan, Source, WholePlan, open_loader, open_source
+from saga_fast.loaders.plan import SizesKept
 from saga_fast.methods import build_method
 from saga_fast.report.sheet import draw_sheet, spread_over
 from saga_fast.stopping import asked_to_stop, stop, stopping_in_order
@@ -43,7 +41,8 @@ from saga_fast.train.epoch import EpochResult, train_epoch
 from saga_fast.train.metrics import Metrics
 from saga_fast.train.optimizer import PhaseConfig, build_optimizer
 from saga_fast.train.plan import crop_plan
-from saga_fast.train.provider import check_provider, classifier, given_table
+from saga_fast.train.provider import check_provider
+from saga_fast.train.renewal import Renewals
 from saga_fast.train.state import position, read_state, restore_training_state, share_statistics, training_state
 from saga_fast.train.steps import NonFiniteLossError, Steps
 
@@ -115,8 +114,6 @@ class _Run:
         self.skipped = 0
         self.so_far: dict[str, Any] | None = None  # of an epoch that an earlier run began
         self.stop = Agreement()
-        self.table: BoxTable | None = None
-        self.table_entry: dict[str, str] | None = None
         state = read_state(self.last, config, self.source) if resuming else {}
         known = state.get("bad_images", [])
         self.bad = BadImages(self.source, max_fraction=config.data.max_bad_fraction, known=known)
@@ -136,9 +133,10 @@ class _Run:
             synchronise_batchnorm(self.model, self.device)
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.renewals = Renewals(config, self.model, self.source, lambda plan: self._open(plan, shuffle=False))
         if resuming:
             restore_training_state(state, self.optimizer, self.scaler, self.device)
-            self._open_table(state["box_table"])
+            self.renewals.load_state(state)
         if config.compile:
             for module in self.model.modules():
                 if isinstance(module, Encoder):
@@ -169,9 +167,11 @@ class _Run:
             in_saga = self.epoch >= config.plain.epochs
             phase = config.saga if in_saga else config.plain
             phase_epoch = self.epoch - config.plain.epochs * in_saga
-            if in_saga and self._is_due(phase_epoch) and not self.so_far:
+            if in_saga and self.renewals.is_due(phase_epoch) and not self.so_far:
                 self._renew()
-            self.loader.set_plan(crop_plan(config, self.model, self.table))
+            plan: Plan = crop_plan(config, self.model, self.renewals.table)
+            stream = self.renewals.stream(self.epoch)
+            self.loader.set_plan(plan if stream is None else SizesKept(plan, stream.sizes))
             agree(self.bad)
             self.known = self.bad.indices.tolist()
             result = self._train_epoch(phase, phase_epoch)
@@ -209,6 +209,7 @@ class _Run:
                 so_far=self.so_far,
                 skipped=self.skipped,
                 after_step=self._after_step,
+                stream=self.renewals.stream(self.epoch),
             )
         except NonFiniteLossError as error:
             raise self._explained(error, phase) from error
@@ -246,7 +247,7 @@ class _Run:
         check_same({"the data set": source.fingerprint})
         return source
 
-    def _open(self, plan: CropPlan | WholePlan, *, shuffle: bool, source: Source | None = None) -> Loader:
+    def _open(self, plan: Plan, *, shuffle: bool, source: Source | None = None) -> Loader:
         config = self.config
         shares: dict[str, Any] = {"batch_size": min(config.batch_size, WHOLE_BATCH)}
         if shuffle:
@@ -268,62 +269,20 @@ class _Run:
             max_pixels=config.data.max_pixels,
         )
 
-    def _is_due(self, phase_epoch: int) -> bool:
-        """Whether D^att is renewed before this epoch; what does not change makes it once."""
-        a = self.config.attention
-        if a is None or phase_epoch % a.period != 0:
-            return False
-        return a.provider == "self" or self.table is None
-
     def _renew(self) -> None:
-        """Algorithm 1: a new D^att from the network as it is now."""
-        a = self.config.attention
-        assert a is not None
-        start = time.perf_counter()
-        model, looked_at = self.model, Path(a.provider_ckpt or self.last)
-        if a.provider_ckpt is not None:
-            model = classifier(a.provider_ckpt, self.device, channels_last=self.config.channels_last)
-        name = f"att/epoch_{self.epoch:04d}.safetensors"
-        # Of a renewal that was interrupted, parts are left; they name the checkpoint, so those of others are not taken.
-        parts = Parts(parts_of(self.folder / name))
-        self.table = given_table(a, self.source) or build_box_table(
-            model,
-            self._open(WholePlan(size=self.config.attention_size), shuffle=False),
-            **self.config.looking,
-            metadata={"checkpoint": broadcast(sha256(looked_at) if is_main() else ""), "epoch": str(self.epoch)},
-            progress=self.progress,
-            parts=parts,
-            resume=True,
-        )
-        seconds = time.perf_counter() - start
-        if is_main():
-            self.table.save(self.folder / name)
-            parts.remove()
-        barrier()
-        self.table_entry = {"name": name, "sha256": broadcast(sha256(self.folder / name) if is_main() else "")}
-        figures: dict[str, Any] = {
-            "table": name,
-            "found_fraction": self.table.found_fraction,
-            "box_area": self.table.mean_area,
-            "images_per_second": len(self.table) / seconds,
-            "seconds": seconds,
-            "iou": None,
-            "corloc": None,
-        }
-        if self.config.data.true_boxes:
-            overlap = box_iou(self.table.boxes, read_true_boxes(self.source.root, self.source.paths))
-            figures |= {"iou": float(overlap.mean()), "corloc": float(np.mean(overlap >= 0.5))}
+        figures = self.renewals.renew(self.epoch, progress=self.progress)
+        table = self.renewals.table
+        assert table is not None
         self.metrics.add("renewal", self.epoch, **figures)
         if is_main():
-            shown = spread_over(np.arange(len(self.table)), 32).tolist()
-            self.metrics.add_picture(
-                "attention/boxes", self.epoch, draw_sheet(self.source, self.table, shown, columns=8)
-            )
+            shown = spread_over(np.arange(len(table)), 32).tolist()
+            self.metrics.add_picture("attention/boxes", self.epoch, draw_sheet(self.source, table, shown, columns=8))
             self.bad.write(self.folder / "bad_images.txt")
         log.info(
-            "renewed D^att: found %.1f %%, mean area %.3f, %.0f images/s",
-            100 * self.table.found_fraction,
-            self.table.mean_area,
+            "renewed D^att: looked at %d images, found %.1f %%, mean area %.3f, %.0f images/s",
+            figures["computed"],
+            100 * table.found_fraction,
+            table.mean_area,
             figures["images_per_second"],
         )
 
@@ -356,6 +315,7 @@ class _Run:
         """Write last.pt at an epoch's end, or after some steps of an epoch."""
         so_far = steps.state() if steps else None
         agree(self.bad)
+        tables = self.renewals.state()
         if is_main():
             found = sorted({*self.bad.indices.tolist(), *self.found})
             content = {
@@ -364,7 +324,7 @@ class _Run:
                 "so_far": so_far,
                 "skipped": self.skipped,
                 **training_state(self.model, self.optimizer, self.scaler, self.device),
-                "box_table": self.table_entry,
+                **tables,
                 "dataset": self.source.fingerprint,
                 # An epoch's order leaves out those known at its beginning.
                 "bad_images": self.known if steps else found,
@@ -376,12 +336,3 @@ class _Run:
                 save_checkpoint(self.folder / f"epoch_{self.epoch:04d}.pt", content)
             save_checkpoint(self.last, content)  # at last: who goes on from it writes nothing of the above again
         barrier()
-
-    def _open_table(self, entry: dict[str, str] | None) -> None:
-        """Read the box table that last.pt names."""
-        self.table_entry = entry
-        if entry is not None:
-            path = self.folder / entry["name"]
-            if not path.is_file() or sha256(path) != entry["sha256"]:
-                raise SagaError(f"cannot resume {self.folder}: {path} is missing or not the table of last.pt")
-            self.table = BoxTable.open(path)

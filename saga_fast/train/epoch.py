@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from saga_fast.distributed import gather, mean
 from saga_fast.kernels import sample_photometrics
+from saga_fast.kernels.sample_photometrics.fields import FLIP
 from saga_fast.loaders import Batch, Loader
 from saga_fast.methods import Method
 from saga_fast.precision import autocast, normalized
+from saga_fast.streaming import StreamedMaps
 from saga_fast.train.config import TrainConfig
 from saga_fast.train.optimizer import PhaseConfig, learning_rate
 from saga_fast.train.steps import NonFiniteLossError, Steps, Undo, is_finite
@@ -60,6 +62,16 @@ def device_views(config: TrainConfig, model: Method, batch: Batch, epoch: int) -
     return result
 
 
+def _stream(
+    stream: StreamedMaps, config: TrainConfig, model: Method, loader: Loader, index: torch.Tensor, epoch: int
+) -> None:
+    """Let the stream take the main views of a step."""
+    rows = index.numpy()
+    windows = loader.plan.windows(epoch, rows, stream.sizes[rows])
+    drawn = sample_photometrics(config.photometric, config.seed, epoch, index, model.num_views)
+    stream.add(index, windows, drawn[:, :, FLIP] > 0.5)
+
+
 def train_epoch(
     config: TrainConfig,
     phase: PhaseConfig,
@@ -75,6 +87,7 @@ def train_epoch(
     so_far: Mapping[str, Any] | None = None,
     skipped: int = 0,
     after_step: Callable[[Steps], None] | None = None,
+    stream: StreamedMaps | None = None,
 ) -> EpochResult:
     """Train one epoch: views from the loader, photometrics and normalisation here, loss and update by the method.
 
@@ -89,6 +102,8 @@ def train_epoch(
         so_far: ``Steps.state()`` of an earlier run that began this epoch: its steps are not made again.
         skipped: steps skipped in earlier epochs, of ``config.skip_nonfinite``.
         after_step: called after every step.
+        stream: takes the views of every step; the loader's plan is :class:`~saga_fast.loaders.plan.SizesKept` of its
+            ``sizes``.
 
     Raises:
         NonFiniteLossError: found every so many steps and at the epoch's end, so that no step waits for a GPU; or, when
@@ -112,6 +127,8 @@ def train_epoch(
         views = device_views(config, model, batch, epoch)
         if undo:
             undo.keep()
+        if stream:
+            stream.watch()
         with autocast(device, config.precision):
             output = (network or model)(views[0], batch.index.to(device), *views[1:])
         optimizer.zero_grad(set_to_none=True)
@@ -121,12 +138,16 @@ def train_epoch(
             if skipped + steps.skipped == config.skip_nonfinite:
                 raise NonFiniteLossError(steps.done, gather(batch.index).tolist(), float(mean(output.loss.detach())))
             steps.skip(batch.index)
+            if stream:
+                stream.drop()
             log.warning("skipped step %d of epoch %d: its loss or gradient is not finite", steps.done - 1, epoch + 1)
         else:
             scaler.step(optimizer)
             scaler.update()
             model.after_step()
             steps.add(output, batch.index)
+            if stream:
+                _stream(stream, config, model, loader, batch.index, epoch)
         steps.seconds += time.perf_counter() - mark
         mark = time.perf_counter()
         if after_step:

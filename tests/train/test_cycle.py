@@ -23,7 +23,7 @@ from saga_fast.errors import SagaError
 from saga_fast.files import sha256
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, WholePlan, open_loader
 from saga_fast.loaders.folder import FolderLoader
-from saga_fast.train import cycle, epoch
+from saga_fast.train import cycle, epoch, renewal
 from saga_fast.train.config import TrainConfig, load_config
 from saga_fast.train.cycle import train
 from saga_fast.train.metrics import read_metrics
@@ -264,7 +264,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 def test_loss_that_is_not_finite(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    crash_at(monkeypatch, cycle, "build_box_table", 1)
+    crash_at(monkeypatch, renewal, "build_box_table", 1)
     config = load_config(tiny_yaml, [f"out={run}", "plain.epochs=3", "plain.lr=1e20", "evaluate=null"])
     with pytest.raises(SagaError, match=r"loss is not finite since step \d of epoch 1: .*1e\+20.*last.pt") as caught:
         train(config)

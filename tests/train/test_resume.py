@@ -18,7 +18,7 @@ from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.cli import main
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BoxTable, ImageFolder
-from saga_fast.train import cycle, epoch
+from saga_fast.train import cycle, epoch, renewal
 from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
@@ -82,8 +82,8 @@ CRASHES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "after a renewal": lambda m: crash_at(m, epoch, "sample_photometrics", 8),
     "between renewals": lambda m: crash_at(m, epoch, "sample_photometrics", 13),
     "last epoch": lambda m: crash_at(m, epoch, "sample_photometrics", 23),
-    "in the attention pass": lambda m: crash_at(m, cycle, "build_box_table", 2),
-    "before a table is saved": lambda m: crash_at(m, cycle, "build_box_table", 2, after=True),
+    "in the attention pass": lambda m: crash_at(m, renewal, "build_box_table", 2),
+    "before a table is saved": lambda m: crash_at(m, renewal, "build_box_table", 2, after=True),
     "in an evaluation": lambda m: crash_at(m, cycle, "knn_accuracy", 4),
     "before the first checkpoint": lambda m: crash_at(m, cycle, "save_checkpoint", 1),
     "before a checkpoint": lambda m: crash_at(m, cycle, "save_checkpoint", 3),
@@ -233,8 +233,9 @@ def test_finished_run_returns_at_once(
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     before = (run / "last.pt").read_bytes(), (run / "metrics.jsonl").read_text()
-    for name in ("train_epoch", "build_box_table", "knn_accuracy", "save_checkpoint"):
+    for name in ("train_epoch", "knn_accuracy", "save_checkpoint"):
         crash_at(monkeypatch, cycle, name, 1)
+    crash_at(monkeypatch, renewal, "build_box_table", 1)
     config = load_config(tiny_yaml, [f"out={run}"])
     assert train(config, resume=True) == run / "last.pt"
     assert before == ((run / "last.pt").read_bytes(), (run / "metrics.jsonl").read_text())
