@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import readme
+from benchmarks.bench_input_size import RELATIVE
 from benchmarks.images import make_images
+from saga_fast.train.config import load_config
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--size", "32", "--images", "5", "--batch-size", "4", "--threads", "1", "--repeats", "2"]
@@ -82,10 +84,52 @@ def test_bench_renewal(tmp_path: Path) -> None:
     assert not (ROOT / "not-written").exists()
 
 
-def test_readmes_speeds_are_the_results() -> None:
-    text = readme.README.read_text(encoding="utf-8")
+def test_bench_input_size(tmp_path: Path, finished_run: Path) -> None:
+    config, environment = load_config(finished_run / "config.yaml"), os.environ | {"PYTHONPATH": str(ROOT)}
+    own = f"{config.method.name}, {config.encoder.name} trained at {config.crop.size}"
+    out, stale = tmp_path / "F.json", {"size": 1, "flops": 1}
+    out.write_text(json.dumps({"rows": [{"network": own, **stale}]}))
+    shared = ["--out", str(out), "--data", config.data.train, "--batch-size", "4", "--images", "5", "--repeats", "1"]
+    trained, untrained = ["--ckpt", str(finished_run / "last.pt")], ["--untrained", "resnet18", "--sizes", "32", "24"]
+    for network in (trained, untrained):
+        command = [sys.executable, "benchmarks/bench_input_size.py", *network, *shared]
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+    rows = json.loads(out.read_text())["rows"]
+    sizes: dict[str, list[int]] = {}
+    for row in rows:
+        sizes.setdefault(row["network"], []).extend([row["size"]] if "flops" in row else [])
+    assert sizes == {own: [round(config.crop.size * times) for times in RELATIVE], "resnet18, untrained": [24, 32]}
+    for row in rows:
+        if "score" in row:
+            assert row["images"] == 8
+            assert 0.0 <= row["accuracy"] == row["ratio"] <= 1.0 and 0.0 <= row["iou_half"] <= 1.0
+            assert row["accuracy"] == 1.0 or row["size"] < max(sizes[row["network"]])
+    costs = [row["flops"] for row in rows if "flops" in row and row["network"] == own]
+    assert costs == sorted(costs)
+
+
+def test_bench_scaled_decode(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/bench_scaled_decode.py", "--out", str(tmp_path / "F.json"), "--repeats", "2"]
+    command += ["--data", str(tmp_path), "--stored", "400x300 128 2", "40x30 16 2", "--encoder", "resnet18"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads((tmp_path / "F.json").read_text())
+    check_schema({**written, "rows": [row for row in written["rows"] if "accuracy" not in row]})
+    assert [row["decoded_side"] for row in written["rows"] if "400x300" in row["name"]] == [150, 300, 300, 150, 150]
+    assert [row["decoded_side"] for row in written["rows"] if "40x30" in row["name"]] == [30, 30, 30]
+
+
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_pages_figures_are_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert readme.rewritten(text) == text, "run `python -m benchmarks.readme`"
-    assert readme.table() in text
+
+
+def test_every_figure_is_on_a_page() -> None:
+    texts = "".join(page.read_text(encoding="utf-8") for page in readme.PAGES)
+    assert sorted(part[2] for part in readme.PART.finditer(texts)) == sorted(readme.PARTS)
 
 
 def test_images_are_deterministic_and_of_imagenets_size(tmp_path: Path) -> None:
