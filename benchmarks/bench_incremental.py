@@ -6,13 +6,16 @@ the others are those of the table before. ``ratio`` is the mean IoU of such a ta
 renewals after the first two; ``computed`` is the share of the images that were looked at. ``once`` never renews, and
 ``random`` draws the fraction afresh each time: what a way has to beat.
 
+Of a run whose ``attention.renew`` is not ``all``, streaming say, the tables that it has made itself are compared in the
+same way, each with the whole table of the checkpoint of its epoch (``as trained``).
+
 Run it as ``PYTHONPATH=. python benchmarks/bench_incremental.py --run RUN --out FILE``.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -28,6 +31,8 @@ from saga_fast.errors import SagaError
 from saga_fast.incremental import images_to_renew
 from saga_fast.loaders import BoxTable, Source, WholePlan, open_loader, open_source
 from saga_fast.profile.figures import Row, line, write
+from saga_fast.train.config import TrainConfig
+from saga_fast.train.metrics import read_metrics
 
 Int64 = npt.NDArray[np.int64]
 Way = Callable[[list[BoxTable], int], Int64]
@@ -60,8 +65,8 @@ def _before(tables: list[BoxTable]) -> BoxTable | None:
     return tables[-2] if len(tables) > 1 else None
 
 
-def whole_tables(run: Path) -> tuple[Source, list[BoxTable]]:
-    """The data set, and the table of every checkpoint that the run has kept, as its config looks at images."""
+def whole_tables(run: Path) -> tuple[TrainConfig, Source, dict[str, BoxTable]]:
+    """The run's config, its data set, and the table of every checkpoint that it has kept: epoch_NNNN -> table."""
     paths = sorted(run.glob("epoch_*.pt"))
     if len(paths) < 4:
         raise SagaError(f"{run} holds {len(paths)} checkpoints epoch_NNNN.pt, at least 4 are needed: set keep_every")
@@ -69,7 +74,25 @@ def whole_tables(run: Path) -> tuple[Source, list[BoxTable]]:
     source = open_source(config.data.engine, config.data.train, classes=config.data.classes)
     plan = WholePlan(size=config.attention_size)
     loader = open_loader(config.data.engine, source, plan, batch_size=256, threads=config.data.threads)
-    return source, [build_box_table(load_model(path), loader, **config.looking, progress=True) for path in paths]
+    tables = {path.stem: build_box_table(load_model(path), loader, **config.looking, progress=True) for path in paths}
+    return config, source, tables
+
+
+def as_trained(
+    config: TrainConfig, run: Path, tables: Mapping[str, BoxTable], true: npt.NDArray[np.float32] | None
+) -> list[Row]:
+    """A row of the tables that the run has made, and one of the whole tables of the same checkpoints."""
+    epochs = [epoch for epoch in tables if (run / "att" / f"{epoch}.safetensors").exists()]
+    own = [BoxTable.open(run / "att" / f"{epoch}.safetensors") for epoch in epochs]
+    renewals = [row for row in read_metrics(run) if row["kind"] == "renewal"]
+    looked_at = {Path(row["table"]).stem: row["computed"] / len(own[0]) for row in renewals}
+    assert config.attention is not None
+    name = f"as trained, {config.attention.renew}"
+    whole = [tables[epoch] for epoch in epochs]
+    return [
+        _row(name, own, whole, [looked_at[epoch] for epoch in epochs], true, first=0) | {"epochs": epochs},
+        _row("whole, at these epochs", whole, whole, [1.0] * len(whole), true, first=0) | {"epochs": epochs},
+    ]
 
 
 def incremental(tables: list[BoxTable], true: npt.NDArray[np.float32] | None, fractions: list[float]) -> Iterator[Row]:
@@ -94,8 +117,9 @@ def _row(
     tables: list[BoxTable],
     computed: list[float],
     true: npt.NDArray[np.float32] | None,
+    first: int = 2,
 ) -> Row:
-    later = slice(2, None)
+    later = slice(first, None)
     agreement = [float(box_iou(one.boxes, other.boxes).mean()) for one, other in zip(own, tables, strict=True)]
     row: Row = {
         "name": name,
@@ -118,10 +142,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     arguments = parser.parse_args()
-    source, tables = whole_tables(arguments.run)
+    config, source, tables = whole_tables(arguments.run)
     boxes = source.root / "boxes.json"
     true = read_true_boxes(source.root, source.paths) if boxes.exists() else None
-    rows = list(incremental(tables, true, arguments.fractions))
+    rows: list[Row] = []
+    if config.attention is not None and config.attention.renew != "all":
+        rows += as_trained(config, arguments.run, tables, true)
+    rows += incremental(list(tables.values()), true, arguments.fractions)
     for row in rows:
         print(line(row) + f", {100 * row['computed']:.0f} % computed")
     write(arguments.out, rows)

@@ -109,12 +109,60 @@ def scaled_decode() -> str:
     )
 
 
+WAYS = {
+    "all": "`all`",
+    "changed": "`changed`",
+    "fraction": "`fraction`: {}",
+    "random": "as many, drawn afresh each time: {}",
+    "once": "never renewed",
+}
+
+
+def incremental() -> str:
+    """A line per way to renew: how many images it looks at, and how right its boxes are."""
+    text = "| renewal | images looked at | IoU with the whole renewal's boxes | IoU with the object | CorLoc |\n"
+    text += "|---|---|---|---|---|\n"
+    for row in rows_of("incremental"):
+        way, _, share = row["name"].partition(" ")
+        text += f"| {WAYS[way].format(share)} | {100 * row['computed']:.0f} % | {row['ratio']:.3f} |"
+        text += f" {row['iou']:.3f} | {100 * row['corloc']:.0f} % |\n"
+    return text
+
+
+def streaming() -> str:
+    """What streaming costs a step, and how its boxes compare with the pass's, epoch by epoch."""
+    text = (
+        "| a step that streams | seconds | beside the step alone | noise | maps of ImageNet |\n|---|---|---|---|---|\n"
+    )
+    for row in rows_of("streaming"):
+        text += f"| {row['name'].removeprefix('streaming step, ')} | {row['seconds']:.2f} |"
+        text += f" {100 * (1 / row['ratio'] - 1):+.1f} % | {100 * row['noise']:.1f} % |"
+        text += f" {row['bytes_imagenet'] / 1e6:.0f} MB |\n"
+    return text
+
+
+def streamed_boxes() -> str:
+    """The boxes that a streaming run has made, beside a whole pass of the same networks."""
+    rows = {row["name"]: row for row in rows_of("streamed_boxes")}
+    own, whole = rows["as trained, streaming"], rows["whole, at these epochs"]
+    text = "| epoch | IoU with the pass's boxes |\n|---|---|\n"
+    for epoch, overlap in zip(own["epochs"], own["agreement"], strict=True):
+        text += f"| {int(epoch.removeprefix('epoch_'))} | {overlap:.2f} |\n"
+    return text + (
+        f"\nIoU with the object {own['iou']:.2f} and CorLoc {100 * own['corloc']:.0f} %, where the pass has"
+        f" {whole['iou']:.2f} and {100 * whole['corloc']:.0f} %.\n"
+    )
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
+    "incremental": incremental,
+    "streaming": streaming,
+    "streamed boxes": streamed_boxes,
     "speed": speeds,
     "input size": input_sizes,
     "scaled decode": scaled_decode,
 }
-PAGES = (ROOT / "README.md", ROOT / "docs" / "faq.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "faq.md", ROOT / "docs" / "renewal.md")
 
 
 def rewritten(text: str) -> str:

@@ -14,6 +14,7 @@ from benchmarks import readme
 from benchmarks.bench_input_size import RELATIVE
 from benchmarks.images import make_images
 from saga_fast.train.config import load_config
+from saga_fast.train.cycle import train
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--size", "32", "--images", "5", "--batch-size", "4", "--threads", "1", "--repeats", "2"]
@@ -130,6 +131,36 @@ def test_pages_figures_are_the_results(page: Path) -> None:
 def test_every_figure_is_on_a_page() -> None:
     texts = "".join(page.read_text(encoding="utf-8") for page in readme.PAGES)
     assert sorted(part[2] for part in readme.PART.finditer(texts)) == sorted(readme.PARTS)
+
+
+def test_bench_incremental_and_streaming(tiny_yaml: Path, tmp_path: Path) -> None:
+    """A run that streamed: its own tables beside whole ones, and what other ways would have left; then the cost."""
+    overrides = ["plain.epochs=1", "saga.epochs=3", "attention.period=1", "attention.renew=streaming"]
+    train(load_config(tiny_yaml, [f"out={tmp_path / 'run'}", *overrides, "checkpoint.keep_every=1"]))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    small = ["--steps", "1", "--rounds", "2", "--encoder", "resnet18 32 8", "--methods", "insdis", "--threads", "1"]
+    rows = {}
+    for script, arguments in (
+        ("incremental", ["--run", str(tmp_path / "run"), "--fractions", "0.5"]),
+        ("streaming", [*small, "--scores", "activation"]),
+    ):
+        command = [sys.executable, f"benchmarks/bench_{script}.py", "--out", str(tmp_path / "F.json"), *arguments]
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        rows[script] = json.loads((tmp_path / "F.json").read_text())["rows"]
+    ways = {row["name"]: row for row in rows["incremental"]}
+    made, *others = ways
+    assert made == "as trained, streaming"
+    assert others == ["whole, at these epochs", "all", "changed", "once", "fraction 0.5", "random 0.5"]
+    assert ways["as trained, streaming"]["epochs"] == ["epoch_0001", "epoch_0002", "epoch_0003"]
+    assert ways["as trained, streaming"]["computed"] == 0.0
+    assert ways["all"]["ratio"] == pytest.approx(1.0)
+    assert all(0.1 < row["ratio"] < 1.0 for name, row in ways.items() if name in (made, "once", "random 0.5"))
+    assert ways["fraction 0.5"]["computed"] == pytest.approx(0.5, abs=0.02)
+    (cost,) = rows["streaming"]
+    assert cost["ratio"] > 0.0
+    assert cost["map"] == [2, 2]
+    assert cost["bytes_per_image"] == 2 * 2 * 2 * 4 + 12
 
 
 def test_images_are_deterministic_and_of_imagenets_size(tmp_path: Path) -> None:
