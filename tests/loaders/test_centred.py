@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta  # type: ignore[import-untyped]
 
 from saga_fast.kernels.philox import CENTRE, uniforms_reference
 from saga_fast.loaders import BoxTable, CropPlan
