@@ -125,6 +125,9 @@ TINY = Scale(num_train=24, num_val=24, side=48, size=32, plain_epochs=1, saga_ep
 """Seconds, and figures that mean nothing."""
 
 FINALS = ("finetune", "saga+", "true", "shuffled", "saga")
+ADDED = ("supervised-mixed", "saga-centred", "saga+att-centred", "true-centred")
+"""Beside SimCLR's finals: the classifier's better arm in the screening, and ContrastiveCrop's rule with wide, tight and
+true boxes, which the screening did not tell apart."""
 METHODS = ("simclr", "mocov2", "invspread")
 SEEDS = (1, 2, 3)
 
@@ -136,6 +139,8 @@ def stages() -> Iterator[Run]:
         for seed in SEEDS:
             yield from (Run(stage="finals", data="middle", method=method, seed=seed, arm=arm) for arm in FINALS)
     for seed in SEEDS:
+        yield from (Run(stage="added", data="middle", method="simclr", seed=seed, arm=arm) for arm in ADDED)
+    for seed in SEEDS:
         for data in ("small", "large"):
             yield from (Run(stage="sizes", data=data, method="simclr", seed=seed, arm=arm) for arm in FINALS[:2])
         yield from (
@@ -143,4 +148,4 @@ def stages() -> Iterator[Run]:
         )
 
 
-STAGES = ("screening", "finals", "sizes", "distractor")
+STAGES = ("screening", "finals", "added", "sizes", "distractor")
