@@ -133,7 +133,8 @@ def renewal_share(row: Row) -> float:
 
 def added(figures: Figures, _: Mapping[str, Any]) -> str:
     """SimCLR at the middle size: arms that were added to the finals, beside those."""
-    tested, wanted = figures.tested(), {"data": "middle", "method": "simclr"}
+    tested = figures.tested()
+    wanted: dict[str, Any] = {"data": "middle", "method": "simclr"}
     rows = []
     for arm in ("finetune", "saga+", "true", *ADDED):
         cells = [points(list(tested.by_seed(arm=arm, **wanted).values()))]
