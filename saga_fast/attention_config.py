@@ -8,7 +8,7 @@ from typing import Literal
 from saga_fast.channel_weights import Score
 from saga_fast.compiled_encoder import Forward
 from saga_fast.kernels.attention_boxes import Normalize
-from saga_fast.loaders.plan import Views
+from saga_fast.loaders.plan import Crop, Views
 from saga_fast.precision import Precision
 
 Renew = Literal["all", "changed", "fraction", "streaming"]
@@ -39,6 +39,9 @@ class AttentionConfig:
     """Which views are attention crops: all (``att``), all but the first (``mixed``), all or none (``union``)."""
     share: float = 0.5
     """``union``: probability that an image enters as its crop in an epoch."""
+    crop: Crop = "inside"
+    """``inside``: crops of the box; ``centred``: crops of whole images whose centres lie in the box, ContrastiveCrop's
+    rule."""
     score: Score = "pseudo_label"
     """What is differentiated: z^c; half of |z|^2; or nothing: ``activation`` is the plain channel sum, ``background``
     how each cell differs from those at the image's border, which wants a ``delta`` of 0.5 to 0.6 (docs/study.md)."""

@@ -1,19 +1,25 @@
 """The study runs, at a size that measures nothing; and what its page says is what its JSON says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.study import __main__ as study
 from benchmarks.study import boxes, plots
 from benchmarks.study.arms import ARMS, FINALS, STAGES, TINY, Run, stages
+from benchmarks.study.classifier import top1, train_classifier
 from benchmarks.study.document import PAGES, RESULTS, SECTIONS, Figures, points, rewritten
 from benchmarks.study.runs import Study
+from saga_fast.checkpoint import load_model
 from saga_fast.demo_data import read_true_boxes
-from saga_fast.loaders import BoxTable, open_source
+from saga_fast.files import sha256
+from saga_fast.loaders import BoxTable, WholePlan, open_source
+from saga_fast.methods.supervised import Supervised
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,34 @@ def test_given_tables_are_what_they_are_called(made: tuple[Path, Path]) -> None:
     np.testing.assert_array_equal(np.sort(shuffled, axis=0), np.sort(own, axis=0))
     used = BoxTable.open(folder / "shuffled" / "att" / "epoch_0001.safetensors").boxes
     np.testing.assert_array_equal(used, shuffled)
+
+
+def test_the_classifier_gives_boxes(made: tuple[Path, Path]) -> None:
+    """One for both of its arms, made from the labels; its boxes are the table that they train with."""
+    folder = made[1] / "middle" / "simclr-0"
+    ckpt = folder / "classifier" / "last.pt"
+    model = load_model(ckpt)
+    assert isinstance(model, Supervised)
+    assert model.projector.out_features == 12
+    plain = load_model(folder / "plain" / "last.pt")
+    assert not torch.equal(model.encoder.backbone.conv1.weight, plain.encoder.backbone.conv1.weight)
+    for arm in ("supervised", "supervised-mixed"):
+        table = BoxTable.open(folder / arm / "att" / "epoch_0001.safetensors")
+        assert table.metadata["checkpoint"] == sha256(ckpt)
+    shares = {row["arm"]: row["classifier_top1"] for row in rows(made[0]) if "classifier_top1" in row}
+    assert shares.keys() == {"supervised", "supervised-mixed"}
+    assert len(set(shares.values())) == 1
+
+
+def test_a_classifier_learns(made: tuple[Path, Path], tmp_path: Path) -> None:
+    tiny = Study(made[1], TINY)
+    config = tiny.config(Run(stage="screening", data="middle", method="simclr", seed=0, arm="supervised"), "classifier")
+    config = replace(config, plain=replace(config.plain, epochs=12, warmup_epochs=0))
+    whole = WholePlan(size=config.crop.size)
+    loader = tiny.open(config, "train", whole, batch_size=8, shuffle=True, drop_last=True, seed=0)
+    train_classifier(config, loader, tmp_path / "last.pt")
+    seen = tiny.open(config, "train", whole)
+    assert top1(tmp_path / "last.pt", seen, channels_last=config.channels_last) > 0.5
 
 
 def test_box_makers(made: tuple[Path, Path]) -> None:

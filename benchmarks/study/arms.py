@@ -14,6 +14,11 @@ OBJECT_SIDES = {"small": (0.3, 0.5), "middle": (0.4, 0.7), "large": (0.5, 0.9)}
 """Range of the object's side over the image's; the demo's is ``middle``."""
 SAGA_PLUS: dict[str, Any] = {"score": "background", "mirror": True, "delta": 0.6, "input_size": 72, "views": "mixed"}
 
+SUPERVISED: dict[str, Any] = {"provider": "supervised"}
+"""The classifier is trained on the labels of the training images, for as long as the plain phase."""
+CENTRED: dict[str, Any] = {"views": "att", "crop": "centred"}
+"""ContrastiveCrop's rule: crops as large as those of whole images, their centres in the box, for both views."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -77,6 +82,13 @@ ARMS: dict[str, Arm] = {
     "mixed-norm": _own("mixed, norm, .7", views="mixed", score="norm"),
     "mixed-pseudo-.5": _own("mixed, pseudo_label, .5", views="mixed", delta=0.5),
     "saga+att": _own("`saga+` with att", **SAGA_PLUS | {"views": "att"}),
+    "supervised": _own("a classifier's boxes: att, pseudo_label, .7", **SUPERVISED, views="att"),
+    "supervised-mixed": _own("a classifier's boxes: mixed, pseudo_label, .7", **SUPERVISED, views="mixed"),
+    "contrastivecrop": _own("ContrastiveCrop: att, centred, activation, .1", **CENTRED, score="activation", delta=0.1),
+    "saga-centred": _own("att, centred, pseudo_label, .7", **CENTRED),
+    "saga+att-centred": _own("`saga+`'s boxes: att, centred", **SAGA_PLUS | CENTRED),
+    "saga+centred": _own("`saga+`'s boxes: mixed, centred", **SAGA_PLUS | CENTRED | {"views": "mixed"}),
+    "true-centred": Arm(title="true boxes: att, centred", attention=CENTRED, given="true"),
 }
 """Name -> arm. What an arm does not say is the paper's reading, ``AttentionConfig``'s default."""
 
@@ -127,6 +139,9 @@ TINY = Scale(num_train=24, num_val=24, side=48, size=32, plain_epochs=1, saga_ep
 """Seconds, and figures that mean nothing."""
 
 FINALS = ("finetune", "saga+", "true", "shuffled", "saga")
+ADDED = ("supervised-mixed", "saga-centred", "saga+att-centred", "true-centred")
+"""Beside SimCLR's finals: the classifier's better arm in the screening, and ContrastiveCrop's rule with wide, tight and
+true boxes, which the screening did not tell apart."""
 METHODS = ("simclr", "mocov2", "invspread")
 SEEDS = (1, 2, 3)
 
@@ -138,6 +153,8 @@ def stages() -> Iterator[Run]:
         for seed in SEEDS:
             yield from (Run(stage="finals", data="middle", method=method, seed=seed, arm=arm) for arm in FINALS)
     for seed in SEEDS:
+        yield from (Run(stage="added", data="middle", method="simclr", seed=seed, arm=arm) for arm in ADDED)
+    for seed in SEEDS:
         for data in ("small", "large"):
             yield from (Run(stage="sizes", data=data, method="simclr", seed=seed, arm=arm) for arm in FINALS[:2])
         yield from (
@@ -145,4 +162,4 @@ def stages() -> Iterator[Run]:
         )
 
 
-STAGES = ("screening", "finals", "sizes", "distractor")
+STAGES = ("screening", "finals", "added", "sizes", "distractor")

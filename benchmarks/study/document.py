@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.study.arms import ARMS, FINALS, METHODS, OBJECT_SIDES, Scale
+from benchmarks.study.arms import ADDED, ARMS, FINALS, METHODS, OBJECT_SIDES, SEEDS, Scale
 from saga_fast.profile.figures import Row
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,10 @@ class Figures:
         """Over another arm, fine-tuning if none is named, from the same checkpoint, seed by seed."""
         own, other = self.by_seed(arm=arm, **wanted), self.by_seed(arm=over, **wanted)
         return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+
+    def tested(self) -> Figures:
+        """Those of the seeds that nothing was chosen on."""
+        return Figures([row for row in self.rows if row["seed"] in SEEDS])
 
 
 def last_corloc(row: Row) -> float:
@@ -127,6 +131,23 @@ def renewal_share(row: Row) -> float:
     return float(sum(renewal["seconds"] for renewal in row["renewals"]) / row["train_seconds"])
 
 
+def added(figures: Figures, _: Mapping[str, Any]) -> str:
+    """SimCLR at the middle size: arms that were added to the finals, beside those."""
+    tested = figures.tested()
+    wanted: dict[str, Any] = {"data": "middle", "method": "simclr"}
+    rows = []
+    for arm in ("finetune", "saga+", "true", *ADDED):
+        cells = [points(list(tested.by_seed(arm=arm, **wanted).values()))]
+        cells.append(points(tested.gain(arm, **wanted), signed=True) if arm != "finetune" else NONE)
+        cells.append(
+            points(list(tested.by_seed(last_corloc, arm=arm, **wanted).values())) if arm != "finetune" else NONE
+        )
+        rows.append([ARMS[arm].title, *cells])
+    own = {row["seed"]: row["classifier_top1"] for row in tested.rows if "classifier_top1" in row}
+    text = table(["the further epochs", "kNN", "over fine-tuning", "CorLoc"], rows)
+    return f"{text}\nThe classifiers name {points(list(own.values()))} % of the whole validation images right.\n"
+
+
 def sizes(figures: Figures, _: Mapping[str, Any]) -> str:
     """SimCLR at the three object sizes, and with two objects."""
     rows = []
@@ -190,6 +211,16 @@ def predictions(figures: Figures, _: Mapping[str, Any]) -> str:
         gains = {data: figures.gain("saga+", stage=stage, data=data, method="simclr") for data, stage in stages.items()}
         return ", ".join(f"{data} {points(gain, signed=True)}" for data, gain in gains.items() if gain)
 
+    def by_arm(**names: str) -> str:
+        """On the tested seeds, and where there are none on the screening's."""
+        wanted = {"data": "middle", "method": "simclr"}
+        gains = {
+            name: figures.tested().gain(arm, **wanted) or figures.gain(arm, stage="screening")
+            for name, arm in names.items()
+        }
+        return ", ".join(f"{name} {points(gain, signed=True)}" for name, gain in gains.items() if gain)
+
+    corlocs = list(figures.by_seed(last_corloc, stage="screening", arm="supervised").values())
     sizes_of = dict.fromkeys(OBJECT_SIDES, "sizes") | {"middle": "finals"}
     rows = [
         ["1. `saga` is 1 to 4 points below fine-tuning", by_method("saga")],
@@ -201,6 +232,18 @@ def predictions(figures: Figures, _: Mapping[str, Any]) -> str:
             by_data(sizes_of),
         ],
         ["6. with a distractor half of the gain", by_data({"middle": "finals", "middle+distractor": "distractor"})],
+        [
+            "7. a classifier's boxes: CorLoc 30 to 60 %; both views within 3, `mixed` 3 to 7",
+            f"CorLoc {points(corlocs)}; {by_arm(both='supervised', mixed='supervised-mixed')}" if corlocs else "",
+        ],
+        [
+            "8. ContrastiveCrop is within 2 of fine-tuning with boxes of `activation` or the pseudo label",
+            by_arm(activation="contrastivecrop", pseudo_label="saga-centred"),
+        ],
+        [
+            "9. with the boxes of `saga+` it gains 2 to 6; true boxes at most 2 more",
+            by_arm(both="saga+att-centred", mixed="saga+centred", true="true-centred"),
+        ],
     ]
     return table(["prediction", "measured, points of kNN"], [[first, second or "not run"] for first, second in rows])
 
@@ -217,7 +260,7 @@ def summary(figures: Figures, document: Mapping[str, Any]) -> str:
 
 
 Section = Callable[[Figures, Mapping[str, Any]], str]
-ALL: tuple[Section, ...] = (conditions, screening, finals, corlocs, sizes, boxes, momentum, predictions, summary)
+ALL: tuple[Section, ...] = (conditions, screening, finals, corlocs, added, sizes, boxes, momentum, predictions, summary)
 SECTIONS = {section.__name__: section for section in ALL}
 
 

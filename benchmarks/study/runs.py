@@ -11,12 +11,13 @@ import numpy as np
 
 from benchmarks.demo_methods import config_of
 from benchmarks.study.arms import ARMS, Arm, Given, Run, Scale
+from benchmarks.study.classifier import top1, train_classifier
 from saga_fast.attention import build_box_table
 from saga_fast.attention_config import AttentionConfig
 from saga_fast.checkpoint import load_model
 from saga_fast.demo_data import make_demo_data, read_true_boxes
 from saga_fast.evaluate.knn import extract_features, knn_accuracy
-from saga_fast.loaders import BoxTable, Loader, Plan, WholePlan, open_loader, open_source
+from saga_fast.loaders import BoxTable, CropPlan, Loader, Plan, WholePlan, open_loader, open_source
 from saga_fast.methods import Method
 from saga_fast.profile.figures import Row, commit
 from saga_fast.train.config import TrainConfig, load_config
@@ -40,6 +41,7 @@ class Study:
         config = replace(config, saga=replace(config.saga, epochs=config.saga.epochs + arm.more_epochs))
         if arm.attention is not None:
             config = replace(config, attention=self._attention(run, arm, config, plain))
+        supervised = config.attention is not None and config.attention.provider == "supervised"
         ckpt = train(config, resume=True, ckpt=plain)
         if plain not in self._before:
             self._before[plain] = self.accuracies(plain, config)
@@ -61,6 +63,7 @@ class Study:
                 for row in rows
                 if row["kind"] == "renewal"
             ],
+            **({"classifier_top1": self.classifier_top1(run)} if supervised else {}),
             "train_seconds": sum(row["seconds"] for row in rows if row["kind"] == "epoch"),
             "wall_seconds": time.perf_counter() - start,
             "commit": commit(),
@@ -70,6 +73,25 @@ class Study:
         """The plain checkpoint of the run's data, method and seed; trained when it is first asked for."""
         config = self.config(run, "plain")
         return train(replace(config, saga=replace(config.saga, epochs=0)), resume=True)
+
+    def classifier(self, run: Run) -> Path:
+        """A classifier of the plain checkpoint's encoder, trained on the labels for as many epochs; made once."""
+        config = self.config(run, "classifier")
+        path = Path(config.out) / "last.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plan = CropPlan(
+                size=config.crop.size, seed=run.seed, num_views=1, scale=config.crop.scale, ratio=config.crop.ratio
+            )
+            training = {"batch_size": config.batch_size, "shuffle": True, "drop_last": True, "seed": run.seed}
+            train_classifier(config, self.open(config, "train", plan, **training), path)
+        return path
+
+    def classifier_top1(self, run: Run) -> float:
+        """Its accuracy on whole validation images."""
+        config = self.config(run, "classifier")
+        whole = self.open(config, "val", WholePlan(size=config.crop.size))
+        return top1(self.classifier(run), whole, channels_last=config.channels_last)
 
     def config(self, run: Run, name: str) -> TrainConfig:
         """The demo's config of the method, at the study's size: fine-tuning."""
@@ -97,6 +119,8 @@ class Study:
     def _attention(self, run: Run, arm: Arm, config: TrainConfig, plain: Path) -> AttentionConfig:
         assert arm.attention is not None
         values = {"period": self.scale.period, **arm.attention}
+        if values.get("provider") == "supervised":
+            return AttentionConfig(**values, provider_ckpt=str(self.classifier(run)))
         if arm.given is None:
             return AttentionConfig(**values)
         path = Path(config.out).parent / f"{run.arm}.safetensors"
@@ -121,13 +145,13 @@ class Study:
         found, metadata = np.ones(count, np.bool_), {"dataset": loader.source.fingerprint}
         return replace(BoxTable.whole(count), boxes=boxes, found=found, metadata=metadata)
 
-    def open(self, config: TrainConfig, split: str, plan: Plan) -> Loader:
-        """The images of a split in their order."""
+    def open(self, config: TrainConfig, split: str, plan: Plan, **options: Any) -> Loader:
+        """The images of a split, in their order unless ``options`` of ``open_loader`` say otherwise."""
         path = config.data.train if split == "train" else config.data.val
         assert path is not None and config.data.generate is not None
         make_demo_data(Path(path).parent, config.data.generate)
         source = open_source("folder", path)
-        return open_loader("folder", source, plan, batch_size=256, threads=self.threads)
+        return open_loader("folder", source, plan, **({"batch_size": 256, "threads": self.threads} | options))
 
     def accuracies(self, ckpt: Path, config: TrainConfig) -> dict[str, float]:
         """kNN of the validation images among the training images, all of them whole: "layer, k" -> top-1."""

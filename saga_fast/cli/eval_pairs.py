@@ -84,7 +84,7 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
         table = BoxTable.open(table_file)
     attention = config.attention or AttentionConfig()
     plain = CropPlan(size=config.crop.size, seed=options.seed, scale=config.crop.scale, ratio=config.crop.ratio)
-    guided = replace(plain, table=table, margin=attention.margin, min_side=attention.min_side)
+    guided = replace(plain, table=table, crop=attention.crop, margin=attention.margin, min_side=attention.min_side)
     rows = []
     for views, plan in (("plain", plain), ("attention", guided)):
         loader = open_loader(engine, source, plan, shuffle=True, seed=options.seed, **loading(options))

@@ -12,10 +12,12 @@ import numpy.typing as npt
 from saga_fast.kernels import sample_windows
 from saga_fast.kernels.philox import SHARE, draw
 from saga_fast.loaders.box_table import BoxTable
+from saga_fast.loaders.centred import WHOLE, centre_in_boxes
 from saga_fast.loaders.source import Source
 
 Int64 = npt.NDArray[np.int64]
 Views = Literal["att", "union", "mixed"]
+Crop = Literal["inside", "centred"]
 
 
 class Plan(Protocol):
@@ -74,18 +76,20 @@ class MoreViews:
 
 @dataclass(frozen=True, kw_only=True)
 class CropPlan:
-    """Random resized crops, inside the attention boxes where there are any.
+    """Random resized crops, inside the attention boxes or centred in them where there are any.
 
     Args:
         size: side of the main views, pixels.
         seed: key of all draws.
         num_views: main views per image.
-        scale: range of a crop's area over its box's area.
+        scale: range of a crop's area over its box's area; over the image's where crops are ``centred``.
         ratio: range of a crop's width over its height.
         table: D^att, or None to crop from whole images.
         views: which views are cropped from the box (DESIGN 1): ``att`` all of them; ``mixed`` all but view 0, which
             sees the whole image; ``union`` all views of an image or none, drawn per epoch with probability ``share``.
         share: see ``union``.
+        crop: ``inside``: crops of the box; ``centred``: crops as large as those of whole images, whose centres lie in
+            the box (:mod:`saga_fast.loaders.centred`).
         margin: fraction of the box's side added on each side, clamped to the image.
         min_side: boxes are widened about their centre to at least this fraction of the image's side.
         more: further views, numbered on from the main ones.
@@ -102,6 +106,7 @@ class CropPlan:
     table: BoxTable | None = None
     views: Views = "att"
     share: float = 0.5
+    crop: Crop = "inside"
     margin: float = 0.0
     min_side: float = 0.0
     more: tuple[MoreViews, ...] = ()
@@ -111,6 +116,8 @@ class CropPlan:
         if not 1 <= self.num_views <= 256:
             raise ValueError(f"num_views must be in 1 to 256, got {self.num_views}")
         check_views(self.views, self.share)
+        if self.crop not in get_args(Crop):
+            raise ValueError(f"crop must be 'inside' or 'centred', got {self.crop!r}")
         if not self.margin >= 0.0:
             raise ValueError(f"margin must not be negative, got {self.margin}")
         if not 0.0 <= self.min_side <= 1.0:
@@ -124,8 +131,8 @@ class CropPlan:
         return ((self.size, self.num_views), *((more.size, more.count) for more in self.more))
 
     def boxes(self, epoch: int, indices: Int64) -> npt.NDArray[np.float32]:
-        """The box that each view is cropped from: (B, V, 4), normalised."""
-        boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(indices), len(view_sides(self)), 1))
+        """The box that each view is cropped from, or centred in: (B, V, 4), normalised."""
+        boxes = np.tile(WHOLE, (len(indices), len(view_sides(self)), 1))
         if self.table is None:
             return boxes
         attention = self.table.boxes[indices]
@@ -143,11 +150,13 @@ class CropPlan:
     def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
         """(B, V, 4) int32 [top, left, height, width]."""
         boxes, parts, last = self.boxes(epoch, indices), [], 0
+        centred = self.crop == "centred" and self.table is not None
+        cropped = np.broadcast_to(WHOLE, boxes.shape) if centred else boxes
         for count, scale in ((self.num_views, self.scale), *((more.count, more.scale) for more in self.more)):
             first, last = last, last + count
             # Views are keyed by their number, so those before these are drawn, too, and left out.
             drawn = sample_windows(
-                boxes[:, :last],
+                cropped[:, :last],
                 sizes,
                 seed=self.seed,
                 epoch=epoch,
@@ -157,7 +166,10 @@ class CropPlan:
                 ratio=self.ratio,
             )
             parts.append(drawn[:, first:])
-        return np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+        windows = np.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+        if not centred:
+            return windows
+        return centre_in_boxes(windows, boxes, sizes, seed=self.seed, epoch=epoch, indices=indices)
 
 
 @dataclass(frozen=True)

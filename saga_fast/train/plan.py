@@ -29,4 +29,4 @@ def crop_plan(config: TrainConfig, model: Method, table: BoxTable | None = None)
     a = config.attention
     if table is None or a is None:
         return plan
-    return replace(plan, table=table, views=a.views, share=a.share, margin=a.margin, min_side=a.min_side)
+    return replace(plan, table=table, views=a.views, share=a.share, crop=a.crop, margin=a.margin, min_side=a.min_side)

@@ -69,12 +69,13 @@ WAYS = {"ffcv raw": 0, "ffcv jpg": 0, "dali": 1}
 
 @pytest.mark.parametrize("way", WAYS)
 def test_epochs_are_the_folder_engines(way: str, opened: Callable[..., Loader]) -> None:
-    """Epoch 0 plain, epoch 1 with a table, epoch 2 with another one, views of two sizes in all of them."""
+    """Epoch 0 plain, then with a table, with another one, and centred in its boxes; views of two sizes in all."""
     more = (MoreViews(size=21, count=2, scale=(0.6, 1.0)),)
     plans = [
         CropPlan(size=16, seed=3, num_views=2, more=more),
         CropPlan(size=16, seed=3, num_views=2, more=more, table=make_table(1)),
         CropPlan(size=16, seed=3, num_views=2, more=more, table=make_table(2), views="mixed"),
+        CropPlan(size=16, seed=3, num_views=2, more=more, table=make_table(2), crop="centred"),
     ]
     own, folder = opened(way, plans[0]), opened("folder", plans[0])
     for number, plan in enumerate(plans):

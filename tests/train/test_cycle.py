@@ -182,10 +182,11 @@ def test_attention_views(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan],
 
 def test_crop_settings_reach_the_loader(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan]) -> None:
     overrides = [f"out={tmp_path / 'run'}", "evaluate=null", "saga.epochs=1", "seed=3", "crop.ratio=[0.5, 2.0]"]
-    train(load_config(tiny_yaml, [*overrides, "attention={margin: 0.2, min_side: 0.6, share: 0.3}"]))
+    train(load_config(tiny_yaml, [*overrides, "attention={margin: 0.2, min_side: 0.6, share: 0.3, crop: centred}"]))
     for plan in plans:
         assert (plan.size, plan.seed, plan.num_views) == (16, 3, 2)
         assert (plan.scale, plan.ratio) == ((0.2, 1.0), (0.5, 2.0))
+    assert (plans[0].crop, plans[1].crop) == ("inside", "centred")
     assert (plans[1].margin, plans[1].min_side, plans[1].share) == (0.2, 0.6, 0.3)
 
 
