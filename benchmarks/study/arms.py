@@ -139,7 +139,7 @@ TINY = Scale(num_train=24, num_val=24, side=48, size=32, plain_epochs=1, saga_ep
 """Seconds, and figures that mean nothing."""
 
 FINALS = ("finetune", "saga+", "true", "shuffled", "saga")
-ADDED = ("supervised-mixed", "saga-centred", "saga+att-centred", "true-centred")
+ADDED = ("supervised-mixed", "saga-centred", "saga+att-centred", "true-centred", "saga+stream", "saga+changed")
 """Beside SimCLR's finals: the classifier's better arm in the screening, and ContrastiveCrop's rule with wide, tight and
 true boxes, which the screening did not tell apart."""
 METHODS = ("simclr", "mocov2", "invspread")
