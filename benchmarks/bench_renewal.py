@@ -5,7 +5,8 @@
   of 1 / 1.15 is the target; above 1 the pass is faster than training's own forward passes, because it is compiled.
   Rates are those of ``saga-fast profile``; compiling is left out, as ImageNet's pass is thousands of times as long.
 - *predicted rebuild*: what ``profile att`` predicts, beside ``saga-fast build-att`` as it happens, at three sizes.
-- *listing*, *table*: as many names as ImageNet has, in empty files, and the rows for them.
+- *listing*, *pass*, *table*: as many names as ImageNet has, an attention pass over them and the table, with the memory
+  that they take.
 
 Run it as ``PYTHONPATH=. python benchmarks/bench_renewal.py --out FILE`` on an otherwise idle machine.
 """
@@ -16,20 +17,25 @@ import argparse
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from PIL import Image
 
 from benchmarks.images import make_images
 from benchmarks.loading import bind
 from saga_fast.attention import build_box_table
+from saga_fast.attention_parts import Parts
 from saga_fast.checkpoint import load_model
+from saga_fast.encoder import EncoderConfig
 from saga_fast.loaders import BoxTable, ImageFolder, WholePlan, open_loader
-from saga_fast.methods import build_method
+from saga_fast.methods import METHODS, build_method
 from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row, line, write
 from saga_fast.profile.rebuild import predict
@@ -38,6 +44,7 @@ from saga_fast.train.config import TrainConfig, config_from_dict
 from saga_fast.train.cycle import train
 
 CHANNELS_LAST = torch.channels_last
+THIN = {"layers": [1] * 4, "channels": [8, 8, 8, 16]}
 
 EPOCHS = 10
 """Between renewals: the paper's better choice."""
@@ -123,13 +130,23 @@ def predictions(folder: Path, sizes: list[int], seconds: float) -> Iterator[Row]
 
 
 def imagenet(folder: Path, names: int) -> Iterator[Row]:
-    """Listing and fingerprint of as many names as ImageNet has, and what a table of that length takes."""
+    """As many names as ImageNet has: their listing and fingerprint, an attention pass over all, and the table's file.
+
+    The images are 8 px wide and the network looks at 32 px: memory is measured here, beside the model and batches of a
+    pass over the first folder of a thousand names. Names share files.
+    """
     root = folder / "names"
     for at in range(0, names, 1000):
         parent = root / f"n{at:08d}"
         parent.mkdir(parents=True)
-        for number in range(at, min(at + 1000, names)):
-            os.close(os.open(parent / f"n{at:08d}_{number:08d}.JPEG", os.O_CREAT | os.O_WRONLY))
+        first = parent / f"n{at:08d}_{at:08d}.JPEG"
+        Image.effect_noise((8, 8), 64.0).convert("RGB").save(first)
+        for number in range(at + 1, min(at + 1000, names)):
+            os.link(first, parent / f"n{at:08d}_{number:08d}.JPEG")
+    torch.manual_seed(0)
+    model = build_method(METHODS["simclr"].Config(name="simclr"), EncoderConfig(name="resnet18", args=THIN))
+    few = open_loader("folder", ImageFolder(root / "n00000000"), WholePlan(size=32), batch_size=256)
+    build_box_table(model, few, forward="eager")
     memory = psutil.Process().memory_info
     before, begin = memory().rss, time.perf_counter()
     source = ImageFolder(root)
@@ -137,12 +154,41 @@ def imagenet(folder: Path, names: int) -> Iterator[Row]:
     seconds, grown = time.perf_counter() - begin, memory().rss - before
     yield _taken("listing and fingerprint", seconds, 30.0, names, grown)
     begin = time.perf_counter()
-    rows = BoxTable.whole(len(source))
-    table = BoxTable(rows.boxes, rows.found, rows.pseudo_label, rows.score, {"dataset": fingerprint})
+    with _highest() as highest:
+        loader = open_loader("folder", source, WholePlan(size=32), batch_size=256)
+        table = build_box_table(model, loader, forward="eager", parts=Parts(folder / "parts"))
+    grown = max(highest) - before
+    yield {
+        "name": f"attention pass and listing, {names} images",
+        "bytes": grown,
+        "limit": 1e9,
+        "against": "the target, beside model and batches",
+        "ratio": 1e9 / grown,
+        "pass_seconds": time.perf_counter() - begin,
+    }
+    begin = time.perf_counter()
     table.save(folder / "names.safetensors")
     BoxTable.open(folder / "names.safetensors").check(fingerprint, len(source))
     yield _taken("table saved, opened and checked", time.perf_counter() - begin, 30.0, names, memory().rss - before)
     shutil.rmtree(root)
+
+
+@contextmanager
+def _highest() -> Iterator[list[int]]:
+    """This process's memory, sampled every 50 ms while the block runs."""
+    samples, ended, process = [0], threading.Event(), psutil.Process()
+
+    def sample() -> None:
+        while not ended.wait(0.05):
+            samples.append(process.memory_info().rss)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _taken(name: str, seconds: float, target: float, images: int, grown: int) -> Row:
