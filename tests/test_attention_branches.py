@@ -10,9 +10,10 @@ import torch
 from test_attention import SIZE, SMALL_RESNET, assert_edges, grad_cam_edges, open_images, read_pixels, table_edges
 from torch import Tensor, nn
 
-from saga_fast.attention import Normalize, build_box_table, scaled_map
+from saga_fast.attention import build_box_table, scaled_map
 from saga_fast.channel_weights import Score
 from saga_fast.encoder import EncoderConfig
+from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.methods import build_method
 from saga_fast.methods.cmc import CMC, CMCConfig
 
