@@ -73,7 +73,7 @@ def speeds() -> str:
 
 def input_sizes() -> str:
     """A line per network and input size: what the pass costs and which boxes it makes."""
-    rows = rows_of("input_size")
+    rows = sorted(rows_of("input_size"), key=lambda row: "untrained" in row["network"])
     boxes = {(row["network"], row["size"], row["score"]): row for row in rows if "score" in row}
     text = "| network | input, px | GFLOP | images/s | times the largest's |"
     text += "".join(f" `{score}`: IoU | CorLoc |" for score in SCORES)

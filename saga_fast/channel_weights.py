@@ -25,8 +25,7 @@ def channel_weights(
     Args:
         encoder, projector: f and g.
         features: A (B, C, u, v).
-        score: see :class:`~saga_fast.attention_config.AttentionConfig`; where nothing is differentiated, each channel
-            has weight 1.
+        score: see :class:`~saga_fast.attention_config.AttentionConfig`; where nothing is differentiated, alpha is 1.
 
     Returns:
         alpha (B, C) float32, the pseudo label c (B,) int64, and z^c (B,) float32.
