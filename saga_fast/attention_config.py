@@ -29,7 +29,7 @@ class AttentionConfig:
     """Epochs between renewals; the paper's 40 and, better, 10."""
     renew: Renew = "all"
     """What a renewal computes: ``all`` boxes; those that ``changed`` over the last two renewals, and a quarter of the
-    others in turn; a fixed ``fraction`` of them, the most changed first; or, ``streaming``, none: boxes come from maps
+    others in turn; a fixed ``fraction`` of all in turn; or, ``streaming``, none: boxes come from maps
     that training's own views leave behind (docs/renewal.md)."""
     fraction: float = 0.25
     """``fraction``: of the images, computed at each renewal after the first."""

@@ -30,28 +30,25 @@ def images_to_renew(
 ) -> Int64:
     """The indices to compute, ascending; the other images keep their boxes.
 
-    An image has changed if its boxes in the last two tables have an IoU below STILL, so one that the last renewal left
-    out counts as still. Those that stand still are looked at in turn, because the network goes on changing.
-
     Args:
-        renew: ``changed``: those that have, and every TURNS-th of the others. ``fraction``: so many images,
-            half of them the most changed and the rest those whose turn it is.
+        renew: ``changed``: the images whose boxes in the last two tables have an IoU below STILL, and every TURNS-th of
+            the others, because the network goes on changing; one that the last renewal left out counts as still.
+            ``fraction``: so many of the images in turn.
         latest, before: the tables of the last renewal and of the one before it; without a ``before`` nothing is known
-            to have changed: ``changed`` takes all images.
+            to have changed, and ``changed`` takes all images.
         fraction: of the images, for ``fraction``.
         renewal: the number of this one, from 0.
         seed: of the order in which ``fraction`` takes turns.
     """
     count = len(latest)
     indices = np.arange(count)
-    overlap = np.ones(count) if before is None else box_iou(latest.boxes, before.boxes)
     if renew == "changed":
+        if before is None:
+            return indices
         in_turn = (indices + renewal) % TURNS == 0
-        return indices if before is None else indices[(overlap < STILL) | in_turn]
+        return indices[(box_iou(latest.boxes, before.boxes) < STILL) | in_turn]
+    # Turns alone: with half of the fraction for what had moved most, boxes were farther from a whole renewal's than with
+    # the fraction drawn at random, because who has just been looked at is up to date.
     budget = max(1, round(fraction * count))
-    changed = np.argsort(overlap, kind="stable")
-    changed = changed[: min(budget // 2, int((overlap < STILL).sum()))]
-    # A fixed shuffled order, gone through from renewal to renewal: every image has its turn, whatever changes.
-    order = np.roll(epoch_order(count, seed=seed, epoch=0, shuffle=True, without=changed[:0]), -renewal * (budget // 2))
-    rest = order[~np.isin(order, changed)][: budget - len(changed)]
-    return np.sort(np.concatenate([changed, rest]))
+    order = epoch_order(count, seed=seed, epoch=0, shuffle=True, without=indices[:0])
+    return np.sort(order[(renewal * budget + np.arange(budget)) % count])

@@ -148,7 +148,7 @@ class Renewals:
         """For a checkpoint. Processes first share what their streams have seen: all call it at the same steps."""
         state: dict[str, Any] = {"box_table": self._entries[-1] if self._entries else None}
         a = self._config.attention
-        if a is not None and a.renew in ("changed", "fraction"):
+        if a is not None and a.renew == "changed":
             state["box_table_before"] = self._entries[0] if len(self._entries) == 2 else None
         if self._stream is not None:
             self._stream.share()
