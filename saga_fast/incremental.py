@@ -47,8 +47,8 @@ def images_to_renew(
             return indices
         in_turn = (indices + renewal) % TURNS == 0
         return indices[(box_iou(latest.boxes, before.boxes) < STILL) | in_turn]
-    # Turns alone: with half of the fraction for what had moved most, boxes were farther from a whole renewal's than with
-    # the fraction drawn at random, because who has just been looked at is up to date.
+    # Turns alone: with half of the fraction for what had moved most, boxes were farther from a whole renewal's than
+    # with the fraction drawn at random, because who has just been looked at is up to date.
     budget = max(1, round(fraction * count))
     order = epoch_order(count, seed=seed, epoch=0, shuffle=True, without=indices[:0])
     return np.sort(order[(renewal * budget + np.arange(budget)) % count])
