@@ -56,8 +56,9 @@ def test_streaming_computes_nothing(finished: dict[str, Path]) -> None:
     assert (maps["weights"].sum((1, 2)) > 0).all()  # by now every image had its turn
 
 
-def test_streaming_watches_from_a_period_before_the_first_renewal(
-    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("period", "expected"), [(1, 6), (6, 7)])
+def test_streaming_watches_from_some_epochs_before_the_first_renewal(
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, period: int, expected: int
 ) -> None:
     watched: list[bool] = []
 
@@ -66,9 +67,9 @@ def test_streaming_watches_from_a_period_before_the_first_renewal(
         return train_epoch(*arguments, stream=stream, **options)
 
     monkeypatch.setattr(cycle, "train_epoch", record)
-    overrides = ["attention.renew=streaming", "attention.period=2", "plain.epochs=3", "saga.epochs=1"]
+    overrides = ["attention.renew=streaming", f"attention.period={period}", "plain.epochs=7", "saga.epochs=1"]
     train(load_config(tiny_yaml, [f"out={tmp_path / 'run'}", *overrides]))
-    assert watched == [False, True, True, True]
+    assert watched == [False] * (8 - expected) + [True] * expected
 
 
 def test_streaming_from_a_checkpoint_begins_with_a_pass(ckpt: Path, tiny_yaml: Path, tmp_path: Path) -> None:
