@@ -48,7 +48,7 @@ class StreamedMaps:
     Views are seen in train mode: batch norm uses the batch's statistics, but for those of the projector.
 
     Memory: (K + 1) G G' float32 per image on the model's device and in each checkpoint: 0.5 GB for ImageNet and a
-    ResNet at 224 px, whose map is 7 x 7; and 24 bytes per image for its label, score and size.
+    ResNet at 224 px, whose map is 7 x 7; and 20 bytes per image for its label, score and size.
 
     Args:
         model: whose training steps these are.

@@ -24,8 +24,9 @@ from saga_fast.train.config import TrainConfig
 from saga_fast.train.provider import classifier, given_table
 
 WATCHED = 5
-"""Epochs before the first renewal from which streaming looks on, at least. After one epoch 14 % of the demo's images had
-no map: their views had not shown the border, or the epoch had left them out with its last batch; after three 0.2 %."""
+"""Epochs before the first renewal from which streaming looks on, at least. After one epoch 14 % of the demo's images
+had no map: their views had not shown the border, or the epoch had left them out with its last batch; after three 0.2 %.
+"""
 
 
 class Renewals:
