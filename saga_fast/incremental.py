@@ -46,7 +46,7 @@ def images_to_renew(
         if before is None:
             return indices
         in_turn = (indices + renewal) % TURNS == 0
-        return indices[(box_iou(latest.boxes, before.boxes) < STILL) | in_turn]
+        return np.flatnonzero((box_iou(latest.boxes, before.boxes) < STILL) | in_turn)
     # Turns alone: with half of the fraction for what had moved most, boxes were farther from a whole renewal's than
     # with the fraction drawn at random, because who has just been looked at is up to date.
     budget = max(1, round(fraction * count))

@@ -20,17 +20,21 @@ from saga_fast.attention import scaled_map
 from saga_fast.attention_config import AttentionConfig
 from saga_fast.attention_parts import COLUMNS
 from saga_fast.channel_weights import channel_weights
-from saga_fast.distributed import gather_objects, gather_uneven, world_size
+from saga_fast.distributed import broadcast_tensors, gather_objects, gather_uneven, world_size
 from saga_fast.errors import SagaError
 from saga_fast.kernels import attention_boxes
 from saga_fast.loaders import BoxTable
 from saga_fast.methods import Method
+from saga_fast.methods.bank import last_occurrence
 from saga_fast.methods.method import Branch
+from saga_fast.sync_batchnorm import is_own_batchnorm
 
 Int32 = npt.NDArray[np.int32]
 
 ROWS = 4096
 """Images whose boxes are made together."""
+FADED = 1e-30
+"""Weight up to which a cell counts as not covered: of smaller numbers float32 loses digits."""
 
 
 class StreamedMaps:
@@ -45,10 +49,11 @@ class StreamedMaps:
     grid that each row and column of the view's map covers; a flipped view has the columns of C_v in reverse order.
     S / W is the mean map, weighted by area. Cells that no view has covered count as the least of those that have been.
 
-    Views are seen in train mode: batch norm uses the batch's statistics, but for those of the projector.
+    Views are seen in train mode: batch norm uses the batch's statistics, but for those of the projector. A view whose
+    map is not finite leaves nothing.
 
-    Memory: (K + 1) G G' float32 per image on the model's device and in each checkpoint: 0.5 GB for ImageNet and a
-    ResNet at 224 px, whose map is 7 x 7; and 20 bytes per image for its label, score and size.
+    Memory: (K + 1) G G' float32 and 12 bytes per image on the model's device and in each checkpoint: 0.5 GB for
+    ImageNet and a ResNet at 224 px, whose map is 7 x 7; and 8 bytes on the host, for its size.
 
     Args:
         model: whose training steps these are.
@@ -76,7 +81,7 @@ class StreamedMaps:
     @property
     def seen(self) -> npt.NDArray[np.bool_]:
         """(N,) bool, the images that have a map."""
-        found: npt.NDArray[np.bool_] = (self._weights.sum((1, 2)) > 0.0).cpu().numpy()
+        found: npt.NDArray[np.bool_] = (self._weights > FADED).any(2).any(1).cpu().numpy()
         return found
 
     def watch(self) -> None:
@@ -113,13 +118,20 @@ class StreamedMaps:
             cells=features[0].shape[2:],
             device=self._device,
         )
-        index = index.to(self._device)
-        maps, usable, self._label[index], self._score[index] = self._maps(features, place)
+        index = index.to(self._device, non_blocking=True)
+        maps, usable, label, value = self._maps(features, place)
+        usable = usable & maps.isfinite().all((2, 3, 4))
+        maps = maps.where(usable[..., None, None, None], 0.0)
+        # Of an image that the batch holds twice the last counts: which write comes last is not defined on a GPU.
+        last = last_occurrence(index)
         rows, decay = place.rows * usable[..., None, None], self._attention.decay
         placed = torch.einsum("bvgi,bvkij,bvhj->bkgh", rows, maps, place.columns)
         covered = torch.einsum("bvg,bvh->bgh", rows.sum(3), place.columns.sum(3))
-        self._sums[index] = decay * self._sums[index] + placed
-        self._weights[index] = decay * self._weights[index] + covered
+        # A step that leaves nothing does not fade what is there.
+        kept = torch.where(usable.any(1), decay, 1.0)[:, None, None]
+        self._sums[index] = (kept[:, None] * self._sums[index] + placed)[last]
+        self._weights[index] = (kept * self._weights[index] + covered)[last]
+        self._label[index], self._score[index] = label[last], value[last]
         if world_size() > 1:
             self._new.append(index)
 
@@ -129,7 +141,8 @@ class StreamedMaps:
         usable = torch.ones(place.rows.shape[:2], dtype=torch.bool, device=self._device)
         maps, labels, values = [], [], []
         for branch, every in zip(self._branches, features, strict=True):
-            with _in_eval_mode(branch.projector):
+            _share_statistics(branch.projector)
+            with _in_eval_mode(branch.encoder), _in_eval_mode(branch.projector):
                 weights, label, value = channel_weights(branch.encoder, branch.projector, every, score)
             own = every.float().view(count, -1, *every.shape[1:])
             if score == "background":
@@ -156,8 +169,11 @@ class StreamedMaps:
         if not any(gather_objects(own is not None)):
             return
         index = gathered(torch.arange(len(self._label), device=self._device))
+        # An image that two processes have seen, as the stand-in of a bad one: the last one's counts, everywhere.
+        numbers, from_end = np.unique(index.cpu().numpy()[::-1], return_index=True)
+        chosen = torch.from_numpy(len(index) - 1 - from_end).to(self._device)
         for rows in self._rows.values():
-            rows[index] = gathered(rows)
+            rows[torch.from_numpy(numbers).to(self._device)] = gathered(rows)[chosen]
 
     def table(self, metadata: Mapping[str, str], *, others: BoxTable | None) -> BoxTable:
         """The boxes of the maps as they are.
@@ -176,7 +192,7 @@ class StreamedMaps:
         return BoxTable(**columns, metadata=metadata)
 
     def _boxes(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        covered = (self._weights[index] > 0.0)[:, None]
+        covered = (self._weights[index] > FADED)[:, None]
         mean = self._sums[index] / self._weights[index][:, None]
         least = mean.where(covered, torch.inf).amin((2, 3), keepdim=True)
         maps = mean.where(covered, least)
@@ -228,7 +244,10 @@ class _Place:
         cells: Sequence[int],
         device: torch.device,
     ) -> None:
-        near, side = (torch.from_numpy(part / sizes[:, None]).to(device) for part in np.split(windows, 2, axis=2))
+        near, side = (
+            torch.from_numpy(part / sizes[:, None]).to(device, non_blocking=True)
+            for part in np.split(windows, 2, axis=2)
+        )
         parts = []
         for axis in (0, 1):
             # In units of the grid's cells, in float64, so that a whole view's cells are the grid's to the last bit.
@@ -240,7 +259,7 @@ class _Place:
             outer = (centre < 1.0) | (centre > grid[axis] - 1.0)
             parts.append((overlap.clamp(min=0.0).float(), outer))
         (self.rows, top_bottom), (columns, left_right) = parts
-        flips = flips.to(device)
+        flips = flips.to(device, non_blocking=True)
         self.columns = torch.where(flips[..., None, None], columns.flip(3), columns)
         left_right = torch.where(flips[..., None], left_right.flip(2), left_right)
         self.border = top_bottom[..., :, None] | left_right[..., None, :]
@@ -275,6 +294,16 @@ def _whole_map(branch: Branch) -> tuple[int, int]:
     height, width = branch.encoder.features(branch.images).shape[2:]
     branch.encoder.train(was_training)
     return height, width
+
+
+def _share_statistics(projector: nn.Module) -> None:
+    """Let every process have rank 0's running statistics, which are those of checkpoints, where each has its own.
+
+    Training normalises by the batch and does not use them, but maps do: without this a resumed run had others.
+    """
+    if world_size() > 1:
+        norms = [module for module in projector.modules() if is_own_batchnorm(module)]
+        broadcast_tensors([buffer for norm in norms for buffer in norm.buffers()])
 
 
 @contextmanager

@@ -196,6 +196,40 @@ def test_decay_and_what_was_never_covered(batch: Batch) -> None:
     assert ((boxes[:, 0] + boxes[:, 2]) < 0.75).all()  # bicubic interpolation reaches half a cell beyond
 
 
+def test_a_map_that_is_not_finite_leaves_nothing(batch: Batch) -> None:
+    """One such step, which a loss scaler skips and nobody else notices, must not spoil the image for good."""
+    model = make_model()
+    stream = stream_of(model)
+    images = normalized(batch.views, model.encoder, torch.device("cpu")).expand(-1, 2, -1, -1, -1).clone()
+    step(model, stream, images, batch.index, whole_windows(2))
+    before = stream.table({}, others=None)
+    images[3] = torch.inf
+    images[4, 1] = torch.nan
+    step(model, stream, images, batch.index, whole_windows(2))
+    after = stream.table({}, others=None)
+    np.testing.assert_allclose(after.boxes, before.boxes, atol=1e-6)
+    assert all(bool(rows.isfinite().all()) for name, rows in stream.state().items() if name in ("sums", "weights"))
+
+
+def test_cells_that_have_faded_are_not_covered(batch: Batch) -> None:
+    """After some 200 visits elsewhere a cell's weight is no number to divide by."""
+    model = make_model()
+    stream, left = stream_of(model), stream_of(model)
+    images = normalized(batch.views, model.encoder, torch.device("cpu")).expand(-1, 2, -1, -1, -1)
+    windows = whole_windows(2)
+    windows[..., 3] = SIZE // 2
+    step(model, stream, images, batch.index, whole_windows(2))
+    for _ in range(110):
+        stream.watch()
+        with torch.no_grad():
+            model.encoder(images.flatten(0, 1))
+        stream.add(batch.index, windows, torch.zeros(COUNT, 2, dtype=torch.bool))
+    step(model, left, images, batch.index, windows)
+    faded = stream.state()["weights"][:, :, -1]
+    assert ((faded > 0.0) & (faded < 1e-30)).all()
+    np.testing.assert_allclose(stream.table({}, others=None).boxes, left.table({}, others=None).boxes, atol=1e-6)
+
+
 def test_images_that_were_not_seen_keep_their_rows(batch: Batch) -> None:
     model = make_model()
     stream = stream_of(model)

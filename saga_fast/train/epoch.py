@@ -65,7 +65,7 @@ def device_views(config: TrainConfig, model: Method, batch: Batch, epoch: int) -
 def _stream(
     stream: StreamedMaps, config: TrainConfig, model: Method, loader: Loader, index: torch.Tensor, epoch: int
 ) -> None:
-    """Let the stream take the main views of a step."""
+    """Let the stream take the main views of a step, before the network changes."""
     rows = index.numpy()
     windows = loader.plan.windows(epoch, rows, stream.sizes[rows])
     drawn = sample_photometrics(config.photometric, config.seed, epoch, index, model.num_views)
@@ -142,12 +142,12 @@ def train_epoch(
                 stream.drop()
             log.warning("skipped step %d of epoch %d: its loss or gradient is not finite", steps.done - 1, epoch + 1)
         else:
+            if stream:
+                _stream(stream, config, model, loader, batch.index, epoch)
             scaler.step(optimizer)
             scaler.update()
             model.after_step()
             steps.add(output, batch.index)
-            if stream:
-                _stream(stream, config, model, loader, batch.index, epoch)
         steps.seconds += time.perf_counter() - mark
         mark = time.perf_counter()
         if after_step:

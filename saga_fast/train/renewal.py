@@ -48,6 +48,7 @@ class Renewals:
         self._config, self._model, self._source, self._open_whole = config, model, source, open_whole
         self._folder = Path(config.out)
         self._entries: list[dict[str, str]] = []  # names and hashes of the last two tables
+        self._before: BoxTable | None = None  # the last table but one
         self.table: BoxTable | None = None
         a = config.attention
         self._stream: StreamedMaps | None = None
@@ -74,12 +75,13 @@ class Renewals:
             progress: show a progress bar.
 
         Returns:
-            Figures of the renewal: ``computed`` images went through an attention pass, ``seconds`` all of it took,
-            ``agreement`` is the mean IoU with the boxes before.
+            Figures of the renewal: ``computed`` images went through an attention pass, ``images_per_second`` of them,
+            ``seconds`` all of it took, ``agreement`` is the mean IoU with the boxes before.
         """
         start, latest = time.perf_counter(), self.table
         name = f"att/epoch_{epoch:04d}.safetensors"
-        self.table, computed = self._new_table(epoch, name, progress=progress)
+        table, computed = self._new_table(epoch, name, progress=progress)
+        self._before, self.table = latest, table
         seconds = time.perf_counter() - start
         if is_main():
             self.table.save(self._folder / name)
@@ -91,7 +93,7 @@ class Renewals:
             "table": name,
             "found_fraction": self.table.found_fraction,
             "box_area": self.table.mean_area,
-            "images_per_second": len(self.table) / seconds,
+            "images_per_second": computed / seconds,
             "seconds": seconds,
             "computed": computed,
             "agreement": None if latest is None else float(box_iou(self.table.boxes, latest.boxes).mean()),
@@ -143,7 +145,7 @@ class Renewals:
         return images_to_renew(
             a.renew,
             self.table,
-            self._opened(self._entries[0]) if len(self._entries) == 2 else None,
+            self._before,
             fraction=a.fraction,
             renewal=(epoch - self._config.plain.epochs) // a.period,
             seed=self._config.seed,
@@ -157,7 +159,7 @@ class Renewals:
             state["box_table_before"] = self._entries[0] if len(self._entries) == 2 else None
         if self._stream is not None:
             self._stream.share()
-            state["attention_maps"] = self._stream.state()
+            state["attention_maps"] = self._stream.state() if is_main() else {}
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -167,8 +169,7 @@ class Renewals:
             SagaError: a table that the checkpoint names is missing, or another.
         """
         self._entries = [entry for entry in (state.get("box_table_before"), state["box_table"]) if entry is not None]
-        tables = [self._opened(entry) for entry in self._entries]
-        self.table = tables[-1] if tables else None
+        self._before, self.table = ([None, None] + [self._opened(entry) for entry in self._entries])[-2:]
         if self._stream is not None:
             self._stream.load_state(state["attention_maps"])
 

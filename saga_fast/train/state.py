@@ -44,8 +44,8 @@ def restore_training_state(
 def share_statistics(model: Method) -> None:
     """Give every process the running batch-norm statistics of rank 0, which are the run's and go into checkpoints.
 
-    They are no part of training, whose steps normalise by the batch; and since rank 0's own stay as they are, it does
-    not matter how often this is done.
+    They are no part of training, whose steps normalise by the batch, and streaming attention shares those that it looks
+    at by itself; and since rank 0's own stay as they are, it does not matter how often this is done.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     broadcast_tensors([buffer for norm in norms for buffer in norm.buffers()])
