@@ -1,20 +1,20 @@
-"""The attention pass beside the bare forward loop and beside pytorch-grad-cam, and attention_boxes beside NumPy boxes.
+"""The attention pass against the bare forward pass and pytorch-grad-cam, and attention_boxes against NumPy boxes.
 
-Ways that go over the same files with the same folder engine, batch size, network and memory format, and take turns:
+The ways visit the same files with the same folder engine, batch size, network and memory format, and take turns:
 
 - *bare forward*: engine, normalisation, ``encoder.features`` in eval mode without gradient; the features are dropped.
 - *attention pass*: :func:`saga_fast.attention.build_box_table`, which goes on to channel weights, boxes and the table.
-- both of them *compiled* (:mod:`saga_fast.compiled_encoder`), in fp32 and in bf16, compiling left out: a rebuild of a
-  data set pays for it once, and ``breaks_even`` says after how many images it has paid.
+- both of them *compiled* (:mod:`saga_fast.models.compiled_features`), in fp32 and in bf16, without the compiling: a
+  rebuild pays for it once, and ``breaks_even`` is the number of images after which it has paid.
 - *pytorch-grad-cam*: engine, normalisation, ``GradCAM`` as shipped on the last stage with its default target, the
   argmax of z = projector(encoder(x)), then threshold and smallest rectangle per image in NumPy.
 
-The bare forward is there twice: how far its two rows differ is the machine's noise. What the attention pass adds is
-also timed alone, on features at hand, because it is smaller than that noise.
+The bare forward is timed twice: the difference of its two rows is the machine's noise. What the attention pass adds is
+also timed alone, on features in memory, because it is smaller than that noise.
 
-Before any timing the boxes are compared. As shipped, grad-cam upsamples bilinearly, we bicubically (DESIGN 1), so
-``iou`` is below 1; ``iou_bicubic`` takes grad-cam's own coarse maps, upsampled as ours, and must be above 0.99. The
-networks are untrained, which no step's cost depends on.
+Boxes are compared before any timing. As shipped, grad-cam upsamples bilinearly, we bicubically, so ``iou`` is below 1;
+``iou_bicubic`` upsamples grad-cam's own coarse maps as ours, and must be above LEAST_IOU. The networks are untrained,
+which does not change the cost of a step.
 
 Run it as ``PYTHONPATH=. python benchmarks/bench_attention.py --out FILE`` on an otherwise idle machine.
 """
@@ -23,248 +23,248 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pytorch_grad_cam import GradCAM
 from torch import Tensor, nn
 
-from benchmarks.bench_kernels import DELTA, Boxes, Heatmaps, boxes_of_heatmaps
 from benchmarks.images import make_images
-from benchmarks.loading import bind, consume
-from saga_fast.attention import box_iou, build_box_table
-from saga_fast.channel_weights import channel_weights
-from saga_fast.compiled_encoder import compiled
-from saga_fast.encoder import EncoderConfig
+from benchmarks.kernel_peers import DELTA, Boxes, boxes_of_heatmaps, peaked_features, upsampled
+from benchmarks.loading import consume
+from benchmarks.networks import bare_forward, untrained_model, whole_images
+from benchmarks.scaffold import Pair, add_data, add_threads, benchmark_parser, compare_pairs, record, use_cores
+from saga_fast.attention import AttentionPass, build_box_table
+from saga_fast.attention.channel_weights import channel_weights
 from saga_fast.kernels import attention_boxes
-from saga_fast.loaders import ImageFolder, Loader, WholePlan, open_loader
-from saga_fast.methods import Method, build_method
-from saga_fast.methods.simclr import SimCLRConfig
-from saga_fast.precision import Precision, autocast, normalized
-from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
+from saga_fast.loaders import ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
+from saga_fast.loaders.boxes import box_iou
+from saga_fast.methods import Method
+from saga_fast.models.compiled_features import compiled_features
+from saga_fast.profile.figures import Row, Seconds, Ways, compare, time_pairs
 
-CPU = torch.device("cpu")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-LEAST_IOU = 0.99  # with the same upsampling; what is left is float32 rounding at the threshold
+LEAST_IOU = 0.99
+"""Between the peer's boxes and ours, upsampled alike: float32 rounds differently at the threshold."""
+GRAD_CAM = "pytorch-grad-cam + NumPy boxes"
 
 
-def build_model(name: str, size: int, memory_format: torch.memory_format) -> Method:
-    """A SimCLR model with fresh weights in eval mode, its stem as EncoderConfig advises for the size."""
-    torch.manual_seed(0)
-    encoder = EncoderConfig(name=name, stem="imagenet" if size >= 128 else "medium" if size >= 64 else "small")
-    return build_method(SimCLRConfig(), encoder).eval().to(memory_format=memory_format)
+@dataclass(frozen=True, kw_only=True)
+class NetworkBench:
+    """One network at one size in one memory format.
+
+    Attributes:
+        encoder: one of timm's ResNets.
+        loader: whole images.
+        options: the eager pass in fp32.
+        threads: cores of this process.
+        repeats: rounds, in each of which every way is timed once.
+    """
+
+    encoder: str
+    layout: str
+    model: Method
+    loader: Loader
+    options: AttentionPass
+    threads: int
+    repeats: int
 
 
-def prepared(loader: Loader, model: Method, channels_last: bool) -> Any:
-    """Batches as (index, images): what every way begins with."""
-    for batch in loader:
-        yield batch.index, normalized(batch.views, model.encoder, CPU, channels_last=channels_last)[:, 0]
-
-
-def forward(model: Method, loader: Loader, channels_last: bool, precision: Precision = "fp32") -> list[Tensor]:
-    """The bare loop. The features are returned for the step that is timed alone."""
-    with torch.no_grad(), autocast(CPU, precision):
-        return [model.encoder.features(images) for _, images in prepared(loader, model, channels_last)]
-
-
-def weights_and_boxes(model: Method, features: list[Tensor], size: int) -> None:
-    """What the attention pass does beyond the bare loop, but for filling the table."""
-    for part in features:
-        weights, _, _ = channel_weights(model.encoder, model.projector, part, "pseudo_label")
-        attention_boxes(part, weights, delta=DELTA, size=size)
-
-
-def upsampled(coarse: Tensor, size: int) -> Heatmaps:
-    """Weighted sums (B, u, v) -> ReLU, per-image min-max, bicubic: (B, size, size)."""
-    maps = coarse.relu()
-    maps = maps - maps.amin((1, 2), keepdim=True)
-    maps = maps / maps.amax((1, 2), keepdim=True)
-    heatmaps: Heatmaps = F.interpolate(maps[:, None], (size, size), mode="bicubic", align_corners=False)[:, 0].numpy()
-    return heatmaps
-
-
-def boxes_by_grad_cam(model: Method, loader: Loader, channels_last: bool, *, bicubic: bool = False) -> Boxes:
+def boxes_by_grad_cam(bench: NetworkBench, *, bicubic: bool = False) -> Boxes:
     """The peer. ``bicubic`` upsamples grad-cam's coarse maps as we do, which is for the comparison of boxes."""
+    model, loader = bench.model, bench.loader
     boxes = np.empty((len(loader.source), 4), np.float32)
     last_stage: Any = model.encoder.backbone.layer4
     with GradCAM(nn.Sequential(model.encoder, model.projector), [last_stage[-1]]) as cam:
-        for index, images in prepared(loader, model, channels_last):
+        for index, images in whole_images(model, loader, bench.options):
             heatmaps = cam(images, targets=None)
             if bicubic:
-                activations, gradients = (
-                    kept[0] for kept in (cam.activations_and_grads.activations, cam.activations_and_grads.gradients)
-                )
-                coarse = (gradients.mean((2, 3), keepdim=True) * activations).sum(1)
-                heatmaps = upsampled(coarse, loader.plan.size)
+                recorded = cam.activations_and_grads
+                weights = recorded.gradients[0].mean((2, 3), keepdim=True)
+                heatmaps = upsampled((weights * recorded.activations[0]).sum(1), loader.plan.size).numpy()
             boxes[index.numpy()] = boxes_of_heatmaps(heatmaps)
     model.zero_grad()
     return boxes
 
 
-def agreement(ours: Boxes, peers: Boxes, key: str = "iou") -> dict[str, float]:
-    """Mean IoU, and the fraction of boxes that are equal but for rounding."""
-    iou = box_iou(ours, peers)
+def weights_and_boxes(bench: NetworkBench, features: list[Tensor]) -> None:
+    """What the attention pass does after the bare forward pass, except for filling the table."""
+    for part in features:
+        weights, _, _ = channel_weights(bench.model.encoder, bench.model.projector, part, "pseudo_label")
+        attention_boxes(part, weights, delta=DELTA, size=bench.options.size)
+
+
+def agreement(boxes: Boxes, peers: Boxes, key: str = "iou") -> Row:
+    """Mean IoU, and the fraction of boxes that are equal except for rounding."""
+    iou = box_iou(boxes, peers)
     return {key: float(iou.mean()), f"{key}_equal": float((iou > 1.0 - 1e-5).mean())}
 
 
-def bench_pass(
-    source: ImageFolder, name: str, *, size: int, layout: str, batch_size: int, threads: int, repeats: int
-) -> list[Row]:
-    """All rows of one network at one size in one memory format."""
-    channels_last = layout == "channels_last"
-    model = build_model(name, size, FORMATS[layout])
-    loader = open_loader("folder", source, WholePlan(size=size), batch_size=batch_size, threads=threads)
-    options: dict[str, Any] = {"delta": DELTA, "channels_last": channels_last, "forward": "eager"}
-    attend = partial(build_box_table, model, loader, **options)
-    bare = partial(forward, model, loader, channels_last)
-    peer = partial(boxes_by_grad_cam, model, loader, channels_last)
-    kept = ExitStack()  # of what is compiled
-    fast, compiling = _compiled(kept, model, loader, batch_size, channels_last, "fp32")
-    fast_bf16, _ = _compiled(kept, model, loader, batch_size, channels_last, "bf16")
+def checked_agreement(bench: NetworkBench, boxes: Boxes) -> Row:
+    """The agreement of our boxes with the peer's, as shipped and upsampled as ours.
 
-    table, table_bf16 = attend(), attend(precision="bf16")
-    table_fast = build_box_table(fast, loader, **options)
-    agreed = agreement(table.boxes, peer()) | agreement(table.boxes, peer(bicubic=True), "iou_bicubic")
+    Raises:
+        SystemExit: the peer's boxes, upsampled as ours, are not ours.
+    """
+    agreed = agreement(boxes, boxes_by_grad_cam(bench))
+    agreed |= agreement(boxes, boxes_by_grad_cam(bench, bicubic=True), "iou_bicubic")
     if agreed["iou_bicubic"] < LEAST_IOU:
-        raise SystemExit(f"{name} at {size}: the peer's boxes are not ours, mean IoU {agreed['iou_bicubic']:.3f}")
-    features = bare()
-    ways: Ways = {
-        "forward": bare,
-        "attention": attend,
-        "grad-cam": peer,
-        "forward again": bare,
-        "bf16": partial(attend, precision="bf16"),
-        "compiled forward": partial(forward, fast, loader, channels_last),
-        "compiled attention": partial(build_box_table, fast, loader, **options),
-        "compiled bf16 forward": partial(forward, fast_bf16, loader, channels_last, "bf16"),
-        "compiled bf16": partial(build_box_table, fast_bf16, loader, precision="bf16", **options),
-        "beyond": partial(weights_and_boxes, model, features, size),
-        "loader": partial(consume, loader),
-    }
-    seconds = time_pairs(ways, repeats=repeats)
-    kept.close()
-    saved = float(np.median(seconds["attention"] - seconds["compiled attention"])) / len(source)  # per image
-    pays = {"compile_seconds": compiling, "breaks_even": round(compiling / saved) if saved > 0.0 else None}
-    facts: dict[str, Any] = {"encoder": name, "size": size, "layout": layout, "batch": batch_size, "threads": threads}
-    facts |= {"rounds": repeats, "found_fraction": table.found_fraction}
-
-    def row(title: str, way: str, other: str, against: str, **more: Any) -> Row:
-        title = f"{title}, {name} at {size}, {layout}"
-        return compare(title, seconds[way], seconds[other], against=against, images=len(source), **facts, **more)
-
-    compiled_agreed = agreement(table.boxes, table_fast.boxes)
-    grad_cam = "pytorch-grad-cam + NumPy boxes"
-    return [
-        row("attention pass", "attention", "forward", "bare forward", target=0.97),
-        row("attention pass", "attention", "grad-cam", grad_cam, target=4.5, **agreed),
-        row("attention pass, bf16", "bf16", "grad-cam", grad_cam, **agreement(table.boxes, table_bf16.boxes)),
-        row("compiled attention pass", "compiled attention", "compiled forward", "compiled bare forward", target=0.97),
-        row("compiled attention pass", "compiled attention", "forward", "bare forward", target=1.2, **pays),
-        row("compiled attention pass", "compiled attention", "grad-cam", grad_cam, **compiled_agreed),
-        row("compiled attention pass, bf16", "compiled bf16", "compiled bf16 forward", "compiled bf16 bare forward"),
-        row("compiled attention pass, bf16", "compiled bf16", "forward", "bare forward"),
-        row("compiled attention pass, bf16", "compiled bf16", "grad-cam", grad_cam),
-        row("channel weights and boxes alone", "beyond", "forward", "bare forward"),
-        row("bare forward", "forward", "loader", "loader alone"),
-        row("noise: bare forward, again", "forward again", "forward", "bare forward"),
-    ]
+        raise SystemExit(f"{bench.encoder}: the peer's boxes are not ours, mean IoU {agreed['iou_bicubic']:.3f}")
+    return agreed
 
 
-def _compiled(
-    kept: ExitStack, model: Method, loader: Loader, batch_size: int, channels_last: bool, precision: Precision
-) -> tuple[Method, float]:
-    """A copy of the model whose encoder stays compiled while ``kept`` is open, and the seconds that compiling took."""
-    fast = copy.deepcopy(model)
-    kept.enter_context(compiled([fast.encoder], batch_size=batch_size, precision=precision))
-    _, images = next(prepared(loader, fast, channels_last))
+def compiled_copy(stack: ExitStack, bench: NetworkBench, options: AttentionPass) -> tuple[Method, float]:
+    """A copy of the model whose encoder is compiled until ``stack`` closes, and the seconds of compiling."""
+    fast, batch_size = copy.deepcopy(bench.model), bench.loader.global_batch_size
+    stack.enter_context(compiled_features([fast.encoder], batch_size=batch_size, precision=options.precision))
+    _, images = next(whole_images(fast, bench.loader, options))
     begin = time.perf_counter()
     fast.encoder.features(images)
     return fast, time.perf_counter() - begin
 
 
-def peaked_features(batch: int) -> tuple[Tensor, Tensor]:
-    """ResNet-50's last map (batch, 2048, 7, 7) with one soft peak per image, and channel weights (batch, 2048)."""
-    generator = torch.Generator().manual_seed(0)
-    y, x = torch.rand(2, batch, 1, 1, 1, generator=generator) * 7
-    grid = torch.arange(7) + 0.5
-    peaks = torch.exp(-((grid[:, None] - y) ** 2 + (grid - x) ** 2) / 8)
-    features = torch.rand(batch, 2048, 7, 7, generator=generator) * peaks
-    return features, torch.rand(batch, 2048, generator=generator)
+def time_pass(bench: NetworkBench) -> Iterator[Row]:
+    """All rows of one network."""
+    options, loader = bench.options, bench.loader
+    bf16 = replace(options, precision="bf16")
+    table = build_box_table(bench.model, loader, options)
+    agreed = checked_agreement(bench, table.boxes)
+    agreed_bf16 = agreement(table.boxes, build_box_table(bench.model, loader, bf16).boxes)
+    with ExitStack() as stack:
+        fast, compile_seconds = compiled_copy(stack, bench, options)
+        fast_bf16, _ = compiled_copy(stack, bench, bf16)
+        agreed_compiled = agreement(table.boxes, build_box_table(fast, loader, options).boxes)
+        bare = partial(bare_forward, bench.model, loader, options)
+        ways: Ways = {
+            "forward": bare,
+            "attention": partial(build_box_table, bench.model, loader, options),
+            "grad-cam": partial(boxes_by_grad_cam, bench),
+            "forward again": bare,
+            "bf16": partial(build_box_table, bench.model, loader, bf16),
+            "compiled forward": partial(bare_forward, fast, loader, options),
+            "compiled attention": partial(build_box_table, fast, loader, options),
+            "compiled bf16 forward": partial(bare_forward, fast_bf16, loader, bf16),
+            "compiled bf16": partial(build_box_table, fast_bf16, loader, bf16),
+            "beyond": partial(weights_and_boxes, bench, bare()),
+            "loader": partial(consume, loader),
+        }
+        seconds = time_pairs(ways, repeats=bench.repeats)
+    saved = float(np.median(seconds["attention"] - seconds["compiled attention"])) / len(loader.source)
+    breaks_even = round(compile_seconds / saved) if saved > 0.0 else None
+    more: dict[tuple[str, str], Row] = {
+        ("attention", "grad-cam"): agreed,
+        ("bf16", "grad-cam"): agreed_bf16,
+        ("compiled attention", "grad-cam"): agreed_compiled,
+        ("compiled attention", "forward"): {"compile_seconds": compile_seconds, "breaks_even": breaks_even},
+    }
+    yield from rows_of_pass(bench, seconds, more, found_fraction=table.found_fraction)
+
+
+def rows_of_pass(
+    bench: NetworkBench,
+    seconds: dict[str, Seconds],
+    more: dict[tuple[str, str], Row],
+    *,
+    found_fraction: float,
+) -> Iterator[Row]:
+    """The rows of the timings; ``more`` has further columns of the row of a way and its baseline."""
+    fast, fast_bf16 = "compiled attention pass", "compiled attention pass, bf16"
+    pairs = (
+        Pair("attention pass", "attention", "forward", "bare forward", 0.97),
+        Pair("attention pass", "attention", "grad-cam", GRAD_CAM, 4.5),
+        Pair("attention pass, bf16", "bf16", "grad-cam", GRAD_CAM),
+        Pair(fast, "compiled attention", "compiled forward", "compiled bare forward", 0.97),
+        Pair(fast, "compiled attention", "forward", "bare forward", 1.2),
+        Pair(fast, "compiled attention", "grad-cam", GRAD_CAM),
+        Pair(fast_bf16, "compiled bf16", "compiled bf16 forward", "compiled bf16 bare forward"),
+        Pair(fast_bf16, "compiled bf16", "forward", "bare forward"),
+        Pair(fast_bf16, "compiled bf16", "grad-cam", GRAD_CAM),
+        Pair("channel weights and boxes alone", "beyond", "forward", "bare forward"),
+        Pair("bare forward", "forward", "loader", "loader alone"),
+        Pair("noise: bare forward, again", "forward again", "forward", "bare forward"),
+    )
+    size, images = bench.options.size, len(bench.loader.source)
+    facts: Row = {
+        "encoder": bench.encoder,
+        "size": size,
+        "layout": bench.layout,
+        "batch": bench.loader.global_batch_size,
+        "threads": bench.threads,
+        "rounds": bench.repeats,
+        "found_fraction": found_fraction,
+    }
+    named = [pair._replace(name=f"{pair.name}, {bench.encoder} at {size}, {bench.layout}") for pair in pairs]
+    for pair, row in zip(pairs, compare_pairs(seconds, named, images=images, facts=facts), strict=True):
+        yield row | more.get((pair.way, pair.baseline), {})
 
 
 def boxes_by_interpolation(features: Tensor, weights: Tensor, size: int) -> Boxes:
     """The kernel's peer: torch up to the full-size heatmaps, then NumPy image by image."""
-    return boxes_of_heatmaps(upsampled(torch.einsum("bc,bcuv->buv", weights, features), size))
+    return boxes_of_heatmaps(upsampled(torch.einsum("bc,bcuv->buv", weights, features), size).numpy())
 
 
-def bench_kernel(batch: int, *, layouts: list[str], size: int, repeats: int) -> list[Row]:
-    """attention_boxes alone."""
-    rows = []
+def time_kernel(batch: int, *, layouts: Sequence[str], size: int, repeats: int) -> Iterator[Row]:
+    """attention_boxes alone, on ResNet-50's last map."""
     for layout in layouts:
-        features, weights = peaked_features(batch)
+        features, weights = peaked_features(batch, 2048)
         features = features.contiguous(memory_format=FORMATS[layout])
         ours = partial(attention_boxes, features, weights, delta=DELTA, size=size)
         peer = partial(boxes_by_interpolation, features, weights, size)
-        facts: dict[str, Any] = {"batch": batch, "channels": 2048, "map": 7, "size": size}
         agreed = agreement(ours()[0].numpy(), peer())
         seconds = time_pairs({"ours": ours, "peer": peer, "read": features.sum}, repeats=repeats)
-        comparisons: list[tuple[str, str, dict[str, Any]]] = [
-            ("peer", "torch interpolate + NumPy boxes per image", {"target": 50.0, **agreed}),
-            ("read", "features.sum(): the features read once", {}),
-        ]
-        for way, against, more in comparisons:
-            row = compare(f"attention_boxes, {layout}", seconds["ours"], seconds[way], against=against, **facts, **more)
-            rows.append(row)
-    return rows
+        name, facts = f"attention_boxes, {layout}", {"batch": batch, "channels": 2048, "map": 7, "size": size}
+        against = "torch interpolate + NumPy boxes per image"
+        yield compare(name, seconds["ours"], seconds["peer"], against=against, target=50.0) | facts | agreed
+        against = "features.sum(): the features read once"
+        yield compare(name, seconds["ours"], seconds["read"], against=against) | facts
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """The rows of the kernel, then of each network in each memory format."""
+    repeats = 7 * options.repeats
+    yield from time_kernel(options.kernel_batch, layouts=options.layout, size=max(options.size), repeats=repeats)
+    for encoder, size, images in zip(options.encoder, options.size, options.images, strict=True):
+        # Stored images are to the input as ImageNet's are to 224, so that decoding has the same weight.
+        root = make_images(options.data, images, width=round(size * 500 / 224), height=round(size * 375 / 224))
+        how = LoaderOptions(threads=options.threads, batch_size=options.batch_size)
+        for layout in options.layout:
+            channels_last = layout == "channels_last"
+            bench = NetworkBench(
+                encoder=encoder,
+                layout=layout,
+                model=untrained_model(encoder, size, channels_last=channels_last),
+                loader=open_loader("folder", ImageFolder(root), WholePlan(size=size), how),
+                options=AttentionPass(delta=DELTA, size=size, channels_last=channels_last, forward="eager"),
+                threads=options.threads,
+                repeats=options.repeats,
+            )
+            yield from time_pass(bench)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--encoder", nargs="+", default=["resnet50", "resnet18"], help="timm's ResNets")
     parser.add_argument("--size", nargs="+", type=int, default=[224, 64], help="input side, one per encoder")
     parser.add_argument("--images", nargs="+", type=int, default=[64, 512], help="images, one number per encoder")
     parser.add_argument("--layout", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="rounds of the passes; the kernel takes seven times as many"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of the passes; the kernel has 7 times as many")
     parser.add_argument("--kernel-batch", type=int, default=256)
-    parser.add_argument(
-        "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
-    )
-    arguments = parser.parse_args()
-    if not len(arguments.encoder) == len(arguments.size) == len(arguments.images):
+    add_threads(parser, default=2)
+    add_data(parser)
+    options = parser.parse_args()
+    if not len(options.encoder) == len(options.size) == len(options.images):
         parser.error("--encoder, --size and --images must be equally many")
-    if any(images > arguments.batch_size and images % arguments.batch_size for images in arguments.images):
-        parser.error("--images must be whole batches: what is left over is not compiled")
-    bind(arguments.threads)
-    rows = bench_kernel(
-        arguments.kernel_batch, layouts=arguments.layout, size=max(arguments.size), repeats=7 * arguments.repeats
-    )
-    for name, size, images in zip(arguments.encoder, arguments.size, arguments.images, strict=True):
-        # Stored images as large beside the input as ImageNet's beside 224, so that decoding has the same weight.
-        root = make_images(arguments.data, images, width=round(size * 500 / 224), height=round(size * 375 / 224))
-        for layout in arguments.layout:
-            rows += bench_pass(
-                ImageFolder(root),
-                name,
-                size=size,
-                layout=layout,
-                batch_size=arguments.batch_size,
-                threads=arguments.threads,
-                repeats=arguments.repeats,
-            )
-    write(arguments.out, rows)
-    print(*map(line, rows), sep="\n")
+    if any(images > options.batch_size and images % options.batch_size for images in options.images):
+        parser.error("--images must be whole batches: a smaller last batch is not compiled")
+    use_cores(options.threads)
+    record(options.out, rows(options))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The folder engine beside decoding alone, and the MoCo v2 pipeline beside a torch DataLoader with torchvision on PIL.
+"""The folder engine against decoding alone, and MoCo v2's views against torch's DataLoader with torchvision on PIL.
 
-Every way visits the same JPEG files once per round, on the same cores (the process binds itself to as many as there are
-threads), and the ways take turns, so a ratio compares neighbours in time. One way is there twice: how far its two rows
-differ is the machine's noise. Files are in the page cache after the warm-up round.
+All ways visit the same JPEG files once per round, on the same cores (the process restricts itself to ``--threads``),
+and take turns, so a ratio compares neighbours in time. One way is timed twice: the difference of its two rows is the
+machine's noise. Files are in the page cache after the warm-up round.
 
 Run it as ``PYTHONPATH=. python benchmarks/bench_folder.py --out FILE`` on an otherwise idle machine.
 """
@@ -10,6 +10,7 @@ Run it as ``PYTHONPATH=. python benchmarks/bench_folder.py --out FILE`` on an ot
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,32 +19,29 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.kernel_peers import JITTER
 from benchmarks.loading import (
     RATIO,
     SCALE,
     SEED,
+    InMemory,
+    LoadingBench,
     consume,
-    decode_bytes,
-    decode_files,
+    decode_alone,
     half_side_boxes,
-    read_arguments,
+    read_loading_bench,
 )
+from benchmarks.scaffold import Pair, compare_pairs, record
 from benchmarks.swaps import memory_over_epochs, table_swap
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
-from saga_fast.loaders import CropPlan, ImageFolder, Loader, Plan, WholePlan, open_loader
-from saga_fast.profile.figures import Row, Ways, compare, line, time_pairs, write
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-JITTER: dict[str, Any] = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+from saga_fast.loaders import ImageFolder, Loader, Plan, WholePlan, open_loader
+from saga_fast.profile.figures import Row, Ways, time_pairs
+from saga_fast.profile.kernels import MEAN, MOCO_V2, STD
 
 
-def mocov2_recipe(size: int) -> PhotometricRecipe:
-    """MoCo v2's photometrics (REFERENCE 2), the blur's kernel a tenth of the view's side."""
-    return PhotometricRecipe(flip=0.5, **JITTER, jitter=0.8, grayscale=0.2, blur=0.5, blur_kernel=_blur_kernel(size))
-
-
-def _blur_kernel(size: int) -> int:
-    return size // 20 * 2 + 1  # 23 at 224
+def blur_kernel(size: int) -> int:
+    """MoCo v2's kernel, a tenth of the view's side: 23 at 224 px."""
+    return size // 20 * 2 + 1
 
 
 class TwoViewsByTorchvision(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -56,7 +54,7 @@ class TwoViewsByTorchvision(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
                 transforms.RandomResizedCrop(size, SCALE, RATIO),
                 transforms.RandomApply([transforms.ColorJitter(**JITTER)], p=0.8),
                 transforms.RandomGrayscale(p=0.2),
-                transforms.RandomApply([transforms.GaussianBlur(_blur_kernel(size), (0.1, 2.0))], p=0.5),
+                transforms.RandomApply([transforms.GaussianBlur(blur_kernel(size), (0.1, 2.0))], p=0.5),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
                 transforms.Normalize(MEAN, STD),
@@ -72,6 +70,18 @@ class TwoViewsByTorchvision(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
         return self.transform(image), self.transform(image), self.labels[index]
 
 
+def torch_loader(source: ImageFolder, bench: LoadingBench) -> DataLoader[Any]:
+    """The peer. Its workers are spawned, because a fork would inherit thread pools, and persist between epochs."""
+    return DataLoader(
+        TwoViewsByTorchvision(source, bench.size),
+        batch_size=bench.batch_size,
+        shuffle=True,
+        num_workers=bench.threads,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+
+
 def augmented(loader: Loader, recipe: PhotometricRecipe) -> Iterator[torch.Tensor]:
     """The loader's batches as a training step gets them: (B, 2, 3, S, S) float32."""
     for batch in loader:
@@ -79,77 +89,53 @@ def augmented(loader: Loader, recipe: PhotometricRecipe) -> Iterator[torch.Tenso
         yield augment(batch.views, photometrics, MEAN, STD)
 
 
-def bench(source: ImageFolder, *, size: int, threads: int, batch_size: int, repeats: int) -> list[Row]:
-    """All rows; ``against`` in each names the way that ``limit`` and ``ratio`` refer to."""
-    count = len(source)
-    paths = [source.root / path for path in source.paths]
-    contents = [path.read_bytes() for path in paths]
-    crops = CropPlan(size=size, seed=SEED, scale=SCALE, ratio=RATIO)
-    boxes = CropPlan(size=size, seed=SEED, scale=SCALE, ratio=RATIO, table=half_side_boxes(count))
+def time_loaders(source: ImageFolder, bench: LoadingBench) -> Iterator[Row]:
+    """The rows; ``against`` names the way that ``limit`` and ``ratio`` refer to."""
+    in_memory, peer = InMemory(source.root), torch_loader(source, bench)
+    decode = partial(decode_alone, source, bench)
+    recipe = replace(MOCO_V2, blur_kernel=blur_kernel(bench.size))
 
     def engine(plan: Plan, *, shuffle: bool = True) -> Loader:
-        return open_loader("folder", source, plan, batch_size=batch_size, shuffle=shuffle, seed=SEED, threads=threads)
+        return open_loader("folder", source, plan, bench.options, shuffle=shuffle)
 
-    # Spawned and kept: a fork would inherit this process's thread pools, and starting up is no part of an epoch.
-    peer: DataLoader[Any] = DataLoader(
-        TwoViewsByTorchvision(source, size),
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=threads,
-        persistent_workers=True,
-        multiprocessing_context="spawn",
-    )
-    decode = partial(decode_files, paths, threads)
     ways: Ways = {
         "decode": decode,
-        "two views": partial(consume, engine(crops)),
-        "two views of boxes": partial(consume, engine(boxes)),
+        "two views": partial(consume, engine(bench.crops())),
+        "two views of boxes": partial(consume, engine(bench.crops(half_side_boxes(len(source))))),
         "decode again": decode,
-        "one whole view": partial(consume, engine(WholePlan(size=size), shuffle=False)),
-        "decode from memory": partial(decode_bytes, contents, threads),
-        "MoCo v2": lambda: consume(augmented(engine(crops), mocov2_recipe(size))),
+        "one whole view": partial(consume, engine(WholePlan(size=bench.size), shuffle=False)),
+        "decode from memory": partial(decode_alone, in_memory, bench),
+        "MoCo v2": lambda: consume(augmented(engine(bench.crops()), recipe)),
         "MoCo v2 by torchvision": partial(consume, peer),
     }
-    seconds = time_pairs(ways, repeats=repeats)  # the warm-up round compiles, reads every file, starts the workers
+    seconds = time_pairs(ways, repeats=bench.repeats)  # the warm-up compiles, reads the files and starts the workers
     del peer, ways  # ends the workers
+    alone, boxes, moco = "read and decode alone", "folder, two views of attention boxes", "MoCo v2, folder + augment"
+    by_torch = f"DataLoader ({bench.threads} workers), torchvision on PIL"
+    pairs = (
+        Pair("folder, two views", "two views", "decode", alone, 0.75),
+        Pair(boxes, "two views of boxes", "two views", "folder, two views", 1.0),
+        Pair(boxes, "two views of boxes", "decode", alone),
+        Pair("folder, one whole view", "one whole view", "decode", alone),
+        Pair(alone, "decode", "decode from memory", "decode alone, bytes in memory"),
+        Pair(f"noise: {alone}, again", "decode again", "decode", alone),
+        Pair(moco, "MoCo v2", "decode", alone),
+        Pair(moco, "MoCo v2", "MoCo v2 by torchvision", by_torch, 8.0),
+    )
+    facts: Row = {"threads": bench.threads, "rounds": bench.repeats}
+    yield from compare_pairs(seconds, pairs, images=len(source), facts=facts)
 
-    facts: dict[str, Any] = {"threads": threads, "rounds": repeats}
-    return [
-        compare(name, seconds[way], seconds[other], against=against, images=count, **facts, **more)
-        for name, way, other, against, more in (
-            ("folder, two views", "two views", "decode", "read and decode alone", {"target": 0.75}),
-            (
-                "folder, two views of attention boxes",
-                "two views of boxes",
-                "two views",
-                "folder, two views",
-                {"target": 1.0},
-            ),
-            ("folder, two views of attention boxes", "two views of boxes", "decode", "read and decode alone", {}),
-            ("folder, one whole view", "one whole view", "decode", "read and decode alone", {}),
-            ("read and decode alone", "decode", "decode from memory", "decode alone, bytes in memory", {}),
-            ("noise: read and decode alone, again", "decode again", "decode", "read and decode alone", {}),
-            ("MoCo v2, folder + augment", "MoCo v2", "decode", "read and decode alone", {}),
-            (
-                "MoCo v2, folder + augment",
-                "MoCo v2",
-                "MoCo v2 by torchvision",
-                f"DataLoader ({threads} workers), torchvision on PIL",
-                {"target": 8.0},
-            ),
-        )
-    ]
+
+def rows(bench: LoadingBench) -> Iterator[Row]:
+    """All rows."""
+    yield from time_loaders(ImageFolder(bench.root), bench)
+    yield memory_over_epochs("folder", bench.root, bench)
+    yield from table_swap("folder", bench)
 
 
 def main() -> None:
-    arguments, root = read_arguments(__doc__)
-    source, sizes = ImageFolder(root), {"size": arguments.size, "batch_size": arguments.batch_size}
-    rows = bench(source, threads=arguments.threads, repeats=arguments.repeats, **sizes)
-    loader = open_loader("folder", source, CropPlan(size=arguments.size, seed=SEED), batch_size=arguments.batch_size)
-    rows.append(memory_over_epochs(loader, "folder", epochs=arguments.epochs))
-    rows += table_swap("folder", root, count=arguments.rows, repeats=arguments.repeats, **sizes)
-    write(arguments.out, rows)
-    print(*map(line, rows), sep="\n")
+    bench = read_loading_bench(__doc__)
+    record(bench.out, rows(bench))
 
 
 if __name__ == "__main__":

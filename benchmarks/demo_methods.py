@@ -1,34 +1,41 @@
 """All seven methods on the demo's images, plainly and then with SAGA: does the loss fall, and is kNN above chance?
 
-Each run is a shipped config, ``configs/demo*.yaml``, as it is. Rows are written as the runs end, and a run that is
-there is not repeated. Run it as ``PYTHONPATH=. python benchmarks/demo_methods.py --out FILE --runs DIR``.
+Each run is a shipped config, ``configs/demo*.yaml``, as it is. A run that is finished is not repeated.
+
+Run it as ``PYTHONPATH=. python benchmarks/demo_methods.py --out FILE --runs DIR``.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+from benchmarks.scaffold import benchmark_parser, record
+from saga_fast.config_file import load_config
+from saga_fast.demo.data import make_demo_data
 from saga_fast.methods import METHODS
-from saga_fast.profile.figures import Row, line, write
-from saga_fast.train.config import load_config
+from saga_fast.profile.figures import Row
+from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train.cycle import train
-from saga_fast.train.metrics import read_metrics
 
 CLASSES = 12
-"""Of the demo's images; guessing finds one in so many."""
+"""Of the demo's images; guessing is right for one in so many."""
 K = 20
 
 
 def config_of(method: str) -> Path:
-    """The demo's config for a method; SimCLR's is the demo's own."""
+    """The demo's config of a method; SimCLR's is the demo's own."""
     return Path(str(files("saga_fast.configs"))) / ("demo.yaml" if method == "simclr" else f"demo_{method}.yaml")
 
 
+METHODS_SHOWN = [method for method in METHODS if config_of(method).exists()]
+"""Not the classifier, which is no method of the demo."""
+
+
 def row_of(method: str, run: Path, phases: tuple[int, int]) -> Row:
-    """What a finished run says: the ratio is kNN over chance, after the last epoch, on the backbone's features."""
+    """The figures of a finished run; the ratio is kNN over chance, after the last epoch, on the backbone's features."""
     rows = read_metrics(run)
     epochs = [row for row in rows if row["kind"] == "epoch"]
     losses = [row["loss"] for row in epochs]
@@ -39,7 +46,12 @@ def row_of(method: str, run: Path, phases: tuple[int, int]) -> Row:
     }
     renewals = [row for row in rows if row["kind"] == "renewal"]
     plain, total = phases[0], sum(phases)
-    facts: dict[str, Any] = {
+    return {
+        "name": f"{method}, kNN (k {K}) after {total} epochs",
+        "accuracy": knn[total],
+        "limit": 1 / CLASSES,
+        "against": "chance",
+        "ratio": knn[total] * CLASSES,
         "loss": losses,
         "plain_loss_falls": losses[plain - 1] < losses[0],
         "saga_loss_falls": losses[total - 1] < losses[plain],
@@ -48,26 +60,27 @@ def row_of(method: str, run: Path, phases: tuple[int, int]) -> Row:
         "box_iou": [row["iou"] for row in renewals],
         "train_images_per_second": sum(row["images_per_second"] for row in epochs) / len(epochs),
     }
-    figure = {"name": f"{method}, kNN (k {K}) after {total} epochs", "accuracy": knn[total], "limit": 1 / CLASSES}
-    return figure | {"against": "chance", "ratio": knn[total] * CLASSES, **facts}
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """A row per method."""
+    for method in options.methods:
+        run = options.runs / method
+        data = [f"data.{split}={options.runs / 'data' / split}" for split in ("train", "val")]
+        config = load_config(config_of(method), [f"out={run}", *data, *options.overrides])
+        if config.data.generate:
+            make_demo_data(options.runs / "data", config.data.generate)
+        train(config, resume=True, progress=True)
+        yield row_of(method, run, (config.plain.epochs, config.saga.epochs))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs and the images")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="key=value", help="to try it out")
-    arguments = parser.parse_args()
-    rows: list[Row] = []
-    for method in arguments.methods:
-        run = arguments.runs / method
-        data = [f"data.{split}={arguments.runs / 'data' / split}" for split in ("train", "val")]
-        config = load_config(config_of(method), [f"out={run}", *data, *arguments.overrides])
-        train(config, resume=True, progress=True)
-        rows.append(row_of(method, run, (config.plain.epochs, config.saga.epochs)))
-        write(arguments.out, rows)
-        print(line(rows[-1]))
+    parser.add_argument("--methods", nargs="+", choices=METHODS_SHOWN, default=METHODS_SHOWN)
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="key=value", help="for trials")
+    options = parser.parse_args()
+    record(options.out, rows(options))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,29 @@
 """Everything that has to be shown on a GPU, in one run of less than 8 minutes.
 
 Run it from a checkout as ``PYTHONPATH=. python benchmarks/gpu.py --out DIR``: it writes ``DIR/gpu.json`` and prints a
-table. What fails in a section becomes a row with its error, the other sections still run, and the exit code is 1.
-``--device cpu --small`` runs the same code at sizes that measure nothing, with Triton's kernels where TRITON_INTERPRET
-is 1 and Numba's elsewhere.
+table. What fails in a section becomes a row with its error, the remaining sections still run, and the exit code is 1.
+``--device cpu --small`` runs the same code at sizes that measure nothing, with Triton's kernels if TRITON_INTERPRET is
+1 and Numba's otherwise. It needs no more than torch, torchvision, timm, Numba, Pillow, safetensors, simplejpeg, tqdm
+and psutil.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks import gpu_checks, gpu_kernels, gpu_models
+from benchmarks import gpu_checks, gpu_kernels, gpu_models, gpu_rebuild
 from benchmarks.gpu_timing import Bench
-from saga_fast.device import choose_device
+from benchmarks.scaffold import benchmark_parser, record
 from saga_fast.errors import SagaError
-from saga_fast.profile.figures import Row, line, write
+from saga_fast.profile.figures import Row
+from saga_fast.runtime.device import choose_device
 
 Section = Callable[[Bench], Iterator[Row]]
 SECTIONS: dict[str, tuple[Section, float]] = {
@@ -35,24 +35,24 @@ SECTIONS: dict[str, tuple[Section, float]] = {
     "bank_logits": (gpu_kernels.time_bank_logits, 25.0),
     "attention": (gpu_models.time_attention, 110.0),
     "training": (gpu_models.time_training, 60.0),
-    "rebuild": (gpu_models.time_rebuild, 70.0),
+    "rebuild": (gpu_rebuild.time_rebuild, 70.0),
 }
-"""Each with its budget in seconds; together 460. What is being measured at its end is still finished."""
+"""Each with its budget in seconds; together 460. A measurement that has begun is finished."""
 
 
 def run_section(bench: Bench, name: str) -> Iterator[Row]:
-    """The section's rows; an error, or the end of its time, is the last one."""
+    """The section's rows; an error, or the end of its time, is the last row."""
     section, budget = SECTIONS[name]
     begin = time.monotonic()
     bench.deadline = float("inf") if bench.small else begin + budget
     try:
         for row in section(bench):
-            yield {**row, "section": name}
+            yield row | {"section": name}
         gc.collect()
         if bench.cuda:
-            torch.cuda.synchronize()  # what a kernel did wrong is this section's error, not the next one's
+            torch.cuda.synchronize()  # a kernel's error is this section's, not the next one's
             torch.cuda.empty_cache()
-    except Exception as error:  # whatever a machine or a driver comes up with: the other sections still run
+    except Exception as error:  # of any machine or driver: the remaining sections still run
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         yield {"name": f"section {name}", "error": reason, "section": name, "traceback": traceback.format_exc()}
@@ -60,28 +60,24 @@ def run_section(bench: Bench, name: str) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="these only, with commas between them")
+    parser = benchmark_parser(__doc__, out="folder for gpu.json")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="these only, separated by commas")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that the script runs, measures nothing")
     parser.add_argument("--seed", type=int, help="of the random inputs; default: a fresh one")
-    parser.add_argument("--commit", help="where git does not know: this is a copy of a checkout")
-    arguments = parser.parse_args()
-    names = arguments.sections.split(",")
+    parser.add_argument("--commit", help="of a copy of a checkout, which git does not know")
+    options = parser.parse_args()
+    names = options.sections.split(",")
     if not set(names) <= set(SECTIONS):
-        parser.error(f"--sections {arguments.sections}: choose from {', '.join(SECTIONS)}")
-    seed = int(np.random.SeedSequence().generate_state(1)[0]) if arguments.seed is None else arguments.seed
+        parser.error(f"--sections {options.sections}: choose from {', '.join(SECTIONS)}")
+    seed = int(np.random.SeedSequence().generate_state(1)[0]) if options.seed is None else options.seed
     try:
-        bench = Bench(choose_device(arguments.device), arguments.small, seed)
+        bench = Bench(choose_device(options.device), options.small, seed)
     except SagaError as error:
         parser.error(str(error))
-    rows: list[Row] = []
-    for name in names:
-        rows += run_section(bench, name)
-        write(arguments.out / "gpu.json", rows, of_commit=arguments.commit)
-    print(*map(line, rows), sep="\n")
-    sys.exit(1 if any("error" in row for row in rows) else 0)
+    rows = (row for name in names for row in run_section(bench, name))
+    written = record(options.out / "gpu.json", rows, of_commit=options.commit)
+    sys.exit(1 if any("error" in row for row in written) else 0)
 
 
 if __name__ == "__main__":

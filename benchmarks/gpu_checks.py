@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.bench_kernels import MEAN, MOCO_V2, STD
 from benchmarks.gpu_timing import Bench
+from benchmarks.kernel_peers import two_windows
 from saga_fast.kernels import (
     PHOTOMETRIC_FIELDS,
     PhotometricRecipe,
@@ -25,9 +24,9 @@ from saga_fast.kernels import (
     crop_augment,
     crop_resize,
     sample_photometrics,
-    sample_windows,
 )
 from saga_fast.profile.figures import Row
+from saga_fast.profile.kernels import MEAN, MOCO_V2, STD
 
 EVERYTHING = PhotometricRecipe(
     flip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, grayscale=0.3, blur=0.5, solarize=0.5
@@ -49,11 +48,17 @@ def poisoned(bench: Bench) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def verdict(bench: Bench, name: str, deviation: float, limit: float, meaning: str, **facts: Any) -> Row:
-    """A row of a deviation from the oracle; above the limit, or NaN, it is an error. The ratio stops at 1000."""
+def verdict(bench: Bench, name: str, deviation: float, limit: float, meaning: str, facts: Row) -> Row:
+    """A row of a deviation from the oracle; above the limit, or NaN, it is an error. The ratio stops at 1000.
+
+    Args:
+        name: of the kernel.
+        deviation, limit: in units of ``meaning``.
+        facts: more columns, such as the shape; ``dtype`` is put into the row's name.
+    """
     against = f"allowed {meaning}"
     kind = f", {str(facts['dtype']).removeprefix('torch.')}" if "dtype" in facts else ""
-    row: Row = {"name": f"check {name}{kind}", "against": against, "impl": bench.impl, "seed": bench.seed, **facts}
+    row: Row = {"name": f"check {name}{kind}", "against": against, "impl": bench.impl, "seed": bench.seed} | facts
     if not deviation <= limit:
         return row | {"error": f"differs from the oracle by {deviation:.3g}, {against} is {limit:.3g}"}
     return row | {"deviation": deviation, "limit": limit, "ratio": limit / max(deviation, 1e-3 * limit)}
@@ -80,10 +85,10 @@ def check_attention_boxes(bench: Bench) -> Iterator[Row]:
             )
             decided = (outer[0] == inner[0]).all(1) & (outer[1] == inner[1])
             apart = ((boxes - outer[0]).abs().amax(1) * size + (found != outer[1]))[decided]
-            facts: dict[str, Any] = {"shape": [batch, channels, u, v], "dtype": str(dtype), "layout": str(layout)}
+            facts: Row = {"shape": [batch, channels, u, v], "dtype": str(dtype), "layout": str(layout)}
             facts["undecided"] = int((~decided).sum())
             worst = float(apart.max()) if len(apart) else float("nan")
-            yield verdict(bench, "attention_boxes", worst, 0.5, "pixels", **facts)
+            yield verdict(bench, "attention_boxes", worst, 0.5, "pixels", facts)
 
 
 def stored(bench: Bench) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
@@ -91,10 +96,7 @@ def stored(bench: Bench) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     batch, height, width, side = (2, 40, 53, 29) if bench.small else (6, 375, 500, 97)
     images = bench.put(bench.rng.integers(0, 256, (batch, height, width, 3), np.uint8))
     sizes = bench.rng.integers((height // 2, width // 2), (height + 1, width + 1), (batch, 2))
-    whole = np.tile(np.array([0, 0, 1, 1], np.float32), (batch, 1))
-    windows = sample_windows(
-        whole, sizes, seed=bench.seed, epoch=0, indices=np.arange(batch), num_views=2, scale=(0.05, 1.0)
-    )
+    windows = two_windows(sizes, seed=bench.seed, scale=(0.05, 1.0))
     photometrics = sample_photometrics(EVERYTHING, bench.seed, 0, np.arange(batch), 2)
     photometrics[: batch // 2] = sample_photometrics(MOCO_V2, bench.seed, 1, np.arange(batch // 2), 2)
     flip = bench.rng.integers(0, 2, (batch, 2)).astype(np.bool_)
@@ -111,7 +113,8 @@ def check_crop_resize(bench: Bench) -> Iterator[Row]:
         apart = (views.int() - oracle.int()).abs()
         worst, percent = float(apart.max()), 100.0 * float((apart > 0).float().mean())
         meaning = "levels, and percent of the values that differ"
-        yield verdict(bench, f"crop_resize{kind}", max(worst, percent), 1.0, meaning, side=side, percent=percent)
+        facts: Row = {"side": side, "percent": percent}
+        yield verdict(bench, f"crop_resize{kind}", max(worst, percent), 1.0, meaning, facts)
 
 
 def augment_deviation(result: Tensor, oracle: Tensor, photometrics: Tensor | None) -> float:
@@ -141,16 +144,17 @@ def check_augment(bench: Bench) -> Iterator[Row]:
     for last, dtype in ((False, torch.float32), (True, torch.bfloat16), (True, torch.float16)):
         for augmented, oracle in oracles.items():
             parameters = photometrics if augmented else None
-            options: dict[str, Any] = {"channels_last": last, "dtype": dtype, "impl": bench.impl}
             with poisoned(bench):
                 results = {
-                    "augment": augment(views, parameters, MEAN, STD, **options),
-                    "crop_augment": crop_augment(images, windows, parameters, side, MEAN, STD, **options),
+                    "augment": augment(views, parameters, MEAN, STD, channels_last=last, dtype=dtype, impl=bench.impl),
+                    "crop_augment": crop_augment(
+                        images, windows, parameters, side, MEAN, STD, channels_last=last, dtype=dtype, impl=bench.impl
+                    ),
                 }
             for name, result in results.items():
-                facts = {"dtype": str(dtype), "channels_last": last, "photometrics": augmented, "side": side}
+                facts: Row = {"dtype": str(dtype), "channels_last": last, "photometrics": augmented, "side": side}
                 deviation = augment_deviation(result, oracle, parameters)
-                yield verdict(bench, name, deviation, 1.0, "multiples of the tolerance", **facts)
+                yield verdict(bench, name, deviation, 1.0, "multiples of the tolerance", facts)
 
 
 def check_bank_logits(bench: Bench) -> Iterator[Row]:
@@ -168,14 +172,14 @@ def check_bank_logits(bench: Bench) -> Iterator[Row]:
                 (ours_back,) = torch.autograd.grad(ours, features, grad)
             oracle = bank_logits(features, bank, idx, impl="reference")
             (oracle_back,) = torch.autograd.grad(oracle, features, grad)
-            facts = {"shape": [batch, count, width, num_rows], "dtype": str(dtype)}
+            facts: Row = {"shape": [batch, count, width, num_rows], "dtype": str(dtype)}
             for direction, x, reference in (("forward", ours, oracle), ("backward", ours_back, oracle_back)):
                 error = float((x.detach().double() - reference.detach().double()).norm() / reference.detach().norm())
-                yield verdict(bench, f"bank_logits, {direction}", error, 1e-5, "relative error", **facts)
+                yield verdict(bench, f"bank_logits, {direction}", error, 1e-5, "relative error", facts)
 
 
 def checks(bench: Bench) -> Iterator[Row]:
-    """All of them."""
+    """The checks of all kernels."""
     yield from check_attention_boxes(bench)
     yield from check_crop_resize(bench)
     yield from check_augment(bench)

@@ -1,14 +1,13 @@
-"""Each kernel beside the copy bandwidth of the same run and beside the obvious torch or torchvision way on the device.
+"""Each kernel against the copy bandwidth of the same run, and against the usual torch or torchvision code.
 
 Bytes are the fewest that the op must move: each input once, each output once. Of stored images that is the windows'
-area, though no more than the image; of a memory bank the drawn rows, every time they are drawn.
+area, though no more than the image; of a memory bank the drawn rows, as often as they are drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,38 +15,20 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from benchmarks.bench_kernels import (
-    DELTA,
-    JITTER,
-    MEAN,
-    MOCO_V2,
-    RATIO,
-    SCALE,
-    STD,
-    boxes_as_contrastive_crop,
-    logits_by_bmm,
-    peaks,
-    pictures,
-    scaled_heatmaps,
-)
+from benchmarks.gpu_inputs import Photographs, draws, finished_views, photographs
 from benchmarks.gpu_timing import Bench, Way, against_bytes, rotation, time_ways
-from saga_fast.kernels import (
-    attention_boxes,
-    augment,
-    bank_logits,
-    crop_augment,
-    crop_resize,
-    sample_photometrics,
-    sample_windows,
-)
-from saga_fast.profile.figures import Row, compare
+from benchmarks.kernel_peers import DELTA, JITTER, VIEW, boxes_as_contrastive_crop, logits_by_bmm, peaks, upsampled
+from saga_fast.kernels import attention_boxes, augment, bank_logits, crop_resize
+from saga_fast.profile.figures import Row, Seconds, compare
+from saga_fast.profile.kernels import MEAN, STD
 
-BUDGET = 0.002  # seconds for two finished views of 256 images, on a GPU
+BUDGET = 0.002
+"""Seconds for two finished views of 256 images on a GPU: the target."""
 
 
 def boxes_by_torch(features: Tensor, weights: Tensor) -> Tensor:
-    """Eager torch at its best: full-size heatmaps of the whole batch, no host in between; (B, 4) [x0, y0, x1, y1]."""
-    masks = scaled_heatmaps(torch.einsum("bc,bcuv->buv", weights, features.float())) > DELTA
+    """Fast eager torch: full-size heatmaps of the whole batch, nothing on the host; (B, 4) [x0, y0, x1, y1]."""
+    masks = upsampled(torch.einsum("bc,bcuv->buv", weights, features.float()), VIEW) > DELTA
     edges = []
     for hit in (masks.any(1), masks.any(2)):  # columns, rows
         size = hit.shape[1]
@@ -56,7 +37,7 @@ def boxes_by_torch(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def time_copy(bench: Bench) -> Iterator[Row]:
-    """The limit of everything else."""
+    """The limit of all other rows."""
     rate = bench.copy_bandwidth()
     yield {"name": "copy bandwidth", "bytes_per_second": rate, "limit": rate, "against": "itself", "ratio": 1.0}
 
@@ -76,50 +57,50 @@ def time_attention_boxes(bench: Bench) -> Iterator[Row]:
                 .contiguous(memory_format=strides)
                 for height in heights
             ]
-            # A graph of 96 kernels runs for 2 ms, beside which its own launch, 10 microseconds, is nothing.
-            rounds = max(1, 96 // inputs) if bench.cuda else 1
-            ours = [partial(attention_boxes, x, w, impl=bench.impl) for x, w in zip(maps, weights, strict=True)]
-            eager = [partial(boxes_by_torch, x, w) for x, w in zip(maps, weights, strict=True)]
-            ways = {
-                "ours": Way(ours, rounds, True),
-                "sum": Way([x.sum for x in maps], rounds, True),
-                "torch": Way(eager, captured=True),
-                "launched": Way(ours, rounds),
-            }
-            seconds = time_ways(bench, ways, repeats=50)
-            loop = Way([partial(boxes_as_contrastive_crop, maps[0].float(), weights[0])])
-            slow = time_ways(bench, {"loop": loop}, repeats=5)["loop"]
-            name, took = f"attention_boxes, batch {batch}, bf16, {layout}", seconds["ours"]
-            facts: dict[str, Any] = {"batch": batch, "channels": channels, "impl": bench.impl}
-            facts["clock"] = bench.clock(ways["ours"])
-            yield against_bytes(bench, name, took, size, target=0.8, **facts)
-            yield compare(name, took, seconds["sum"], against="features.sum()", **facts)
-            yield compare(name, took, seconds["torch"], against="eager torch, batched", **facts)
-            median = np.full_like(took, np.median(slow))
-            yield compare(name, took, median, against="ContrastiveCrop's interpolate and loop", **facts)
-            facts["clock"] = bench.clock(ways["launched"])
-            yield compare(f"{name}, launched by the host", seconds["launched"], took, against="the graph", **facts)
+            name, facts = f"attention_boxes, batch {batch}, bf16, {layout}", {"batch": batch, "channels": channels}
+            for row in _time_boxes(bench, name, maps, weights, size):
+                yield row | facts | {"impl": bench.impl}
 
 
-def stored(bench: Bench) -> tuple[list[tuple[Tensor, Tensor, Tensor]], int, int]:
-    """Batches of (images, windows, photometrics of two views each) on the device, the views' side, bytes to read."""
-    batch, height, width, side = (2, 40, 53, 32) if bench.small else (256, 375, 500, 224)
-    sizes = np.tile([height, width], (batch, 1))
-    whole = np.tile(np.array([0, 0, 1, 1], np.float32), (batch, 1))
-    images = bench.put(pictures(min(batch, 32), height, width)).repeat(-(-batch // 32), 1, 1, 1)
-    batches, size = [], 0
+def _time_boxes(bench: Bench, name: str, maps: list[Tensor], weights: list[Tensor], size: int) -> Iterator[Row]:
+    """The rows of one batch and layout; ``size`` is the bytes of an input and its output."""
+    # A graph of 96 kernels runs for 2 ms, next to which its own launch, 10 microseconds, is nothing.
+    rounds = max(1, 96 // len(maps)) if bench.cuda else 1
+    ours = [partial(attention_boxes, x, w, impl=bench.impl) for x, w in zip(maps, weights, strict=True)]
+    eager = [partial(boxes_by_torch, x, w) for x, w in zip(maps, weights, strict=True)]
+    ways = {
+        "ours": Way(ours, rounds, True),
+        "sum": Way([x.sum for x in maps], rounds, True),
+        "torch": Way(eager, captured=True),
+        "launched": Way(ours, rounds),
+    }
+    seconds = time_ways(bench, ways, repeats=50)
+    loop = Way([partial(boxes_as_contrastive_crop, maps[0].float(), weights[0])])
+    slow = time_ways(bench, {"loop": loop}, repeats=5)["loop"]
+    took, facts = seconds["ours"], {"clock": bench.clock(ways["ours"])}
+    yield against_bytes(bench, name, took, size) | facts | {"target": 0.8}
+    yield compare(name, took, seconds["sum"], against="features.sum()") | facts
+    yield compare(name, took, seconds["torch"], against="eager torch, batched") | facts
+    median = np.full_like(took, np.median(slow))
+    yield compare(name, took, median, against="ContrastiveCrop's interpolate and loop") | facts
+    row = compare(f"{name}, launched by the host", seconds["launched"], took, against="the graph")
+    yield row | {"clock": bench.clock(ways["launched"])}
+
+
+def stored(bench: Bench) -> tuple[Photographs, list[tuple[Tensor, Tensor, Tensor]], int]:
+    """Photographs, batches of (images, windows, photometrics of two views each) on the device, and bytes to read."""
+    stock = photographs(bench)
+    batches, size, image = [], 0, int(stock.sizes[0].prod())
     for epoch in range(2):
-        keys: dict[str, Any] = {"seed": bench.seed, "epoch": epoch, "indices": np.arange(batch), "num_views": 2}
-        windows = sample_windows(whole, sizes, **keys, scale=SCALE, ratio=RATIO)
-        photometrics = sample_photometrics(MOCO_V2, bench.seed, epoch, np.arange(batch), 2)
-        batches.append((images.roll(epoch, 1).contiguous(), bench.put(windows), bench.put(photometrics)))
-        areas = windows[..., 2].astype(np.int64) * windows[..., 3]
-        size = int(np.minimum(areas.sum(1), height * width).sum()) * 3
-    return batches, side, size
+        windows, photometrics = draws(bench, stock.sizes, epoch)
+        batches.append((stock.images.roll(epoch, 1).contiguous(), bench.put(windows), bench.put(photometrics)))
+        areas = windows[..., 2].long() * windows[..., 3]
+        size = int(areas.sum(1).clamp(max=image).sum()) * 3
+    return stock, batches, size
 
 
 def crops_by_torchvision(images: Tensor, windows: list[list[list[int]]], side: int) -> None:
-    """Images (B, 3, H, W); windows on the host, where torchvision wants them."""
+    """Images (B, 3, H, W); windows on the host, where torchvision needs them."""
     for image, views in zip(images, windows, strict=True):
         for window in views:
             tv.resized_crop(image, *window, [side, side], antialias=True)
@@ -127,25 +108,24 @@ def crops_by_torchvision(images: Tensor, windows: list[list[list[int]]], side: i
 
 def time_crop_resize(bench: Bench) -> Iterator[Row]:
     """Two MoCo v2 views of each image."""
-    batches, side, read = stored(bench)
-    count = batches[0][1].shape[0] * 2
+    stock, batches, read = stored(bench)
+    side, count = stock.side, 2 * len(stock.sizes)
     ways = {
         "ours": Way([partial(crop_resize, i, w, side, impl=bench.impl) for i, w, _ in batches], 4, True),
         "torchvision": Way(
             [partial(crops_by_torchvision, i.permute(0, 3, 1, 2), w.tolist(), side) for i, w, _ in batches[:1]]
         ),
     }
-    ours, other = time_ways(bench, ways, repeats=10).values()
-    facts: dict[str, Any] = {"views": count, "impl": bench.impl, "clock": bench.clock(ways["ours"])}
-    yield against_bytes(bench, "crop_resize", ours, read + count * side * side * 3, **facts)
-    yield compare("crop_resize", ours, other, against="torchvision v2 on the device, view by view", **facts)
+    ours, peer = time_ways(bench, ways, repeats=10).values()
+    facts: Row = {"views": count, "impl": bench.impl, "clock": bench.clock(ways["ours"])}
+    yield against_bytes(bench, "crop_resize", ours, read + count * side * side * 3) | facts
+    yield compare("crop_resize", ours, peer, against="torchvision v2 on the device, view by view") | facts
 
 
 def time_augment(bench: Bench) -> Iterator[Row]:
     """MoCo v2's recipe on 2 x 256 views, then with the crops in the same call."""
-    batches, side, read = stored(bench)
-    count = batches[0][1].shape[0] * 2
-    options: dict[str, Any] = {"channels_last": True, "dtype": torch.bfloat16, "impl": bench.impl}
+    stock, batches, read = stored(bench)
+    side, count = stock.side, 2 * len(stock.sizes)
     views = [crop_resize(images, windows, side, impl=bench.impl) for images, windows, _ in batches]
     planar = views[0].flatten(0, 1).permute(0, 3, 1, 2).contiguous()
     recipe = v2.Compose(
@@ -163,39 +143,47 @@ def time_augment(bench: Bench) -> Iterator[Row]:
         for view in planar:
             recipe(view)
 
+    def augmented(views: Tensor, photometrics: Tensor) -> Tensor:
+        result: Tensor = augment(
+            views, photometrics, MEAN, STD, channels_last=True, dtype=torch.bfloat16, impl=bench.impl
+        )
+        return result
+
     def chained(images: Tensor, windows: Tensor, photometrics: Tensor) -> Tensor:
-        return augment(crop_resize(images, windows, side, impl=bench.impl), photometrics, MEAN, STD, **options)
+        return augmented(crop_resize(images, windows, side, impl=bench.impl), photometrics)
 
-    def crop_and_augment(images: Tensor, windows: Tensor, photometrics: Tensor) -> Tensor:
-        return crop_augment(images, windows, photometrics, side, MEAN, STD, **options)
-
-    alone = [partial(augment, v, p, MEAN, STD, **options) for v, (_, _, p) in zip(views, batches, strict=True)]
     ways = {
-        "augment": Way(alone, 4, True),
-        "crop_augment": Way([partial(crop_and_augment, *batch) for batch in batches], 4, True),
+        "augment": Way([partial(augmented, v, p) for v, (_, _, p) in zip(views, batches, strict=True)], 4, True),
+        "crop_augment": Way([partial(finished_views, bench, *batch, side) for batch in batches], 4, True),
         "apart": Way([partial(chained, *batch) for batch in batches], 4, True),
         "batched": Way([partial(recipe, planar)]),
     }
     seconds = time_ways(bench, ways, repeats=20)
-    slow = float(np.median(time_ways(bench, {"slow": Way([one_by_one])}, repeats=3)["slow"]))
-    written = count * side * side * 3 * 2
-    facts: dict[str, Any] = {"views": count, "side": side, "impl": bench.impl, "clock": bench.clock(ways["augment"])}
-    for name, size in (("augment", count * side * side * 3 + written), ("crop_augment", read + written)):
+    seconds["one by one"] = time_ways(bench, {"slow": Way([one_by_one])}, repeats=3)["slow"]
+    facts: Row = {"views": count, "side": side, "impl": bench.impl, "clock": bench.clock(ways["augment"])}
+    for row in _rows_of_augment(bench, seconds, read, count * side * side * 3):
+        yield row | facts
+
+
+def _rows_of_augment(bench: Bench, seconds: dict[str, Seconds], read: int, values: int) -> Iterator[Row]:
+    """The rows; ``read`` is the bytes of the windows, ``values`` the number of values of the views."""
+    written = 2 * values
+    for name, size in (("augment", values + written), ("crop_augment", read + written)):
         ours = seconds[name]
-        yield against_bytes(bench, name, ours, size, **facts)
+        yield against_bytes(bench, name, ours, size)
         if bench.cuda:
-            yield compare(name, ours, np.full_like(ours, BUDGET), against="the issue's 2 ms", target=1.0, **facts)
+            yield compare(name, ours, np.full_like(ours, BUDGET), against="the target of 2 ms", target=1.0)
     ours = seconds["augment"]
-    others = {"view by view": np.full_like(ours, slow), "one draw for the whole batch": seconds["batched"]}
-    for how, other in others.items():
-        yield compare("augment", ours, other, against=f"torchvision v2 on the device, {how}", **facts)
-    yield compare(
-        "crop_augment", seconds["crop_augment"], seconds["apart"], against="crop_resize, then augment", **facts
-    )
+    slow = np.full_like(ours, np.median(seconds["one by one"]))
+    peers = {"view by view": slow, "one draw for the whole batch": seconds["batched"]}
+    for how, peer in peers.items():
+        yield compare("augment", ours, peer, against=f"torchvision v2 on the device, {how}")
+    apart = seconds["apart"]
+    yield compare("crop_augment", seconds["crop_augment"], apart, against="crop_resize, then augment")
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Bytes that a call needs beyond what is allocated before it."""
+    """The peak of the bytes that a call allocates."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -220,21 +208,21 @@ def time_bank_logits(bench: Bench) -> Iterator[Row]:
     def both(op: Callable[..., Tensor], idx: Tensor) -> None:
         torch.autograd.grad(op(features, bank, idx), features, grad)
 
-    facts: dict[str, Any] = {"batch": batch, "logits": count, "bank_rows": num_rows, "impl": bench.impl}
-    moved = batch * count * (128 * 4 + 8 + 4)  # a row, its index, its logit or gradient
-    for name, run, size in (("forward", forward, moved), ("forward and backward", both, 2 * moved)):
+    facts: Row = {"batch": batch, "logits": count, "bank_rows": num_rows, "impl": bench.impl}
+    moved, peer = batch * count * (128 * 4 + 8 + 4), "index_select + bmm"  # a row, its index, its logit or gradient
+    for direction, run, size in (("forward", forward, moved), ("forward and backward", both, 2 * moved)):
         ways = {
             "ours": Way([partial(run, ours_op, idx) for idx in draws], 4),
             "bmm": Way([partial(run, logits_by_bmm, idx) for idx in draws], 2),
         }
-        ours, other = time_ways(bench, ways, repeats=20).values()
-        timed: dict[str, Any] = {"clock": bench.clock(ways["ours"])}
-        yield against_bytes(bench, f"bank_logits, {name}", ours, size, **facts, **timed)
-        yield compare(f"bank_logits, {name}", ours, other, against="index_select + bmm", target=1.0, **facts, **timed)
+        ours, bmm = time_ways(bench, ways, repeats=20).values()
+        name, timed = f"bank_logits, {direction}", {"clock": bench.clock(ways["ours"])}
+        yield against_bytes(bench, name, ours, size) | facts | timed
+        yield compare(name, ours, bmm, against=peer, target=1.0) | facts | timed
     if bench.cuda:
         growth, limit = (peak_bytes(partial(both, op, draws[0])) for op in (ours_op, logits_by_bmm))
         inputs = sum(x.nbytes for x in (features, bank, draws[0], grad))
-        row: Row = {"name": "bank_logits, peak memory beyond the inputs", "bytes": growth, "limit": limit}
-        row |= {"against": "index_select + bmm", "ratio": limit / growth}
         outputs = grad.nbytes + features.nbytes
-        yield row | {"peak_over_inputs_and_outputs": (inputs + growth) / (inputs + outputs), **facts}
+        row: Row = {"name": "bank_logits, peak memory beyond the inputs", "bytes": growth, "limit": limit}
+        row |= {"against": peer, "ratio": limit / growth}
+        yield row | {"peak_over_inputs_and_outputs": (inputs + growth) / (inputs + outputs)} | facts

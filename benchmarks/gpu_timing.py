@@ -1,9 +1,9 @@
 """What the sections of ``gpu.py`` share: the device, the section's deadline, and timing by CUDA events.
 
-A way is a list of calls that do the same work on different inputs. They take turns, so that none finds its input in
-the L2 cache; :func:`rotation` says how many inputs that takes. A measurement is one run over the list. Work of a few
-microseconds is captured into a CUDA graph, whose replays show the device without the host's launch gaps; everything
-else is launched as usual, the host running ahead. On the CPU the host's clock takes the place of both.
+A way is a list of calls that do the same work on different inputs. They take turns, so that none has its input in the
+L2 cache; :func:`rotation` is the number of inputs that this takes. A measurement is one run over the list. Work of a
+few microseconds is captured into a CUDA graph, whose replays time the device without the host's launch gaps; everything
+else is launched as usual, the host running ahead. On the CPU the host's clock replaces both.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Bench:
 
     @property
     def cuda(self) -> bool:
+        """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
     @property
@@ -66,25 +67,26 @@ class Bench:
 
     @property
     def late(self) -> bool:
+        """Whether the section's time is over."""
         return time.monotonic() > self.deadline
 
     def check_time(self) -> None:
-        """Raise ``TimeoutError`` past the deadline: called before anything new is measured."""
+        """Raise ``TimeoutError`` past the deadline; called before each measurement."""
         if self.late:
             raise TimeoutError("the section's time is over")
 
     def put(self, array: Any) -> Tensor:
-        """On the device."""
+        """An array as a tensor on the device."""
         return torch.as_tensor(array).to(self.device)
 
     def clock(self, way: Way) -> str:
-        """How a way is timed, for its row."""
+        """The clock that times a way, for its row."""
         if not self.cuda:
             return "host clock"
         return f"{'CUDA graph' if way.captured else 'CUDA events'}, {way.count} calls"
 
     def copy_bandwidth(self) -> float:
-        """Bytes per second of a device-to-device copy, read and written ones counted: measured once."""
+        """Bytes per second of a device-to-device copy, read and written ones counted; measured by the first call."""
         if not self.copy_rate:
             size = 2**22 if self.small else 2**30
             source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=self.device)
@@ -95,7 +97,7 @@ class Bench:
 
 
 def rotation(bench: Bench, size: int) -> int:
-    """How many inputs of ``size`` bytes make the L2 cache useless: together four times as large, at least two."""
+    """The number of inputs of ``size`` bytes that are four times as large as the L2 cache together, at least two."""
     if not bench.cuda:
         return 2
     cache = int(torch.cuda.get_device_properties(bench.device).L2_cache_size)
@@ -106,7 +108,7 @@ def time_ways(bench: Bench, ways: Mapping[str, Way], *, repeats: int, warmup: in
     """Seconds per call, (repeats,) per way; the ways take turns. Past the deadline three repeats are enough.
 
     Raises:
-        TimeoutError: the deadline was over before.
+        TimeoutError: the deadline was over at the call.
     """
     bench.check_time()
     if not bench.cuda:
@@ -143,7 +145,7 @@ def _run(way: Way) -> Call:
 
 
 def _captured(way: Way) -> Call:
-    """The way as a CUDA graph; its calls run once before, on a stream of their own, as capturing wants it."""
+    """The way as a CUDA graph; its calls run once before, on a separate stream, as capturing requires."""
     stream = cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -158,10 +160,10 @@ def _captured(way: Way) -> Call:
     return replay
 
 
-def against_bytes(bench: Bench, name: str, ours: Seconds, size: int, **facts: Any) -> Row:
-    """A row against the time that a copy takes for as many bytes, read and written ones together."""
+def against_bytes(bench: Bench, name: str, ours: Seconds, size: int) -> Row:
+    """A row against the time in which a copy moves as many bytes, read and written ones together."""
     floor = np.full_like(ours, size / bench.copy_bandwidth())
-    return compare(name, ours, floor, against="its bytes at the copy bandwidth", moved_bytes=size, **facts)
+    return compare(name, ours, floor, against="its bytes at the copy bandwidth", moved_bytes=size)
 
 
 def autocast(bench: Bench) -> Any:

@@ -1,24 +1,80 @@
-"""What the loaders' benchmarks share: the crops, boxes, ways to drain a loader, and decoding alone."""
+"""What the benchmarks of the loaders share: their sizes, crops and boxes, and decoding alone."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
-import torch
 
 from benchmarks.images import make_images
-from saga_fast.loaders import BoxTable
-from saga_fast.loaders.decode import decode_image
+from benchmarks.scaffold import add_data, add_threads, benchmark_parser, use_cores
+from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, LoaderOptions, Source
+from saga_fast.profile.measure import decoding
 
-SCALE, RATIO = (0.2, 1.0), (3.0 / 4.0, 4.0 / 3.0)  # MoCo's RandomResizedCrop
+SCALE, RATIO = (0.2, 1.0), (3.0 / 4.0, 4.0 / 3.0)
+"""Of MoCo's RandomResizedCrop."""
 SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingBench:
+    """The sizes of a loader's benchmark.
+
+    Attributes:
+        out: the JSON file for the rows.
+        root: the folder of images.
+        size: side of the views, pixels.
+        threads: cores of this process.
+        repeats: rounds, in each of which every way is timed once.
+        epochs: epochs over which resident memory is followed.
+        rows: rows of the box table that is swapped.
+    """
+
+    out: Path
+    root: Path
+    size: int
+    threads: int
+    batch_size: int
+    repeats: int
+    epochs: int
+    rows: int
+
+    @property
+    def options(self) -> LoaderOptions:
+        """The options of a training loader."""
+        return LoaderOptions(batch_size=self.batch_size, shuffle=True, seed=SEED, threads=self.threads)
+
+    def crops(self, table: BoxTable | None = None, *, seed: int = SEED) -> CropPlan:
+        """Two random crops per image, of the table's boxes if there is one."""
+        return CropPlan(size=self.size, seed=seed, scale=SCALE, ratio=RATIO, table=table)
+
+
+def read_loading_bench(description: str | None) -> LoadingBench:
+    """The command line of a loader's benchmark; the process is restricted to its cores, and the images are made."""
+    parser = benchmark_parser(description)
+    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high; default: 500")
+    parser.add_argument("--size", type=int, default=224, help="side of the views; default: 224")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30, help="over which resident memory is followed; default: 30")
+    parser.add_argument("--rows", type=int, default=1_281_167, help="of the swapped box table; default: ImageNet's")
+    add_threads(parser, default=2)
+    add_data(parser)
+    options = parser.parse_args()
+    use_cores(options.threads)
+    return LoadingBench(
+        out=options.out,
+        root=make_images(options.data, options.images, width=options.width, height=options.width * 3 // 4),
+        size=options.size,
+        threads=options.threads,
+        batch_size=options.batch_size,
+        repeats=options.repeats,
+        epochs=options.epochs,
+        rows=options.rows,
+    )
 
 
 def half_side_boxes(count: int) -> BoxTable:
@@ -36,58 +92,18 @@ def consume(batches: Iterable[object]) -> None:
         pass
 
 
-def decode_files(paths: list[Path], threads: int) -> None:
-    """Read and decode every file on ``threads`` threads and drop the pixels: the limit of any loader of these files.
-
-    Runs of 16 files are a task, as in the folder engine.
-    """
-
-    def decode(part: list[Path]) -> None:
-        for path in part:
-            decode_image(path.read_bytes())
-
-    with ThreadPoolExecutor(threads) as pool:
-        consume(pool.map(decode, [paths[i : i + 16] for i in range(0, len(paths), 16)]))
+def decode_alone(source: Source, bench: LoadingBench) -> None:
+    """Read and decode every image and drop its pixels: the limit of any loader that decodes on the CPU."""
+    consume(decoding(source, threads=bench.threads, batch_size=bench.batch_size)())
 
 
-def decode_bytes(contents: list[bytes], threads: int) -> None:
-    """As :func:`decode_files`, with the files' contents at hand."""
+class InMemory(ImageFolder):
+    """A folder of images whose files are read once."""
 
-    def decode(part: list[bytes]) -> None:
-        for data in part:
-            decode_image(data)
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._contents = [super(InMemory, self).read(index) for index in range(len(self))]
 
-    with ThreadPoolExecutor(threads) as pool:
-        consume(pool.map(decode, [contents[i : i + 16] for i in range(0, len(contents), 16)]))
-
-
-def bind(threads: int) -> None:
-    """Leave this process and its children ``threads`` cores, and its thread pools as many threads."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) < threads:
-            raise SystemExit(f"--threads {threads}, but this process may use {len(cores)} cores")
-        os.sched_setaffinity(0, cores[:threads])
-    numba.set_num_threads(threads)
-    torch.set_num_threads(threads)
-
-
-def read_arguments(description: str | None) -> tuple[argparse.Namespace, Path]:
-    """The command line of an engine's benchmark, obeyed as far as threads go, and the images it asks for."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high")
-    parser.add_argument("--size", type=int, default=224, help="side of the views")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=30, help="over which resident memory is followed")
-    parser.add_argument("--rows", type=int, default=1_281_167, help="of the table that is swapped: ImageNet's")
-    parser.add_argument(
-        "--data", type=Path, default=Path(tempfile.gettempdir()) / "saga-fast-benchmarks", help="keeps the images"
-    )
-    arguments = parser.parse_args()
-    bind(arguments.threads)
-    height = arguments.width * 3 // 4
-    return arguments, make_images(arguments.data, arguments.images, width=arguments.width, height=height)
+    def read(self, index: int) -> bytes:
+        """The stored bytes of an image."""
+        return self._contents[index]

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import config_from_dict
 from saga_fast.errors import SagaError
-from saga_fast.files import replacing
 from saga_fast.methods import Method, build_method, num_bank_rows
-from saga_fast.train.config import TrainConfig, config_from_dict
+from saga_fast.runtime.files import replacing
 
 FORMAT = "saga-fast/checkpoint"
 VERSION = 1
@@ -34,7 +35,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote, tensors on the CPU.
+    """The content that :func:`save_checkpoint` wrote, with tensors on the CPU.
 
     Raises:
         SagaError: no such file, cut short or damaged, another program's file, one whose reading would run pickle code,
@@ -61,9 +62,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_crc(path: Path) -> None:
-    """Compare every record with its checksum, which ``torch.load`` does not: it takes a flipped bit for a weight.
+    """Compare each record with its checksum: ``torch.load`` does not, and reads a flipped bit as a weight.
 
-    0.4 s per GiB. Files in torch's older format, which we never wrote, have no checksums and are left to its reader.
+    This takes 0.4 s per GiB. Files in torch's older format, which saga-fast never wrote, have no checksums.
 
     Raises:
         zipfile.BadZipFile: a damaged record.
@@ -79,7 +80,7 @@ def _check_crc(path: Path) -> None:
 
 
 def _check_table_name(entry: Any, path: Path) -> None:
-    """A run reads box tables from its own folder ``att`` alone, whatever its checkpoint says."""
+    """Check that a checkpoint names a box table in its run's folder ``att``."""
     name = entry.get("name") if isinstance(entry, dict) else None
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if len(parts) != 2 or parts[0] != "att" or parts[1] == ".." or "\0" in parts[1]:
@@ -87,7 +88,7 @@ def _check_table_name(entry: Any, path: Path) -> None:
 
 
 def checkpoint_config(content: dict[str, Any], path: Path) -> TrainConfig:
-    """The config that a checkpoint was trained with.
+    """The config of a checkpoint's training.
 
     Raises:
         SagaError: the checkpoint holds no config or no model, or one that :func:`config_from_dict` refuses.
@@ -99,17 +100,19 @@ def checkpoint_config(content: dict[str, Any], path: Path) -> TrainConfig:
 
 
 def load_weights(model: Method, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load a model state, every tensor of it.
+    """Load a model state; names and shapes must match exactly.
 
     Raises:
         SagaError: names or shapes that do not match; the message names the first.
     """
-    own = model.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state or name not in own:
-            raise SagaError(f"{path} {'lacks' if name in own else 'has a tensor that the model lacks:'} {name}")
-        if own[name].shape != state[name].shape:
-            raise SagaError(f"{path}: {name} has shape {tuple(state[name].shape)}, the model {tuple(own[name].shape)}")
+    expected = model.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        if name not in state or name not in expected:
+            raise SagaError(f"{path} {'lacks' if name in expected else 'has a tensor that the model lacks:'} {name}")
+        if expected[name].shape != state[name].shape:
+            raise SagaError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, the model {tuple(expected[name].shape)}"
+            )
     model.load_state_dict(state)
 
 

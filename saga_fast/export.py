@@ -10,11 +10,11 @@ from safetensors.torch import save as safetensors_bytes
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from saga_fast.encoder import Encoder
 from saga_fast.errors import SagaError
-from saga_fast.files import replacing
 from saga_fast.methods import Method
 from saga_fast.methods.cmc import ColorPair
+from saga_fast.models.encoder import Encoder
+from saga_fast.runtime.files import replacing
 
 Target = Literal["torchvision", "timm", "moco"]
 Branch = Literal["luminance", "chrominance"]

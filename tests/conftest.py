@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from saga_fast.cli import main
-from saga_fast.train.config import load_config
+from saga_fast.config_file import load_config
 from saga_fast.train.cycle import train
 
 pytest.register_assert_rewrite("run_folders")  # its assertions tell what differed

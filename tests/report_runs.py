@@ -1,4 +1,4 @@
-"""Run folders for the tests of the report, and the page as they read it."""
+"""Run folders for the tests of the report, and a parser of its page."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Collects the tags and checks that they nest."""
+    """Tags and text of an HTML page; checks that the tags nest."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 
 def make_images(root: Path, classes: Sequence[str] = ("cat", "dog"), per_class: int = 4) -> list[str]:
-    """JPEG files of 24 x 16 pixels in ImageFolder layout, with true boxes; returns their relative paths."""
+    """Write JPEG files of 24 x 16 pixels in ImageFolder layout, with true boxes; returns their relative paths."""
     rng = np.random.default_rng(0)
     paths = [f"{name}/{i}.jpg" for name in sorted(classes) for i in range(per_class)]
     for path in paths:
@@ -86,12 +86,12 @@ def make_table(path: Path, rows: int, box: Sequence[float] = (0.0, 0.25, 0.5, 0.
 
 
 def make_three(root: Path, classes: Sequence[str] = ("cat", "dog"), saga: str = "saga") -> list[Path]:
-    """Folders of a plain, a fine-tuned and a SAGA run with two renewals."""
+    """Write the folders of a plain, a fine-tuned and a SAGA run with two renewals."""
     images = make_images(root / "data" / "train", classes)
     data = {"train": str(root / "data" / "train"), "val": None}
     plain = make_run(root / "plain", [knn(0, 0.30), epoch(1), epoch(2), knn(2, 0.50)], data=data, seed=0)
     tuned = make_run(root / "finetune", [knn(2, 0.50), epoch(3), knn(3, 0.60)], data=data, attention=None)
-    attention = {"views": "mixed", "score": "norm", "delta": 0.7, "period": 1}
+    attention = {"views": "mixed", "score": "activation", "delta": 0.7, "period": 1}
     records = [knn(2, 0.50), renewal(2), epoch(3), renewal(3, iou=0.5), epoch(4), knn(4, 0.63)]
     guided = make_run(root / saga, records, data=data, attention=attention, method={"name": "simclr"})
     make_table(guided / "att" / "epoch_0002.safetensors", len(images))
@@ -99,6 +99,6 @@ def make_three(root: Path, classes: Sequence[str] = ("cat", "dog"), saga: str = 
     return [plain, tuned, guided]
 
 
-def render(runs: Sequence[Path], out: Path, **words: str) -> str:
-    write_report(runs, out, **words)
+def render(runs: Sequence[Path], out: Path, **options: str) -> str:
+    write_report(runs, out, **options)
     return out.read_text(encoding="utf-8")

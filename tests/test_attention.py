@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from saga_fast import attention
-from saga_fast.attention import box_iou, build_box_table
-from saga_fast.attention_config import AttentionConfig
-from saga_fast.channel_weights import Score, channel_weights
-from saga_fast.encoder import EncoderConfig
+from saga_fast.attention import AttentionConfig, AttentionPass, build_box_table
+from saga_fast.attention import build as attention
+from saga_fast.attention.channel_weights import Score, channel_weights
 from saga_fast.errors import SagaError
 from saga_fast.kernels.attention_boxes import Normalize
-from saga_fast.loaders import BadImages, BoxTable, ImageFolder, Loader, WholePlan, open_loader
+from saga_fast.loaders import BadImages, BoxTable, ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
+from saga_fast.loaders.boxes import box_iou
 from saga_fast.methods import METHODS, Method, build_method
+from saga_fast.models.encoder import EncoderConfig
 
 SIZE = 40
 RESNET: dict[str, Any] = {"name": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]}}
@@ -58,7 +58,7 @@ def open_images(root: Path, *, size: int = SIZE, batch_size: int = 32, threads: 
     source = ImageFolder(root)
     bad = BadImages(source, max_fraction=0.5)
     plan = WholePlan(size=size)
-    return open_loader("folder", source, plan, batch_size=batch_size, bad=bad, threads=threads)
+    return open_loader("folder", source, plan, LoaderOptions(threads=threads), batch_size=batch_size, bad=bad)
 
 
 def read_pixels(root: Path) -> Tensor:
@@ -87,7 +87,7 @@ def autograd_weights(model: Method, layer: str, x: Tensor, score: Score) -> tupl
         if score == "activation":
             alpha = torch.ones(a[0].permute(order).shape[0], dtype=torch.float64)
         else:
-            target = z[z.argmax()] if score == "pseudo_label" else 0.5 * (z**2).sum()
+            target = z[z.argmax()]
             (gradient,) = torch.autograd.grad(target, a)
             alpha = gradient[0].permute(order).mean((1, 2))
         maps.append(a[0].permute(order).detach())
@@ -164,7 +164,9 @@ def test_boxes_equal_float64_grad_cam(pngs: Path) -> None:
 @pytest.mark.parametrize(("delta", "normalize"), [(0.3, "minmax"), (0.5, "max")])
 def test_every_score_and_scaling(few: Path, score: Score, delta: float, normalize: Normalize) -> None:
     model = make_model(SMALL_RESNET, linear=True)
-    table = build_box_table(model, open_images(few), delta=delta, score=score, normalize=normalize)
+    table = build_box_table(
+        model, open_images(few), AttentionPass(size=SIZE, delta=delta, score=score, normalize=normalize)
+    )
     maps, alphas, z = autograd_weights(model, "layer4", read_pixels(few), score)
     edges, found = grad_cam_edges(maps, alphas, SIZE, delta, normalize)
     assert_edges(table_edges(table, SIZE), edges)
@@ -218,16 +220,15 @@ def relative_error(alpha: Tensor, expected: Tensor) -> float:
     return float(((alpha - expected).abs() / expected.abs().amax(1, keepdim=True)).max())
 
 
-@pytest.mark.parametrize("score", ["pseudo_label", "norm"])
-def test_any_pooling_is_differentiated(score: Score) -> None:
+def test_any_pooling_is_differentiated() -> None:
     """The pooled encoder and a normalising head, where the gradient differs from position to position."""
     model = make_model({"name": "test_convnext"}).eval()
     x = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         features = model.encoder.features(x)
     before = features.clone()
-    alpha, _, _ = channel_weights(model.encoder, model.projector, features, score)
-    _, alphas, _ = autograd_weights(model, "stages", x, score)
+    alpha, _, _ = channel_weights(model.encoder, model.projector, features, "pseudo_label")
+    _, alphas, _ = autograd_weights(model, "stages", x, "pseudo_label")
     assert relative_error(alpha, alphas) < 1e-5
     assert torch.equal(features, before)  # the boxes are read off them next
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -257,9 +258,7 @@ def test_metadata_says_how_the_table_was_made(few: Path) -> None:
     table = build_box_table(
         make_model(SMALL_RESNET),
         loader,
-        delta=0.55,
-        score="norm",
-        normalize="max",
+        AttentionPass(size=SIZE, delta=0.55, score="activation", normalize="max"),
         metadata={"checkpoint": "abc", "epoch": "7"},
     )
     assert table.metadata == {
@@ -267,7 +266,7 @@ def test_metadata_says_how_the_table_was_made(few: Path) -> None:
         "delta": "0.55",
         "size": str(SIZE),
         "normalize": "max",
-        "attention_score": "norm",
+        "attention_score": "activation",
         "mirror": "False",
         "checkpoint": "abc",
         "epoch": "7",
@@ -279,8 +278,9 @@ def test_metadata_says_how_the_table_was_made(few: Path) -> None:
 def test_two_runs_are_identical(few: Path, encoder: dict[str, Any], score: Score) -> None:
     model = make_model(encoder)
     before = copy.deepcopy(model.state_dict())
-    first = build_box_table(model, open_images(few, threads=1), score=score)
-    assert_same(first, build_box_table(model, open_images(few, threads=3), score=score))
+    options = AttentionPass(size=SIZE, score=score)
+    first = build_box_table(model, open_images(few, threads=1), options)
+    assert_same(first, build_box_table(model, open_images(few, threads=3), options))
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)  # batch norm counts nothing here
 
@@ -373,7 +373,9 @@ def test_network_that_is_not_finite_finds_nothing(few: Path) -> None:
 def test_bfloat16_and_channels_last_give_nearly_the_same_boxes(few: Path) -> None:
     model = make_model(SMALL_RESNET)
     full = build_box_table(model, open_images(few), delta=0.5)
-    half = build_box_table(model, open_images(few), delta=0.5, precision="bf16", channels_last=True)
+    half = build_box_table(
+        model, open_images(few), AttentionPass(size=SIZE, delta=0.5, precision="bf16", channels_last=True)
+    )
     assert (half.score != full.score).any()  # it did run in another number format
     assert np.median(box_iou(full.boxes, half.boxes)) > 0.8
 
@@ -402,7 +404,7 @@ def test_box_iou_counts_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("period", 0), ("delta", 1.0), ("delta", -0.1), ("share", 1.1), ("min_side", -0.5), ("margin", -0.01)],
+    [("period", 0), ("delta", 1.0), ("delta", -0.1), ("share", 1.1), ("min_side", -0.5)],
 )
 def test_config_refuses(field: str, value: float) -> None:
     arguments: dict[str, Any] = {field: value}
@@ -411,5 +413,5 @@ def test_config_refuses(field: str, value: float) -> None:
 
 
 def test_config_accepts_the_ends_of_the_ranges() -> None:
-    config = AttentionConfig(period=1, delta=0.0, share=1.0, min_side=1.0, margin=2.0)
+    config = AttentionConfig(period=1, delta=0.0, share=1.0, min_side=1.0)
     assert (config.share, config.min_side) == (1.0, 1.0)

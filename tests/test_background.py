@@ -11,13 +11,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from saga_fast.activations import foreground_map, mean_of
-from saga_fast.attention import build_box_table
-from saga_fast.channel_weights import Score, channel_weights
-from saga_fast.encoder import EncoderConfig
+from saga_fast.attention import AttentionPass, build_box_table
+from saga_fast.attention.channel_weights import Score, channel_weights
+from saga_fast.attention.heatmap import foreground_map, mean_activations
 from saga_fast.kernels.attention_boxes.reference import attention_boxes_reference
-from saga_fast.loaders import BoxTable, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, LoaderOptions, WholePlan, open_loader
 from saga_fast.methods import METHODS, Method, build_method
+from saga_fast.models.encoder import EncoderConfig
 
 SIZE = 40
 ENCODER: dict[str, Any] = {
@@ -52,9 +52,11 @@ def mirrored(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def table_of(model: Method, folder: Path, **options: Any) -> BoxTable:
-    loader = open_loader("folder", folder, WholePlan(size=SIZE), batch_size=16, threads=1)
-    return build_box_table(model, loader, **options)
+def table_of(
+    model: Method, folder: Path, *, score: Score = "pseudo_label", mirror: bool = False, delta: float = 0.7
+) -> BoxTable:
+    loader = open_loader("folder", folder, WholePlan(size=SIZE), LoaderOptions(threads=1), batch_size=16)
+    return build_box_table(model, loader, AttentionPass(size=SIZE, score=score, mirror=mirror, delta=delta))
 
 
 def seen(model: Method, folder: Path) -> tuple[Tensor, Tensor]:
@@ -113,7 +115,7 @@ def test_boxes_equal_the_reference(model: Method, few: Path, mirror: bool) -> No
 def test_scores_of_channels_take_the_mean(model: Method, few: Path) -> None:
     """With ``mirror`` the pseudo label and its weights are those of the averaged activations."""
     table = table_of(model, few, mirror=True)
-    features = mean_of(seen(model, few))
+    features = mean_activations(seen(model, few))
     weights, label, _ = channel_weights(model.encoder, model.projector, features, "pseudo_label")
     boxes, _ = attention_boxes_reference(features.numpy(), weights.numpy(), 0.7, SIZE, "minmax")
     np.testing.assert_array_equal(table.pseudo_label, label)

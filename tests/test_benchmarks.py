@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import readme
 from benchmarks.bench_input_size import RELATIVE
 from benchmarks.images import make_images
-from saga_fast.train.config import load_config
+from saga_fast.config_file import load_config
 from saga_fast.train.cycle import train
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ from torch import nn
 
 import saga_fast
 from saga_fast.checkpoint import checkpoint_config, load_model, load_weights, read_checkpoint, save_checkpoint
+from saga_fast.config_file import config_to_dict, load_config
 from saga_fast.errors import SagaError
 from saga_fast.methods import build_method
 from saga_fast.methods.mocov2 import MoCoV2
 from saga_fast.methods.simclr import SimCLR
-from saga_fast.train.config import config_to_dict, load_config
 
 MOCO = "method={name: mocov2, projection_dim: 12, queue_size: 20}"
 

@@ -13,10 +13,10 @@ import torch
 from saga_fast import __version__
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.cli import main
-from saga_fast.files import sha256
+from saga_fast.config_file import load_config
 from saga_fast.loaders import BoxTable, ImageFolder
+from saga_fast.runtime.files import sha256
 from saga_fast.train import cycle
-from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
 COMMANDS = [

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from saga_fast.config_file import config_from_dict, config_to_dict, load_config
 from saga_fast.loaders import ENGINES
 from saga_fast.methods import METHODS, build_method
-from saga_fast.train.config import config_from_dict, config_to_dict, load_config
+from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train.cycle import train
-from saga_fast.train.metrics import read_metrics
 
 ROOT = Path(str(files("saga_fast.configs")))
 CONFIGS = sorted(ROOT.rglob("*.yaml"))

@@ -11,11 +11,11 @@ import torch
 from saga_fast import load_model
 from saga_fast.checkpoint import read_checkpoint
 from saga_fast.cli import main
-from saga_fast.demo import run_demo
+from saga_fast.demo.run import run_demo
 from saga_fast.errors import SagaError
+from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train import cycle, renewal
 from saga_fast.train.epoch import train_epoch
-from saga_fast.train.metrics import read_metrics
 
 ARMS = ("plain", "finetune", "saga")
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from saga_fast import demo_data
-from saga_fast.demo_data import CLASSES, DemoDataConfig, make_demo_data, read_true_boxes
+from saga_fast.demo import data as demo_data
+from saga_fast.demo.data import CLASSES, demo_boxes, make_demo_data
 from saga_fast.errors import SagaError
+from saga_fast.loaders.config import DemoDataConfig
 
 Kind = Literal["photos", "digits"]
 KINDS: tuple[Kind, ...] = ("photos", "digits")
@@ -76,7 +77,7 @@ def test_boxes_are_the_pasted_rectangles(made: tuple[Path, DemoDataConfig]) -> N
     root, config = made
     sources = demo_data._load_sources(config)
     paths = list(json.loads((root / "train" / "boxes.json").read_text()))
-    boxes = read_true_boxes(root / "train", paths)
+    boxes = demo_boxes(root / "train", paths)
     assert boxes.dtype == np.float32
     assert boxes.shape == (config.num_train, 4)
     low, high = config.object_side
@@ -204,33 +205,40 @@ def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_read_true_boxes_keeps_order_and_names_what_is_missing(made: tuple[Path, DemoDataConfig]) -> None:
+def test_demo_boxes_keeps_order_and_names_what_is_missing(made: tuple[Path, DemoDataConfig]) -> None:
     root, _ = made
     stored = json.loads((root / "val" / "boxes.json").read_text())
     paths = sorted(stored, reverse=True)
     expected = np.array([stored[path] for path in paths], dtype=np.float32)
-    np.testing.assert_array_equal(read_true_boxes(root / "val", paths), expected)
-    assert read_true_boxes(root / "val", []).shape == (0, 4)
-    with pytest.raises(SagaError, match=r"no box for 'cat/9\.jpg'"):
-        read_true_boxes(root / "val", [paths[0], "cat/9.jpg"])
-    with pytest.raises(SagaError, match="does not exist"):
-        read_true_boxes(root, paths)
+    np.testing.assert_array_equal(demo_boxes(root / "val", paths), expected)
+    assert demo_boxes(root / "val", []).shape == (0, 4)
+    for wrong in (["cat/9.jpg"], [paths[0], "cat/9.jpg"]):
+        with pytest.raises(SagaError, match=rf"0 boxes for 'cat/9\.jpg', not one \(1 of {len(wrong)} images\)"):
+            demo_boxes(root / "val", wrong)
+    with pytest.raises(SagaError, match="no such file or folder of true boxes"):
+        demo_boxes(root, paths)
+
+
+def test_demo_boxes_refuses_several_boxes_of_an_image(tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.jpg": [[0, 0, 1, 1], [0, 0, 0.5, 0.5]]}))
+    with pytest.raises(SagaError, match=r"2 boxes for 'a\.jpg', not one"):
+        demo_boxes(tmp_path, ["a.jpg"])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"kind": "cats"}, "'cats'"),
-        ({"num_train": 11}, "num_train must be at least 12.* Got: 11"),
-        ({"num_val": 0}, "num_val .* Got: 0"),
+        ({"num_train": 11}, "num_train must be at least 12, .*, got 11"),
+        ({"num_val": 0}, "num_val .*, got 0"),
         ({"kind": "digits", "num_val": 9}, "num_val must be at least 10"),
         ({"object_side": (0.0, 0.5)}, "object_side"),
         ({"object_side": (0.6, 0.5)}, "object_side"),
         ({"object_side": (0.5, 1.1)}, "object_side"),
-        ({"side": 20}, "at least 8 pixels. Got: 20"),
-        ({"quality": 101}, "Got: 101"),
+        ({"side": 20}, "at least 8 pixels, got 20"),
+        ({"quality": 101}, "quality must be 1 to 100, got 101"),
         ({"kind": "digits", "distractor": True}, "distractor is for photos"),
-        ({"seed": -1}, "Got: -1"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
     ],
 )
 def test_config_refuses(changes: dict[str, Any], message: str) -> None:

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from saga_fast.cli import main
-from saga_fast.demo import TINY
-from saga_fast.train.config import config_to_dict, load_config
+from saga_fast.config_file import config_to_dict, load_config
+from saga_fast.demo.run import TINY
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))

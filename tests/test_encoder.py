@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.errors import SagaError
+from saga_fast.models.encoder import Encoder, EncoderConfig
 
 ARGS: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
 

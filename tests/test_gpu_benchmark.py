@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = ["--device", "cpu", "--small", "--seed", "0"]
 WITHOUT = """
 import runpy, sys
-for name in ("simplejpeg", "pydantic", "ffcv", "nvidia.dali", "skimage", "sklearn", "pytorch_grad_cam"):
+for name in ("pydantic", "ffcv", "nvidia.dali", "skimage", "sklearn", "pytorch_grad_cam"):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

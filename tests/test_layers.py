@@ -1,9 +1,9 @@
-"""The arrows of DESIGN 3, read from the imports: kernels <- loaders <- methods, attention, evaluate, train <- cli."""
+"""The package order of the design: a package may import those before it, and no two files import each other."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -12,15 +12,18 @@ REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "saga_fast"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
-LEAVES = {"errors", "files", "version"}
-"""Modules that anyone may import and that import nothing of ours."""
+ORDER = (
+    *("version", "errors", "runtime", "kernels", "loaders", "models", "methods", "attention"),
+    *("optim", "config", "config_file", "checkpoint", "export", "evaluate", "report", "train"),
+    *("profile", "importers", "configs", "demo", "cli", "__main__"),
+)
+"""Packages and modules at the top of saga_fast. Each may import those before it, and itself."""
 
-LAYERS = {"kernels": 0, "loaders": 1, "cli": 3, "__main__": 4}
-MIDDLE = 2
-"""Everything else: methods, attention, evaluate, train and what they share."""
+FORBIDDEN = {"loaders": {"models", "methods"}, "kernels": {"runtime"}, "models": {"loaders"}}
+"""Imports that the order would allow: kernels open no files, loaders know no model, models no images."""
 
-FACADE = 4
-"""``saga_fast`` itself offers names of the layers below to users. Importing it at run time would close a circle."""
+FACADE = "__init__"
+"""``saga_fast`` itself offers names to users. Importing it from inside would close a circle."""
 
 ENGINES = {"nvidia.dali": "dali", "ffcv": "ffcv", "triton": "triton"}
 """Optional packages, each imported only in files whose path says so."""
@@ -28,16 +31,8 @@ ENGINES = {"nvidia.dali": "dali", "ffcv": "ffcv", "triton": "triton"}
 MODELS = ("torch.nn", "torch.optim", "torchvision.models", "timm", "lightly")
 KERNELS_SEE = {"numpy", "numba", "llvmlite", "torch", "triton"}  # llvmlite: Numba's own intrinsics
 KERNELS_STANDARD_LIBRARY = {
-    "__future__",
-    "collections",
-    "colorsys",
-    "dataclasses",
-    "functools",
-    "itertools",
-    "math",
-    "threading",
-    "typing",
-    "warnings",
+    *("__future__", "collections", "colorsys", "dataclasses", "functools", "itertools", "math"),
+    *("threading", "typing", "warnings"),
 }
 """Nothing that opens a file, reads the environment or starts a process."""
 
@@ -62,80 +57,138 @@ def within(module: str, package: str) -> bool:
 
 
 def violations(path: str, source: str) -> list[str]:
-    """What is wrong with the imports of a file, whose path is relative to the package."""
-    own = PurePosixPath(path).with_suffix("").parts[0]
-    own_layer = FACADE if own == "__init__" else LAYERS.get(own, MIDDLE)
-    found = []
+    """The wrong imports of a file, whose path is relative to the package."""
+    top = PurePosixPath(path).with_suffix("").parts[0]
+    rank = len(ORDER) if top == FACADE else ORDER.index(top)
+    wrong = []
     for line, module in imported(path, source):
-        top, _, rest = module.partition(".")
-        if top == "saga_fast":
+        root, _, rest = module.partition(".")
+        if root == "saga_fast":
             name = rest.partition(".")[0]
-            if own in LEAVES and own != name:
-                found.append(f"{path}:{line}: {own} is a leaf and imports {module}")
-            elif name in LEAVES:
-                if name == "files" and own == "kernels":
-                    found.append(f"{path}:{line}: kernels know no files: {module}")
-            elif not name or not ((PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()):
-                found.append(f"{path}:{line}: {module} is the facade's, import the module that holds it")
-            elif LAYERS.get(name, MIDDLE) > own_layer:
-                found.append(f"{path}:{line}: {own} must not know {module}")
-        elif own == "kernels" and top not in KERNELS_SEE | KERNELS_STANDARD_LIBRARY:
-            found.append(f"{path}:{line}: kernels must not import {module}")
-        elif own == "loaders" and any(within(module, model) for model in MODELS):
-            found.append(f"{path}:{line}: loaders must not import a model: {module}")
+            if name not in ORDER:
+                wrong.append(f"{path}:{line}: {module} is the facade's, import the module that holds it")
+            elif ORDER.index(name) > rank or name in FORBIDDEN.get(top, set()):
+                wrong.append(f"{path}:{line}: {top} must not import {module}")
+        elif top == "kernels" and root not in KERNELS_SEE | KERNELS_STANDARD_LIBRARY:
+            wrong.append(f"{path}:{line}: kernels must not import {module}")
+        elif top == "loaders" and any(within(module, model) for model in MODELS):
+            wrong.append(f"{path}:{line}: loaders must not import a model: {module}")
         for engine, word in ENGINES.items():
             if within(module, engine) and word not in path:
-                found.append(f"{path}:{line}: {module} outside of the files of {word}")
+                wrong.append(f"{path}:{line}: {module} outside of the files of {word}")
+    return wrong
+
+
+def file_of(module: str) -> str | None:
+    """The file that a module of ours, or a name in it, is imported from; a package's face if it is that."""
+    parts = module.split(".")[1:]
+    for depth in range(len(parts), 0, -1):
+        for path in (f"{'/'.join(parts[:depth])}.py", f"{'/'.join(parts[:depth])}/__init__.py"):
+            if path in FILES:
+                return path
+    return None
+
+
+def circles(files: Mapping[str, str]) -> list[list[str]]:
+    """Groups of files that import each other, by path and source: Tarjan's strongly connected components."""
+    arrows = {
+        path: {target for _, module in imported(path, source) if (target := file_of(module)) in files} - {path}
+        for path, source in files.items()
+    }
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(path: str) -> None:
+        number[path] = low[path] = len(number)
+        stack.append(path)
+        for target in sorted(filter(None, arrows[path])):
+            if target not in number:
+                visit(target)
+                low[path] = min(low[path], low[target])
+            elif target in stack:
+                low[path] = min(low[path], number[target])
+        if low[path] == number[path]:
+            group = [stack.pop()]
+            while group[-1] != path:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for path in files:
+        if path not in number:
+            visit(path)
     return found
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_imports_run_the_right_way(path: str) -> None:
+def test_imports_follow_the_order(path: str) -> None:
     assert violations(path, (PACKAGE / path).read_text(encoding="utf-8")) == []
 
 
-def test_every_layer_was_read() -> None:
+def test_no_files_import_each_other() -> None:
+    assert circles({path: (PACKAGE / path).read_text(encoding="utf-8") for path in FILES}) == []
+
+
+def test_a_circle_is_found() -> None:
+    sources = {
+        "loaders/plan.py": "from saga_fast.loaders.order import epoch_order",
+        "loaders/order.py": "if TYPE_CHECKING:\n    from saga_fast.loaders import batch",
+        "loaders/batch.py": "def f():\n    from saga_fast.loaders.plan import Plan",
+        "loaders/source.py": "from saga_fast.loaders.plan import Plan",
+    }
+    assert circles(sources) == [["loaders/batch.py", "loaders/order.py", "loaders/plan.py"]]
+
+
+def test_every_package_has_its_place() -> None:
     tops = {PurePosixPath(path).with_suffix("").parts[0] for path in FILES}
-    assert tops >= {"__init__", "kernels", "loaders", "methods", "attention", "evaluate", "train", "cli", *LEAVES}
+    assert tops == {*ORDER, FACADE}
+    root = [path for path in FILES if "/" not in path]
+    assert len(root) <= 10, root  # nine modules and the facade
 
 
 WRONG = [
     ("kernels/philox.py", "from saga_fast.loaders import BoxTable"),
     ("kernels/augment/__init__.py", "from ...loaders.batch import Batch"),
     ("kernels/augment/_numba.py", "from saga_fast import loaders"),
-    ("kernels/philox.py", "import saga_fast.files"),
-    ("kernels/philox.py", "from saga_fast.files import sha256"),
+    ("kernels/philox.py", "import saga_fast.runtime.files"),
+    ("kernels/philox.py", "from saga_fast.runtime.files import sha256"),
     ("kernels/philox.py", "import pydantic"),
     ("kernels/philox.py", "from yaml import safe_load"),
     ("kernels/philox.py", "from pathlib import Path"),
     ("kernels/philox.py", "def f():\n    import timm"),
     ("kernels/augment/_numba.py", "import triton"),
     ("kernels/augment/_numba.py", "import triton.language as tl"),
-    ("loaders/folder.py", "from saga_fast.methods import Method"),
-    ("loaders/folder.py", "from saga_fast.encoder import Encoder"),
-    ("loaders/folder.py", "from ..attention import build_box_table"),
-    ("loaders/folder.py", "import timm"),
-    ("loaders/folder.py", "from torch import nn"),
-    ("loaders/folder.py", "import torch.nn.functional as F"),
-    ("loaders/folder.py", "import torch\nx: torch.nn.Module"),
-    ("loaders/folder.py", "import torchvision.models"),
-    ("loaders/folder.py", "from nvidia import dali"),
-    ("loaders/folder.py", "import nvidia.dali.fn as fn"),
-    ("loaders/dali.py", "import ffcv"),
-    ("loaders/folder.py", "from ffcv.loader import Loader"),
+    ("loaders/core.py", "from saga_fast.methods import Method"),
+    ("loaders/core.py", "from saga_fast.models.encoder import Encoder"),
+    ("loaders/core.py", "from ..attention import build_box_table"),
+    ("loaders/core.py", "import timm"),
+    ("loaders/core.py", "from torch import nn"),
+    ("loaders/core.py", "import torch.nn.functional as F"),
+    ("loaders/core.py", "import torch\nx: torch.nn.Module"),
+    ("loaders/core.py", "import torchvision.models"),
+    ("loaders/core.py", "from nvidia import dali"),
+    ("loaders/core.py", "import nvidia.dali.fn as fn"),
+    ("loaders/dali/engine.py", "import ffcv"),
+    ("loaders/core.py", "from ffcv.loader import Loader"),
+    ("models/encoder.py", "from saga_fast.loaders import Batch"),
     ("methods/simclr.py", "from saga_fast.cli import main"),
-    ("attention.py", "from saga_fast.__main__ import main"),
+    ("attention/build.py", "from saga_fast.config import TrainConfig"),
+    ("attention/build.py", "from saga_fast.__main__ import main"),
+    ("evaluate/knn.py", "if TYPE_CHECKING:\n    from saga_fast.train.cycle import train"),
+    ("report/runs.py", "from saga_fast.profile.figures import Row"),
     ("train/cycle.py", "if True:\n    from saga_fast.cli.train import add_parser"),
     ("train/cycle.py", "from saga_fast import load_model"),
     ("train/cycle.py", "import saga_fast"),
-    ("errors.py", "from saga_fast.files import write_text"),
-    ("files.py", "from saga_fast.kernels import augment"),
+    ("errors.py", "from saga_fast.runtime.files import write_text"),
+    ("runtime/files.py", "from saga_fast.kernels import augment"),
     ("version.py", "from . import errors"),
 ]
 
 
 @pytest.mark.parametrize(("path", "source"), WRONG)
-def test_a_wrong_arrow_is_found(path: str, source: str) -> None:
+def test_a_wrong_import_is_found(path: str, source: str) -> None:
     assert len(violations(path, source)) == 1
 
 
@@ -143,20 +196,23 @@ def test_a_wrong_arrow_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("kernels/augment/_triton.py", "import triton.language as tl\nfrom saga_fast.errors import SagaError"),
-        ("loaders/dali.py", "from nvidia.dali import fn"),
+        ("loaders/dali/engine.py", "from nvidia.dali import fn"),
         ("loaders/ffcv/decoder.py", "from ffcv.fields import Field\nfrom ..plan import Plan"),
-        ("loaders/folder.py", "from saga_fast.kernels.philox import draw\nfrom saga_fast.files import write_text"),
+        (
+            "loaders/core.py",
+            "from saga_fast.kernels.philox import draw\nfrom saga_fast.runtime.files import write_text",
+        ),
         ("train/cycle.py", "from saga_fast import attention\nfrom saga_fast.methods import Method"),
         ("cli/__init__.py", "from saga_fast.cli import train\nfrom saga_fast.train.cycle import train as run"),
         ("__init__.py", "def f():\n    from saga_fast.checkpoint import load_model"),
     ],
 )
-def test_a_right_arrow_is_not(path: str, source: str) -> None:
+def test_a_right_import_is_not(path: str, source: str) -> None:
     assert violations(path, source) == []
 
 
 @pytest.mark.parametrize("name", ["kernels", "loaders", "configs"])
-def test_the_repositorys_top_level_shows_the_parts(name: str) -> None:
+def test_the_top_level_shows_the_parts(name: str) -> None:
     link = REPOSITORY / name
     assert link.is_symlink()
     assert link.readlink() == Path("saga_fast") / name

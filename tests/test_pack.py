@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from saga_fast.cli import main
-from saga_fast.loaders import BoxTable, ImageFolder, WholePlan, open_loader, open_source
+from saga_fast.loaders import BoxTable, ImageFolder, LoaderOptions, WholePlan, open_loader, open_source
 from saga_fast.loaders.decode import decode_image
 from saga_fast.loaders.engines import require_engine
 
@@ -125,7 +125,8 @@ def test_smart_and_proportion_choose_per_image(folder: Path, tmp_path: Path) -> 
     assert set(kinds("a", "--mode", "proportion")) == {"raw", "jpg"}
     assert kinds("b", "--mode", "proportion", "--workers", "1") == kinds("a", "--mode", "proportion")
     assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
-    assert len(list(open_loader("ffcv", tmp_path / "a.beton", WholePlan(size=4), batch_size=7, threads=1))) == 1
+    (batch,) = open_loader("ffcv", tmp_path / "a.beton", WholePlan(size=4), LoaderOptions(threads=1), batch_size=7)
+    assert batch.index.tolist() == list(range(7))
 
 
 def test_an_image_larger_than_a_page_and_a_file_of_several_pages(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_an_image_larger_than_a_page_and_a_file_of_several_pages(tmp_path: Path)
     for number, size in enumerate(sizes):
         Image.new("RGB", size, (number, 50, 100)).save(root / f"{number}.bmp")
     assert pack(root, tmp_path / "x.beton", "--mode", "raw") == 0
-    loader = open_loader("ffcv", tmp_path / "x.beton", WholePlan(size=2), batch_size=5, threads=2)
+    loader = open_loader("ffcv", tmp_path / "x.beton", WholePlan(size=2), LoaderOptions(threads=2), batch_size=5)
     (batch,) = loader
     assert batch.views[:, 0, 0, 0].tolist() == [[number, 50, 100] for number in range(5)]
     assert batch.label.tolist() == [-1] * 5
@@ -202,7 +203,7 @@ def test_bad_images_are_listed_and_shift_nothing(tmp_path: Path, capsys: pytest.
     from saga_fast.loaders import BadImages
 
     listed = BadImages(source, max_fraction=0.2)
-    (batch,) = open_loader("ffcv", source, WholePlan(size=1), batch_size=99, bad=listed, threads=1)
+    (batch,) = open_loader("ffcv", source, WholePlan(size=1), LoaderOptions(threads=1), batch_size=99, bad=listed)
     assert batch.index.tolist() == [index for index in range(28) if index not in bad]
     assert batch.views[:, 0, 0, 0, 0].tolist() == list(range(25))
     # Packed again from mended files: the old list of bad ones goes.

@@ -11,12 +11,12 @@ import pytest
 
 from saga_fast.checkpoint import load_model
 from saga_fast.cli import main
+from saga_fast.config_file import load_config
 from saga_fast.loaders import WholePlan, open_loader
 from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row
 from saga_fast.profile.loaders import binding, recommend
-from saga_fast.profile.rebuild import predict
-from saga_fast.train.config import load_config
+from saga_fast.profile.rebuild import Cluster, predict
 
 
 def profiled(arguments: list[str], out: Path) -> tuple[dict[str, Row], dict[str, Any]]:
@@ -60,7 +60,7 @@ def test_att_compiled(finished_run: Path) -> None:
     config = load_config(finished_run / "config.yaml", ["attention.forward=compiled"])
     loader = open_loader("folder", config.data.train, WholePlan(size=16), batch_size=8)
     model = load_model(finished_run / "last.pt")
-    profile = AttProfile(model=model, loader=loader, looking=config.looking, images=41, seconds=0.05)
+    profile = AttProfile(model=model, loader=loader, attention_pass=config.attention_pass, images=41, seconds=0.05)
     rows = {row["name"]: row for row in profile_att(profile)}
     assert set(rows) > {"eager_forward", "forward", "attention_pass", "compile", "start", "write"}
     assert rows["compile"]["seconds"] > 0.1
@@ -150,19 +150,21 @@ def test_prediction() -> None:
         for name, rate in (("decode", 6000.0), ("forward", 2000.0), ("attention_pass", 1900.0), ("network", 2000.0))
     ]
     rows += [{"name": "upload", "images_per_second": 40000.0}, {"name": "write", "seconds": 0.5, "images": 1000}]
-    one = predict(rows, images=10_000, gpus=1, on_gpu=True)
+    one = predict(rows, images=10_000, cluster=Cluster(on_gpu=True))
     assert (one.bottleneck, one.images_per_second) == ("network", 1900.0)
     assert one.seconds == pytest.approx(10_000 / 1900 + 5.0)
-    eight = predict(rows, images=10_000, gpus=8, on_gpu=True)
+    eight = predict(rows, images=10_000, cluster=Cluster(gpus=8, on_gpu=True))
     assert (eight.bottleneck, eight.images_per_second) == ("decode", 6000.0)
-    many = predict(rows, images=10_000, gpus=1, nodes=4, on_gpu=True, gbit_per_second=1e-3)
+    many = predict(rows, images=10_000, cluster=Cluster(nodes=4, on_gpu=True, gbit_per_second=1e-3))
     assert many.images_per_second == 4 * 1900.0
     assert many.seconds == pytest.approx(10_000 / 7600 + 5.0 + 10_000 * 33 * 8 / 1e6)
     more = predict(
-        [*rows, {"name": "compile", "seconds": 9.0}, {"name": "start", "seconds": 0.25}], images=10_000, on_gpu=True
+        [*rows, {"name": "compile", "seconds": 9.0}, {"name": "start", "seconds": 0.25}],
+        images=10_000,
+        cluster=Cluster(on_gpu=True),
     )
     assert more.seconds == pytest.approx(one.seconds + 9.25)
-    cpu = predict(rows, images=10_000, gpus=1, on_gpu=False)
+    cpu = predict(rows, images=10_000, cluster=Cluster(on_gpu=False))
     assert cpu.images_per_second == 1900.0 and "processor" in cpu.bottleneck
 
 

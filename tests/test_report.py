@@ -1,4 +1,4 @@
-"""The report page: what it says, and that it stands on its own."""
+"""The report page: its content, and that it is self-contained."""
 
 import json
 import math
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from report_runs import Page, epoch, knn, make_images, make_run, make_table, make_three, render, renewal
 
@@ -30,7 +29,7 @@ def html(folders: list[Path]) -> str:
     return render(folders, folders[0].parent / "report.html", intro="Three runs.")
 
 
-def test_stands_on_its_own(html: str, folders: list[Path]) -> None:
+def test_page_is_self_contained(html: str, folders: list[Path]) -> None:
     page = Page(html)
     links = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "xlink:href", "data") if key in attrs]
     assert links
@@ -46,16 +45,16 @@ def test_pictures_and_plots_have_text_alternatives(html: str) -> None:
     page = Page(html)
     assert len(page.all("img")) == 8
     assert all(attrs["alt"] for attrs in page.all("img"))
-    plots = [attrs for attrs in page.all("svg") if attrs.get("aria-hidden") != "true"]
-    assert len(plots) == 9
-    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in plots)
+    drawn = [attrs for attrs in page.all("svg") if attrs.get("aria-hidden") != "true"]
+    assert len(drawn) == 9
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in drawn)
     assert "saga 50.0 % at epoch 2, 63.0 % at epoch 4" in html
     headings = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
     assert headings[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(headings))
 
 
-def test_ids_are_unique_and_every_reference_has_its_target(html: str) -> None:
+def test_ids_are_unique_and_references_resolve(html: str) -> None:
     page = Page(html)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -69,7 +68,7 @@ def test_plots_take_their_colours_from_the_page(html: str) -> None:
     assert html.count("<style") == 1
 
 
-def test_commands_name_the_checkpoint_that_a_run_began_from(html: str) -> None:
+def test_commands_name_the_start_checkpoint(html: str) -> None:
     assert "train --config plain/config.yaml\n" in html
     assert "train --config finetune/config.yaml --ckpt START.pt\n" in html
     assert "saga-fast report plain finetune saga\n" in html
@@ -81,7 +80,7 @@ def test_same_runs_give_the_same_bytes(html: str, folders: list[Path], tmp_path:
 
 def test_tables(html: str) -> None:
     text = " ".join(Page(html).text.split())
-    assert f"Score {NONE} {NONE} norm" in text
+    assert f"Score {NONE} {NONE} activation" in text
     assert "kNN backbone, k = 20 (%) 30.0 → 50.0 50.0 → 60.0 50.0 → 63.0" in text
     assert "Waiting for data (%) 4.0 4.0 4.0" in text
     assert "Total seconds 6 3 16" in text
@@ -104,7 +103,7 @@ def test_gallery_draws_true_and_attention_boxes(html: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saga", "outcome", "words"),
+    ("saga", "outcome", "headline"),
     [
         (0.630, "win", "SAGA wins: saga ends 3.0 points above finetune."),
         (0.575, "loss", "SAGA does not win: saga ends 2.5 points below finetune."),
@@ -113,20 +112,20 @@ def test_gallery_draws_true_and_attention_boxes(html: str) -> None:
         (0.610, "win", "SAGA wins: saga ends 1.0 points above finetune."),
     ],
 )
-def test_verdict(saga: float, outcome: str, words: str, tmp_path: Path) -> None:
+def test_verdict(saga: float, outcome: str, headline: str, tmp_path: Path) -> None:
     tuned = make_run(tmp_path / "finetune", [knn(0, 0.3), knn(9, 0.6)])
     guided = make_run(tmp_path / "saga", [knn(0, 0.3), knn(9, saga)], attention={"views": "att"})
     verdict = judge(read_runs([tuned, guided]))
-    assert (verdict.outcome, verdict.headline) == (outcome, words)
+    assert (verdict.outcome, verdict.headline) == (outcome, headline)
     assert verdict.details[0] == "finetune: kNN top-1 30.0 % at epoch 0, 60.0 % at epoch 9 (+30.0 points)."
     page = render([tuned, guided], tmp_path / "report.html")
-    assert words in Page(page).text
+    assert headline in Page(page).text
     assert f"--tone:var(--{outcome})" in page
     assert f"--{outcome}: #" in page
 
 
 def test_verdict_counts_the_images(tmp_path: Path) -> None:
-    """600 images at 60 % have a standard error of 2 points each: 5.5 points at 95 % for a difference."""
+    """600 images at 60 % have a standard error of 2 points: 5.5 points at 95 % for the difference of two runs."""
     tuned = make_run(tmp_path / "finetune", [knn(9, 0.6) | {"images": 600}])
     guided = make_run(tmp_path / "saga", [knn(9, 0.64) | {"images": 600}], attention={"views": "att"})
     verdict = judge(read_runs([tuned, guided]))
@@ -153,25 +152,25 @@ def test_verdict_names_unequal_budgets(folders: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "evaluated", "words"),
+    ("names", "evaluated", "reason"),
     [
         (("plain", "finetune"), True, "none of these runs trained with SAGA"),
         (("plain", "saga"), True, "no run named “finetune”"),
         (("finetune", "saga"), False, "no run named “finetune” with a kNN evaluation"),
     ],
 )
-def test_verdict_without_a_comparison(names: Sequence[str], evaluated: bool, words: str, tmp_path: Path) -> None:
+def test_verdict_without_a_comparison(names: Sequence[str], evaluated: bool, reason: str, tmp_path: Path) -> None:
     records = [knn(9, 0.6)] if evaluated else [epoch(1)]
     runs = [
         make_run(tmp_path / name, records, attention={"views": "att"} if name == "saga" else None) for name in names
     ]
     verdict = judge(read_runs(runs))
     assert verdict.outcome == "none"
-    assert words in verdict.headline
+    assert reason in verdict.headline
     assert ("no kNN evaluation" in verdict.details[0]) != evaluated
 
 
-def test_missing_pieces_leave_a_readable_page(tmp_path: Path) -> None:
+def test_page_of_runs_with_missing_records(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "metrics.jsonl").write_text("")
     diverged = make_run(tmp_path / "diverged", [epoch(1), {"kind": "epoch", "epoch": 2, "loss": math.nan}])
@@ -183,7 +182,7 @@ def test_missing_pieces_leave_a_readable_page(tmp_path: Path) -> None:
     assert "No epoch is recorded yet." in empty.text
 
 
-def test_unknown_true_boxes(tmp_path: Path) -> None:
+def test_page_without_true_boxes(tmp_path: Path) -> None:
     runs = make_three(tmp_path)
     (tmp_path / "data" / "train" / "boxes.json").unlink()
     metrics = runs[2] / "metrics.jsonl"
@@ -206,14 +205,14 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
 
 def test_run_without_metrics_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SagaError, match=r"empty holds no metrics\.jsonl: name a run folder"):
+    with pytest.raises(SagaError, match=r"empty contains no metrics\.jsonl: name a run folder"):
         write_report([tmp_path / "empty"], tmp_path / "report.html")
     with pytest.raises(SagaError, match="name at least one run folder"):
         write_report([], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_resumed_run_counts_its_later_lines(tmp_path: Path) -> None:
+def test_later_rows_of_a_resumed_run_count(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [epoch(1), epoch(2, loss=9.0), knn(2, 0.1), epoch(2, loss=1.0), knn(2, 0.2)])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "epoch", "ep')  # killed while writing
@@ -222,26 +221,36 @@ def test_resumed_run_counts_its_later_lines(tmp_path: Path) -> None:
     assert run.top1() == [(2, 0.2)]
 
 
+def test_broken_lines_of_metrics_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_run(tmp_path / "run", [epoch(1, loss=1.5)])
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text('{"kind"\n' + metrics.read_text() + '{"kind": "epoch"}\n')
+    (run,) = read_runs([folder])
+    assert [record["loss"] for record in run.epochs] == [1.5]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert all(str(metrics) in line for line in lines)
+    assert ["line 1" in lines[0], "line 3" in lines[1]] == [True, True]
+
+
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
-        ("metrics.jsonl", '{"kind"\n{}\n', r"metrics\.jsonl line 1 is not JSON"),
-        ("metrics.jsonl", '{"kind": "epoch"}\n', r"metrics\.jsonl line 1: epoch is None"),
         ("config.yaml", "a: [", r"config\.yaml is not readable YAML"),
-        ("config.yaml", "- a", r"config\.yaml holds a list"),
+        ("config.yaml", "- a", r"list instead of a mapping in .*config\.yaml"),
         ("att/epoch_0002.safetensors", "no table", r"not a box table: .*epoch_0002\.safetensors"),
         ("../data/train/boxes.json", "{", r"boxes\.json must map"),
         ("../data/train/boxes.json", '{"a": 3}', r"boxes\.json must map"),
     ],
 )
-def test_unreadable_file_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
+def test_unreadable_file_is_named(name: str, text: str, message: str, tmp_path: Path) -> None:
     saga = make_three(tmp_path)[2]
     (saga / name).write_text(text)
-    with pytest.raises(SagaError, match=words):
+    with pytest.raises(SagaError, match=message):
         write_report([saga], tmp_path / "report.html")
 
 
-def test_same_folder_name_twice_is_told_apart(tmp_path: Path) -> None:
+def test_runs_with_the_same_folder_name(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / study / "saga", [epoch(1)]) for study in ("a", "b")]
     assert [run.name for run in read_runs(runs)] == ["a/saga", "b/saga"]
 
@@ -275,30 +284,20 @@ def test_choice_of_no_images() -> None:
     assert gallery.choose([]) == []
 
 
-def test_box_iou_against_counted_pixels() -> None:
-    rng = np.random.default_rng(0)
-    for a, b in rng.integers(1, 20, (20, 2, 4)):
-        masks = np.zeros((2, 40, 40), bool)
-        for mask, (x, y, w, h) in zip(masks, (a, b), strict=True):
-            mask[y : y + h, x : x + w] = True
-        counted = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
-        assert gallery.box_iou(a / 40, b / 40) == pytest.approx(counted, abs=1e-12)
-
-
 def saga_run(root: Path) -> Run:
     return read_runs([make_three(root)[2]])[0]
 
 
-def test_gallery_says_why_it_has_no_pictures(tmp_path: Path) -> None:
+def test_gallery_without_images_is_a_note(tmp_path: Path) -> None:
     run = saga_run(tmp_path)
     make_table(run.folder / "att" / "epoch_0003.safetensors", 3)
-    found = gallery.make_gallery(run)
-    words = "No pictures: …/data/train is gone, or its images are not those of the boxes."
-    assert found and not found.tiles
-    assert found.note == words
+    made = gallery.make_gallery(run)
+    note = "No pictures: …/data/train is missing, or its images changed since the run."
+    assert made and not made.tiles
+    assert made.note == note
     (tmp_path / "data").rename(tmp_path / "gone")
-    found = gallery.make_gallery(run)
-    assert found and found.note == words
+    made = gallery.make_gallery(run)
+    assert made and made.note == note
     for table in (run.folder / "att").iterdir():
         table.unlink()
     assert gallery.make_gallery(run) is None
@@ -307,22 +306,22 @@ def test_gallery_says_why_it_has_no_pictures(tmp_path: Path) -> None:
 def test_gallery_leaves_out_undecodable_images(tmp_path: Path) -> None:
     run = saga_run(tmp_path)
     (tmp_path / "data" / "train" / "cat" / "0.jpg").write_bytes(b"no image")
-    found = gallery.make_gallery(run)
-    assert found and [tile.caption for tile in found.tiles][:2] == ["cat/1.jpg", "cat/2.jpg"]
+    made = gallery.make_gallery(run)
+    assert made and [tile.caption for tile in made.tiles][:2] == ["cat/1.jpg", "cat/2.jpg"]
 
 
 def test_gallery_draws_all_true_boxes_of_an_image(tmp_path: Path) -> None:
-    """In every form that `saga-fast eval boxes` reads: one box, several, none."""
+    """boxes.json may have one box, several boxes or no box for an image."""
     run = saga_run(tmp_path)
     two = [[0.0, 0.0, 0.1, 0.1], [0.25, 0.25, 0.5, 0.5]]
     boxes = {"cat/0.jpg": two, "cat/1.jpg": [0.25, 0.25, 0.5, 0.5], "cat/2.jpg": []}
     (tmp_path / "data" / "train" / "boxes.json").write_text(json.dumps(boxes))
-    found = gallery.make_gallery(run)
-    assert found
-    counts = [sum(mark.style == "true" for mark in tile.marks) for tile in found.tiles]
+    made = gallery.make_gallery(run)
+    assert made
+    counts = [sum(mark.style == "true" for mark in tile.marks) for tile in made.tiles]
     assert counts == [2, 1, 0, *[0] * (len(counts) - 3)]
-    assert found.tiles[0].overlap == found.tiles[1].overlap == "IoU 0.33 → 1.00"  # with the better one
-    assert "with true boxes and attention boxes" in found.tiles[0].alt
+    assert made.tiles[0].overlap == made.tiles[1].overlap == "IoU 0.33 → 1.00"  # IoU with the better of two true boxes
+    assert "with true boxes and attention boxes" in made.tiles[0].alt
 
 
 def test_gallery_draws_some_of_many_renewals(tmp_path: Path) -> None:
@@ -331,14 +330,14 @@ def test_gallery_draws_some_of_many_renewals(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "saga", [renewal(at) for at in range(0, 90, 10)], data={"train": str(root)})
     for at in range(0, 90, 10):
         make_table(folder / "att" / f"epoch_{at:04d}.safetensors", len(images))
-    found = gallery.make_gallery(read_runs([folder])[0])
-    assert found
-    assert [words for _, words in found.legend] == ["true box", *(f"epoch {at}" for at in (0, 20, 40, 60, 80))]
-    assert found.note == "4 of 9 renewals are not drawn."
+    made = gallery.make_gallery(read_runs([folder])[0])
+    assert made
+    assert [label for _, label in made.legend] == ["true box", *(f"epoch {at}" for at in (0, 20, 40, 60, 80))]
+    assert made.note == "4 of 9 renewals are not drawn."
 
 
 @pytest.mark.parametrize(
-    ("path", "shown"),
+    ("path", "short"),
     [
         ("/home/someone/runs/data/train", "…/data/train"),
         ("/data", "…/data"),
@@ -347,8 +346,8 @@ def test_gallery_draws_some_of_many_renewals(tmp_path: Path) -> None:
         ("simclr", "simclr"),
     ],
 )
-def test_short_path(path: str, shown: str) -> None:
-    assert short_path(path) == shown
+def test_short_path(path: str, short: str) -> None:
+    assert short_path(path) == short
 
 
 def test_fraction_axis_ends_at_one() -> None:

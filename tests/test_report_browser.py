@@ -1,4 +1,4 @@
-"""The report in headless Chromium: every picture loads, nothing is logged, and a phone scrolls one way only."""
+"""The report in headless Chromium: all pictures load, nothing is logged, and a phone scrolls vertically only."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from saga_fast.cli import main
 from saga_fast.loaders import ImageFolder
 
 PROBE = """<script>addEventListener("load", () => {
-  const images = [...document.images], found = {
+  const images = [...document.images], measured = {
     images: images.length, loaded: images.filter(i => i.complete && i.naturalWidth > 0).length,
     alt: images.filter(i => i.alt).length, plots: document.querySelectorAll("svg.plot").length,
     hidden: [...document.querySelectorAll("svg.plot")].filter(s => s.getBoundingClientRect().width < 100).length,
@@ -23,7 +23,7 @@ PROBE = """<script>addEventListener("load", () => {
     dark: matchMedia("(prefers-color-scheme: dark)").matches,
     paper: getComputedStyle(document.body).backgroundColor};
   const out = document.createElement("pre");
-  out.id = "found"; out.textContent = JSON.stringify(found); document.body.append(out);
+  out.id = "measured"; out.textContent = JSON.stringify(measured); document.body.append(out);
 });</script>"""
 FRAME = '<!DOCTYPE html><meta charset="utf-8"><style>body{margin:0}iframe{border:0;display:block}</style>'
 
@@ -32,7 +32,7 @@ Browser = Callable[..., tuple[str, str]]
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    """browser(page, options): the page's DOM once loaded, and what was logged. Runs offline."""
+    """browser(page, options): the loaded page's DOM, and the console's lines. Runs offline."""
     program = shutil.which("chromium")
     if program is None:
         pytest.fail("the report's test needs a browser: sudo apt-get install chromium")
@@ -49,7 +49,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 
 @pytest.fixture(scope="module")
 def report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a finished run with everything in it that a report can show."""
+    """The report of a finished run, with all sections that a report can have."""
     folder = tmp_path_factory.mktemp("report")
     run = folder / "saga"
     shutil.copytree(finished_run, run)
@@ -65,45 +65,45 @@ def report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     boxes = [f"{path},0.25,0.25,0.5,0.5" for path in ImageFolder(data).paths]
     truth.write_text("\n".join(["path,x_min,y_min,w,h", *boxes]))
     tables = [str(path) for path in sorted((run / "att").glob("*.safetensors"))]
-    true = ["eval", "boxes", "--table", *tables, "--data", str(data), "--truth", str(truth)]
-    assert main([*true, "--json", str(run / "eval" / "boxes.json")]) == 0
+    quality = ["eval", "boxes", "--table", *tables, "--data", str(data), "--truth", str(truth)]
+    assert main([*quality, "--json", str(run / "eval" / "boxes.json")]) == 0
     assert main(["report", str(run), "--out", str(folder / "report.html"), "--title", "A run"]) == 0
     return folder / "report.html"
 
 
 def _train_folder(run: Path) -> Path:
-    found = re.search(r"train: (\S+)", (run / "config.yaml").read_text())
-    assert found
-    return Path(found[1])
+    match = re.search(r"train: (\S+)", (run / "config.yaml").read_text())
+    assert match
+    return Path(match[1])
 
 
-def look(browser: Browser, report: Path, *options: str) -> dict[str, Any]:
-    """What a script in a copy of the page sees; the page itself has none."""
+def measure(browser: Browser, report: Path, *options: str) -> dict[str, Any]:
+    """The figures of PROBE, a script that is added to a copy of the page."""
     page = report.with_name("probe.html")
     page.write_text(report.read_text(encoding="utf-8").replace("</head>", f"{PROBE}</head>", 1), encoding="utf-8")
     dom, console = browser(page, "--dump-dom", *options)
     assert console == ""
-    found = re.search(r'<pre id="found">(.*?)</pre>', dom)
-    assert found
-    seen: dict[str, Any] = json.loads(found[1])
-    return seen
+    match = re.search(r'<pre id="measured">(.*?)</pre>', dom)
+    assert match
+    measured: dict[str, Any] = json.loads(match[1])
+    return measured
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_everything_loads_and_nothing_is_logged(browser: Browser, report: Path, dark: bool) -> None:
     options = ["--blink-settings=preferredColorScheme=0"] if dark else ["--blink-settings=preferredColorScheme=1"]
-    seen = look(browser, report, "--window-size=1280,900", *options)
-    assert seen["images"] == seen["loaded"] == seen["alt"] == 12 + 12  # pictures with boxes, and their heatmaps
-    assert "Boxes beside true boxes" in report.read_text(encoding="utf-8")
-    assert seen["plots"] >= 8
-    assert seen["hidden"] == 0
-    assert seen["wide"] <= seen["window"]
-    assert seen["dark"] == dark
-    assert (max(map(int, re.findall(r"\d+", seen["paper"]))) < 64) == dark
+    page = measure(browser, report, "--window-size=1280,900", *options)
+    assert page["images"] == page["loaded"] == page["alt"] == 12 + 12  # pictures with boxes, and their heatmaps
+    assert "Attention boxes compared with true boxes" in report.read_text(encoding="utf-8")
+    assert page["plots"] >= 8
+    assert page["hidden"] == 0
+    assert page["wide"] <= page["window"]
+    assert page["dark"] == dark
+    assert (max(map(int, re.findall(r"\d+", page["paper"]))) < 64) == dark
 
 
-def test_a_phone_scrolls_one_way_only(browser: Browser, report: Path) -> None:
-    """In a frame of a phone's width: the window itself cannot be made so narrow."""
+def test_a_phone_scrolls_vertically_only(browser: Browser, report: Path) -> None:
+    """In a frame of a phone's width: Chromium's window has a larger minimum width."""
     page = report.with_name("phone.html")
     script = """<script>addEventListener("load", () => {
       const root = frames[0].document.documentElement;
@@ -111,9 +111,9 @@ def test_a_phone_scrolls_one_way_only(browser: Browser, report: Path) -> None:
     page.write_text(f'{FRAME}<title></title>{script}<iframe src="report.html" width="390" height="800"></iframe>')
     dom, console = browser(page, "--dump-dom", "--window-size=600,800")
     assert console == ""
-    found = re.search(r"<title>\[(\d+),(\d+)\]</title>", dom)
-    assert found
-    assert int(found[1]) <= int(found[2]) == 390
+    match = re.search(r"<title>\[(\d+),(\d+)\]</title>", dom)
+    assert match
+    assert int(match[1]) <= int(match[2]) == 390
 
 
 def test_screenshot(browser: Browser, report: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What ``saga-fast eval`` found, as the report shows it."""
+"""Results of ``saga-fast eval`` in the report."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def linear(epoch: int, top1: float, **changes: object) -> dict[str, Any]:
 
 
 def test_evaluations_are_shown(tmp_path: Path) -> None:
-    """In a table of their own, in the paper's tables, and as a curve; a probe that is under way is not."""
+    """In the evaluations table, in the paper's tables and as a curve; unfinished probes are not shown."""
     plain, tuned, guided = make_three(tmp_path)
     evaluated(plain, "linear", linear(2, 0.511), linear(2, 0.3, probe_epoch=50))
     evaluated(tuned, "linear", linear(3, 0.522, features="cached"))
@@ -38,31 +38,31 @@ def test_evaluations_are_shown(tmp_path: Path) -> None:
     box |= {"name": "epoch_0002", "area": 0.5, "true_area": 0.3, "drift": None, "images": 2000}
     evaluated(guided, "boxes", box, {**box, "name": "mine", "epoch": None, "drift": 0.25})
     page = Page(html := render([plain, tuned, guided], tmp_path / "report.html"))
-    words = " ".join(page.text.split()).replace(NONE, "-")
-    assert "Linear probe moco, 100 epochs, lr 30 51.1 (90.0) - 54.4 (90.0)" in words
-    assert "Linear probe moco, 100 epochs, lr 30, cached features (estimate) - 52.2 (90.0) -" in words
-    assert "MoCo v2, paper 67.5 67.7 68.0" in words
-    assert "SimCLR, here" in words
-    assert "saga epoch_0002 2 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) - 2,000" in words
-    assert "saga mine - 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) 0.250 2,000" in words
+    text = " ".join(page.text.split()).replace(NONE, "-")
+    assert "Linear probe moco, 100 epochs, lr 30 51.1 (90.0) - 54.4 (90.0)" in text
+    assert "Linear probe moco, 100 epochs, lr 30, cached features (estimate) - 52.2 (90.0) -" in text
+    assert "MoCo v2, paper 67.5 67.7 68.0" in text
+    assert "SimCLR, here" in text
+    assert "saga epoch_0002 2 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) - 2,000" in text
+    assert "saga mine - 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) 0.250 2,000" in text
     assert "saga 53.0 % at epoch 3, 54.4 % at epoch 4" in html
     assert "plain crops: mean 0.500, deviation 0.100; attention crops: mean 0.500" in html
 
 
 def test_the_latest_checkpoint_counts(tmp_path: Path) -> None:
-    """Whatever the files are called: linear_0003.json comes after linear.json. One that is not the last says so."""
+    """The checkpoints' epochs decide, not the files' names: linear_0003.json is older than linear.json here."""
     plain, tuned, guided = make_three(tmp_path)
     evaluated(guided, "linear", linear(4, 0.544))
     evaluated(guided, "linear_0003", linear(3, 0.53))
     evaluated(tuned, "linear", linear(2, 0.511), linear(2, 0.52, seed=1, batch_size=64, weight_decay=0.1))
-    words = " ".join(Page(render([plain, tuned, guided], tmp_path / "report.html")).text.split()).replace(NONE, "-")
-    assert "Linear probe moco, 100 epochs, lr 30 - 51.1 (90.0), epoch 2 54.4 (90.0)" in words
-    assert "lr 30, seed 1, batch 64, weight decay 0.1 - 52.0 (90.0), epoch 2 -" in words
-    assert "SimCLR, here - - 54.4" in words
+    text = " ".join(Page(render([plain, tuned, guided], tmp_path / "report.html")).text.split()).replace(NONE, "-")
+    assert "Linear probe moco, 100 epochs, lr 30 - 51.1 (90.0), epoch 2 54.4 (90.0)" in text
+    assert "lr 30, seed 1, batch 64, weight decay 0.1 - 52.0 (90.0), epoch 2 -" in text
+    assert "SimCLR, here - - 54.4" in text
 
 
-def test_pairs_belong_to_their_checkpoints_runs(tmp_path: Path) -> None:
-    """One file may hold the rows of several runs' checkpoints, and a run's files those of two layers."""
+def test_pairs_belong_to_the_run_of_their_checkpoint(tmp_path: Path) -> None:
+    """A file may contain rows of several runs' checkpoints, and a run may have files of two layers."""
     runs = make_three(tmp_path)
     row = {"protocol": "pairs", "edges": [-1.0, 0.0, 1.0], "std": 0.1, "mean": 0.5, "counts": [1, 3], "epoch": 4}
     rows = [
@@ -71,7 +71,7 @@ def test_pairs_belong_to_their_checkpoints_runs(tmp_path: Path) -> None:
         for views in ("plain", "attention")
     ]
     evaluated(runs[2], "pairs", *rows)
-    evaluated(runs[2], "pairs-backbone", *({**each, "layer": "backbone"} for each in rows[2:4]))
+    evaluated(runs[2], "pairs-backbone", *({**saga_row, "layer": "backbone"} for saga_row in rows[2:4]))
     html = render(runs, tmp_path / "report.html")
     titles = ["finetune, epoch 4", "other/last, epoch 4", "saga, epoch 4", "saga, epoch 4, backbone"]
     assert re.findall(r"<figcaption>([^<]*epoch 4[^<]*)</figcaption>", html) == titles
@@ -79,13 +79,13 @@ def test_pairs_belong_to_their_checkpoints_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "is not JSON"), ('{"rows": [{}]}', "holds no rows of"), ("[]", "no rows")]
+    ("text", "message"), [("{", "is not JSON"), ('{"rows": [{}]}', "contains no rows of"), ("[]", "no rows")]
 )
-def test_unreadable_evaluations_are_named(tmp_path: Path, text: str, words: str) -> None:
+def test_unreadable_evaluations_are_named(tmp_path: Path, text: str, message: str) -> None:
     run = make_run(tmp_path / "run", [epoch(1)])
     (run / "eval").mkdir()
     (run / "eval" / "mine.json").write_text(text)
-    with pytest.raises(SagaError, match=rf"mine\.json.*{words}"):
+    with pytest.raises(SagaError, match=rf"mine\.json.*{message}"):
         read_runs([run])
 
 

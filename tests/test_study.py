@@ -16,10 +16,10 @@ from benchmarks.study.classifier import top1, train_classifier
 from benchmarks.study.document import PAGES, RESULTS, SECTIONS, Figures, points, rewritten
 from benchmarks.study.runs import Study
 from saga_fast.checkpoint import load_model
-from saga_fast.demo_data import read_true_boxes
-from saga_fast.files import sha256
+from saga_fast.demo.data import demo_boxes
 from saga_fast.loaders import BoxTable, WholePlan, open_source
 from saga_fast.methods.supervised import Supervised
+from saga_fast.runtime.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_given_tables_are_what_they_are_called(made: tuple[Path, Path]) -> None:
     folder = made[1] / "middle" / "simclr-1"
     source = open_source("folder", made[1] / "middle" / "data" / "train")
     true = BoxTable.open(folder / "true.safetensors").boxes
-    np.testing.assert_array_equal(true, read_true_boxes(source.root, source.paths))
+    np.testing.assert_array_equal(true, demo_boxes(source.root, source.paths))
     shuffled = BoxTable.open(folder / "shuffled.safetensors").boxes
     own = BoxTable.open(folder / "saga+" / "att" / "epoch_0001.safetensors").boxes
     assert not np.array_equal(shuffled, own)

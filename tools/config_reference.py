@@ -14,8 +14,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from saga_fast.config import TrainConfig
 from saga_fast.methods import METHODS, MethodConfig
-from saga_fast.train.config import TrainConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "config.md"
 HEAD = """# Configuration

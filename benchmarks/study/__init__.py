@@ -1,5 +1,6 @@
-"""When do attention crops help? Many small runs on images with known objects; docs/study.md tells what came of them.
+"""When do attention crops help? Many small runs on images with known objects; docs/study.md has the results.
 
-``arms.py`` says what is compared, ``runs.py`` makes one run into one row, ``boxes.py`` scores ways to make boxes,
-``__main__.py`` runs the stages, ``document.py`` writes the tables of docs/study.md and ``plots.py`` its pictures.
+``arms.py`` holds what is compared, ``runs.py`` makes a run into a row, ``boxes.py`` scores ways to make boxes,
+``__main__.py`` runs the stages and ``plots.py`` draws the picture of docs/study.md. Its tables are made by
+``benchmarks.pages``.
 """

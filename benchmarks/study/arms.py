@@ -1,118 +1,132 @@
-"""What the study compares: data, methods, arms, and the stages that they are run in."""
+"""What the study compares: data, methods and arms, and the stages in which they are run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from saga_fast.demo_data import DemoDataConfig
+from saga_fast.attention import AttentionConfig
+from saga_fast.loaders.config import DemoDataConfig
 
-Given = Literal["true", "shuffled", "centre"]
+Given = Literal["true", "shuffled", "centre", "classifier"]
 
 OBJECT_SIDES = {"small": (0.3, 0.5), "middle": (0.4, 0.7), "large": (0.5, 0.9)}
-"""Range of the object's side over the image's; the demo's is ``middle``."""
-SAGA_PLUS: dict[str, Any] = {"score": "background", "mirror": True, "delta": 0.6, "input_size": 72, "views": "mixed"}
-
-SUPERVISED: dict[str, Any] = {"provider": "supervised"}
-"""The classifier is trained on the labels of the training images, for as long as the plain phase."""
-CENTRED: dict[str, Any] = {"views": "att", "crop": "centred"}
+"""Range of the object's side over the image's."""
+PAPER = AttentionConfig()
+SAGA_PLUS = replace(PAPER, score="background", mirror=True, delta=0.6, input_size=72, views="mixed")
+CENTRED = replace(PAPER, crop="centred")
 """ContrastiveCrop's rule: crops as large as those of whole images, their centres in the box, for both views."""
+RETIRED_SCORES = {"norm": "74072f8"}
+"""Scores that the package no longer has -> the commit at which their boxes were scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What the further epochs do after the plain ones."""
+    """The further epochs after the plain ones.
+
+    Attributes:
+        title: in the tables.
+        attention: the config's ``attention``, with the study's period; None: fine-tuning.
+        period: in place of the study's.
+        given: the source of the boxes, if it is not the trained network: ``true``, the true boxes; ``shuffled``, the
+            plain checkpoint's boxes shuffled among the images; ``centre``, the same centred box for all images;
+            ``classifier``, the attention of a classifier of the labels.
+        more_epochs: beyond those of the remaining arms.
+        retired: the commit of the arm's rows, if it needs an option that the package no longer has.
+    """
 
     title: str
-    attention: dict[str, Any] | None = None
-    """Overrides of the config's ``attention``; None: fine-tuning."""
+    attention: AttentionConfig | None = None
+    period: int | None = None
     given: Given | None = None
-    """Boxes from a table in place of the network's own: the true ones; those that ``attention`` gives at the plain
-    checkpoint, shuffled among the images; or the same centred box for every image."""
     more_epochs: int = 0
-    """Beyond those of the other arms."""
+    retired: str | None = None
 
 
-def _own(title: str, **attention: Any) -> Arm:
-    return Arm(title=title, attention=attention)
+def _att(title: str, attention: AttentionConfig, *, period: int | None = None) -> Arm:
+    return Arm(title=title, attention=attention, period=period)
 
 
+def _given(title: str, given: Given, attention: AttentionConfig) -> Arm:
+    return Arm(title=title, attention=attention, given=given)
+
+
+def _retired(title: str, commit: str) -> Arm:
+    return Arm(title=title, retired=commit)
+
+
+MIXED = replace(PAPER, views="mixed")
 ARMS: dict[str, Arm] = {
     "finetune": Arm(title="fine-tuning"),
-    "saga": _own("`saga`: att, pseudo_label, .7", views="att"),
-    "saga+": _own("`saga+`: mixed, background, mirror, 72 px, .6", **SAGA_PLUS),
-    "shuffled": Arm(title="control: `saga+`'s boxes shuffled among the images", attention=SAGA_PLUS, given="shuffled"),
-    "true": Arm(title="true boxes, mixed", attention={"views": "mixed"}, given="true"),
+    "saga": _att("`saga`: att, pseudo_label, .7", PAPER),
+    "saga+": _att("`saga+`: mixed, background, mirror, 72 px, .6", SAGA_PLUS),
+    "shuffled": _given("control: `saga+`'s boxes shuffled among the images", "shuffled", SAGA_PLUS),
+    "true": _given("true boxes, mixed", "true", MIXED),
     "finetune-longer": Arm(title="fine-tuning, two epochs more: the time of `saga+`'s renewals", more_epochs=2),
-    "mixed": _own("mixed, pseudo_label, .7", views="mixed"),
-    "saga+margin": _own("`saga+` with margin .15", **SAGA_PLUS, margin=0.15),
-    "saga+att-margin": _own(
-        "att, background, mirror, 72 px, .6, margin .3", **SAGA_PLUS | {"views": "att"}, margin=0.3
+    "mixed": _att("mixed, pseudo_label, .7", MIXED),
+    "saga+margin": _retired("`saga+` with margin .15", "f5fe613"),
+    "saga+att-margin": _retired("att, background, mirror, 72 px, .6, margin .3", "f5fe613"),
+    "mixed-activation": _att("mixed, activation, .5", replace(MIXED, score="activation", delta=0.5)),
+    "mixed-background": _att("mixed, background, 48 px, .6, no mirror", replace(MIXED, score="background", delta=0.6)),
+    "union": _att("union, pseudo_label, .7", replace(PAPER, views="union")),
+    "saga+once": _att("`saga+`, boxes made once", SAGA_PLUS, period=1000),
+    "saga+2": _att("`saga+` renewed every 2 epochs", SAGA_PLUS, period=2),
+    "saga+48": _att("`saga+` with an input of 48 px", replace(SAGA_PLUS, input_size=None)),
+    "saga+48.5": _att("`saga+` with an input of 48 px, delta .5", replace(SAGA_PLUS, input_size=None, delta=0.5)),
+    "saga+.5": _att("`saga+` with delta .5", replace(SAGA_PLUS, delta=0.5)),
+    "saga+.7": _att("`saga+` with delta .7", replace(SAGA_PLUS, delta=0.7)),
+    "true-att": _given("true boxes, att", "true", PAPER),
+    "centre": _given("mixed, the same centred box for all", "centre", MIXED),
+    "true-margin": _retired("true boxes, mixed, margin .15", "f5fe613"),
+    "saga+union": _att("`saga+` with union", replace(SAGA_PLUS, views="union")),
+    "saga+stream": _retired("`saga+`, streaming", "6be8157"),
+    "saga+stream1": _retired("`saga+`, streaming, renewed at every epoch", "6be8157"),
+    "saga+stream0": _retired("`saga+`, streaming, nothing kept of earlier epochs", "6be8157"),
+    "saga+stream.9": _retired("`saga+`, streaming, decay .9", "6be8157"),
+    "stream": _retired("att, pseudo_label, .7, streaming", "6be8157"),
+    "stream-activation": _retired("mixed, activation, .5, streaming", "6be8157"),
+    "saga+changed": _att("`saga+`, of changed images, every 2 epochs", replace(SAGA_PLUS, renew="changed"), period=2),
+    "saga+fraction": _retired("`saga+`, of a quarter of the images, every 2 epochs", "944c393"),
+    "mixed-norm": _retired("mixed, norm, .7", "f5fe613"),
+    "mixed-pseudo-.5": _att("mixed, pseudo_label, .5", replace(MIXED, delta=0.5)),
+    "saga+att": _att("`saga+` with att", replace(SAGA_PLUS, views="att")),
+    "supervised": _given("a classifier's boxes: att, pseudo_label, .7", "classifier", PAPER),
+    "supervised-mixed": _given("a classifier's boxes: mixed, pseudo_label, .7", "classifier", MIXED),
+    "contrastivecrop": _att(
+        "ContrastiveCrop: att, centred, activation, .1", replace(CENTRED, score="activation", delta=0.1)
     ),
-    "mixed-activation": _own("mixed, activation, .5", views="mixed", score="activation", delta=0.5),
-    "mixed-background": _own("mixed, background, 48 px, .6, no mirror", views="mixed", score="background", delta=0.6),
-    "union": _own("union, pseudo_label, .7", views="union"),
-    "saga+once": _own("`saga+`, boxes made once", **SAGA_PLUS, period=1000),
-    "saga+2": _own("`saga+` renewed every 2 epochs", **SAGA_PLUS, period=2),
-    "saga+48": _own("`saga+` looking at 48 px", **SAGA_PLUS | {"input_size": None}),
-    "saga+48.5": _own("`saga+` looking at 48 px, delta .5", **SAGA_PLUS | {"input_size": None, "delta": 0.5}),
-    "saga+.5": _own("`saga+` with delta .5", **SAGA_PLUS | {"delta": 0.5}),
-    "saga+.7": _own("`saga+` with delta .7", **SAGA_PLUS | {"delta": 0.7}),
-    "true-att": Arm(title="true boxes, att", attention={"views": "att"}, given="true"),
-    "centre": Arm(title="mixed, the same centred box for all", attention={"views": "mixed"}, given="centre"),
-    "true-margin": Arm(
-        title="true boxes, mixed, margin .15", attention={"views": "mixed", "margin": 0.15}, given="true"
-    ),
-    "saga+union": _own("`saga+` with union", **SAGA_PLUS | {"views": "union"}),
-    "saga+stream": _own("`saga+`, streaming", **SAGA_PLUS, renew="streaming"),
-    "saga+stream1": _own("`saga+`, streaming, renewed at every epoch", **SAGA_PLUS, renew="streaming", period=1),
-    "saga+stream0": _own(
-        "`saga+`, streaming, nothing kept of earlier epochs", **SAGA_PLUS, renew="streaming", decay=0.0
-    ),
-    "saga+stream.9": _own("`saga+`, streaming, decay .9", **SAGA_PLUS, renew="streaming", decay=0.9),
-    "stream": _own("att, pseudo_label, .7, streaming", views="att", renew="streaming"),
-    "stream-activation": _own(
-        "mixed, activation, .5, streaming", views="mixed", score="activation", delta=0.5, renew="streaming"
-    ),
-    "saga+changed": _own("`saga+`, of changed images, every 2 epochs", **SAGA_PLUS, renew="changed", period=2),
-    "saga+fraction": _own(
-        "`saga+`, of a quarter of the images, every 2 epochs", **SAGA_PLUS, renew="fraction", period=2
-    ),
-    "mixed-norm": _own("mixed, norm, .7", views="mixed", score="norm"),
-    "mixed-pseudo-.5": _own("mixed, pseudo_label, .5", views="mixed", delta=0.5),
-    "saga+att": _own("`saga+` with att", **SAGA_PLUS | {"views": "att"}),
-    "supervised": _own("a classifier's boxes: att, pseudo_label, .7", **SUPERVISED, views="att"),
-    "supervised-mixed": _own("a classifier's boxes: mixed, pseudo_label, .7", **SUPERVISED, views="mixed"),
-    "contrastivecrop": _own("ContrastiveCrop: att, centred, activation, .1", **CENTRED, score="activation", delta=0.1),
-    "saga-centred": _own("att, centred, pseudo_label, .7", **CENTRED),
-    "saga+att-centred": _own("`saga+`'s boxes: att, centred", **SAGA_PLUS | CENTRED),
-    "saga+centred": _own("`saga+`'s boxes: mixed, centred", **SAGA_PLUS | CENTRED | {"views": "mixed"}),
-    "true-centred": Arm(title="true boxes: att, centred", attention=CENTRED, given="true"),
+    "saga-centred": _att("att, centred, pseudo_label, .7", CENTRED),
+    "saga+att-centred": _att("`saga+`'s boxes: att, centred", replace(SAGA_PLUS, views="att", crop="centred")),
+    "saga+centred": _att("`saga+`'s boxes: mixed, centred", replace(SAGA_PLUS, crop="centred")),
+    "true-centred": _given("true boxes: att, centred", "true", CENTRED),
 }
-"""Name -> arm. What an arm does not say is the paper's reading, ``AttentionConfig``'s default."""
+"""Name -> arm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One row of the study: an arm, from the plain checkpoint of its data, method and seed."""
+    """One row of the study: an arm, from the plain checkpoint of its data, method and seed.
+
+    Attributes:
+        data: a key of OBJECT_SIDES, with "+distractor" if there is a second object next to the first.
+    """
 
     stage: str
     data: str
-    """A key of :data:`OBJECT_SIDES`, with "+distractor" where a second object stands beside the first."""
     method: str
     seed: int
     arm: str
 
     @property
     def name(self) -> str:
-        """Unique, and the run's folder below ``--runs``."""
+        """Unique; also the path of the run's folder in ``--runs``."""
         return f"{self.data}/{self.method}-{self.seed}/{self.arm}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the study is: it is cut to the time that one core has."""
+    """The size of the study, which is cut to the time of one core."""
 
     num_train: int = 2000
     num_val: int = 3000
@@ -140,14 +154,15 @@ TINY = Scale(num_train=24, num_val=24, side=48, size=32, plain_epochs=1, saga_ep
 
 FINALS = ("finetune", "saga+", "true", "shuffled", "saga")
 ADDED = ("supervised-mixed", "saga-centred", "saga+att-centred", "true-centred", "saga+stream", "saga+changed")
-"""Beside SimCLR's finals: the classifier's better arm in the screening, and ContrastiveCrop's rule with wide, tight and
-true boxes, which the screening did not tell apart."""
+"""Arms at the finals' seeds of SimCLR: the classifier's better arm in the screening, ContrastiveCrop's rule with wide,
+tight and true boxes, which the screening did not distinguish, and two cheaper renewals."""
 METHODS = ("simclr", "mocov2", "invspread")
 SEEDS = (1, 2, 3)
+STAGES = ("screening", "finals", "added", "sizes", "distractor")
 
 
 def stages() -> Iterator[Run]:
-    """Every run, the most telling first. Screening has a seed of its own, so that what it chooses is tested anew."""
+    """All runs, the most informative first. The screening has a seed of its own: its choices are tested on new ones."""
     yield from (Run(stage="screening", data="middle", method="simclr", seed=0, arm=arm) for arm in ARMS)
     for method in METHODS:
         for seed in SEEDS:
@@ -160,6 +175,3 @@ def stages() -> Iterator[Run]:
         yield from (
             Run(stage="distractor", data="middle+distractor", method="simclr", seed=seed, arm=arm) for arm in FINALS[:3]
         )
-
-
-STAGES = ("screening", "finals", "added", "sizes", "distractor")

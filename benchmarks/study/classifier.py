@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_fast.checkpoint import save_checkpoint
-from saga_fast.encoder import EncoderConfig
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import config_to_dict
+from saga_fast.evaluate.features import FrozenModel
 from saga_fast.loaders import Loader
 from saga_fast.methods import StepOutput
 from saga_fast.methods.supervised import Supervised, SupervisedConfig
-from saga_fast.precision import normalized
-from saga_fast.train.config import TrainConfig, config_to_dict
-from saga_fast.train.epoch import train_epoch
-from saga_fast.train.optimizer import build_optimizer
+from saga_fast.models.encoder import EncoderConfig
+from saga_fast.optim import build_optimizer
+from saga_fast.train.epoch import EpochPosition, train_epoch
 from saga_fast.train.provider import classifier
+from saga_fast.train.step import Training
 
 
 class Learner(Supervised):
@@ -32,7 +34,7 @@ class Learner(Supervised):
         self.labels = labels
 
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:
-        """The cross-entropy; the true class's mean probability where a contrastive method has a similarity."""
+        """The cross-entropy; the true class's mean probability replaces a contrastive method's similarity."""
         loss = F.cross_entropy(self.projector(self.encoder(views[:, 0])), self.labels[index], reduction="none")
         return StepOutput(loss.mean(), (-loss.detach()).exp().mean())
 
@@ -41,31 +43,33 @@ def train_classifier(config: TrainConfig, loader: Loader, path: Path) -> None:
     """Train for the plain phase of ``config`` with its encoder, optimiser, crops and photometrics, and write ``path``.
 
     Args:
-        config: of the plain checkpoint, whose method is left out of it.
+        config: of the plain checkpoint; its method is not used.
         loader: shuffled training images, one random resized crop each.
-        path: a checkpoint that ``attention.provider_ckpt`` takes.
+        path: a checkpoint for ``attention.provider_ckpt``.
     """
     method = SupervisedConfig(num_classes=len(loader.source.classes))
     torch.manual_seed(config.seed)
     model = Learner(method, config.encoder, torch.from_numpy(loader.source.labels))
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(config.optimizer, model)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    training = Training(
+        config=config,
+        model=model,
+        network=model,
+        optimizer=build_optimizer(config.optimizer, model),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
     for epoch in range(config.plain.epochs):
-        train_epoch(
-            config, config.plain, model, optimizer, scaler, loader, epoch=epoch, phase_epoch=epoch, progress=False
-        )
+        train_epoch(training, loader, EpochPosition(epoch=epoch, phase=config.plain, phase_epoch=epoch))
     written = config_to_dict(replace(config, method=method))
     save_checkpoint(path, {"config": written, "epoch": config.plain.epochs, "model": model.state_dict()})
 
 
-@torch.no_grad()
 def top1(path: Path, loader: Loader, *, channels_last: bool) -> float:
     """The classifier's accuracy on whole images."""
-    cpu, hits = torch.device("cpu"), 0
-    model = classifier(str(path), cpu, channels_last=channels_last)
+    model, hits = classifier(str(path), torch.device("cpu"), channels_last=channels_last), 0
+    frozen = FrozenModel(model=model.eval(), channels_last=channels_last)
     for batch in loader:
-        images = normalized(batch.views, model.encoder, cpu, channels_last=channels_last)[:, 0]
-        hits += int((model.projector(model.encoder(images)).argmax(1) == batch.label).sum())
+        ((logits,),) = frozen.features(batch, "projector")
+        hits += int((logits.argmax(1) == batch.label).sum())
     return hits / len(loader.source)

@@ -47,7 +47,7 @@ def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: i
     Raises:
         AssertionError: a pass that does not go on, another table, or more than a line of a process whose other died.
     """
-    from saga_fast.attention_parts import parts_of
+    from saga_fast.attention.parts import parts_folder
     from saga_fast.loaders import BoxTable
 
     out, whole = folder / "att.safetensors", folder / "whole.safetensors"
@@ -58,10 +58,10 @@ def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: i
     (undisturbed,) = together([*arguments, "--out", str(whole)], logs[:1], prepare=_parts_at_once)
     seconds, expected = _good(undisturbed).seconds, BoxTable.open(whole)
     made = finished = gone_on = 0
-    while made < kills or out.exists() or parts_of(out).exists():
+    while made < kills or out.exists() or parts_folder(out).exists():
         count = int(rng.integers(1, 3))
         moment = count * seconds * float(rng.uniform(0.0, 1.0)) if made < kills else None
-        before = len(list(parts_of(out).glob("part_*")))
+        before = len(list(parts_folder(out).glob("part_*")))
         every = together(
             [*arguments, "--out", str(out)],
             logs[:count],
@@ -80,7 +80,7 @@ def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: i
         table = BoxTable.open(out)
         for column in ("boxes", "found", "pseudo_label", "score"):
             np.testing.assert_array_equal(getattr(table, column), getattr(expected, column))
-        assert not parts_of(out).exists()
+        assert not parts_folder(out).exists()
         out.unlink()
         finished += 1
     row: Row = {"name": "build-att killed", "faults": made, "survived": made, "data_lost": 0}
@@ -89,7 +89,7 @@ def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: i
 
 def _parts_at_once() -> None:
     """A process writes a part for every batch, where it would take 30 s of them."""
-    from saga_fast.attention_parts import Parts
+    from saga_fast.attention.parts import Parts
 
     defaults = Parts.__init__.__kwdefaults__
     assert defaults is not None

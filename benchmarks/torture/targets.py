@@ -20,10 +20,10 @@ from PIL import Image
 
 from benchmarks.torture.mutations import mutated, with_png_checksums
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.loaders import BadImages, BoxTable, ImageFolder, Shards, WholePlan, open_loader
+from saga_fast.loaders import BadImages, BoxTable, ImageFolder, LoaderOptions, Shards, WholePlan, open_loader
 from saga_fast.loaders.decode import DecodeError, decode_image
-from saga_fast.train.config import load_config
 
 Case = Callable[[np.random.Generator], bool]
 IMAGES_PER_FOLDER = 50
@@ -88,7 +88,7 @@ def folder(where: Path) -> Case:
         source = ImageFolder(root)
         bad = BadImages(source, max_fraction=1.0)
         loader = open_loader(
-            "folder", source, WholePlan(size=8), batch_size=8, threads=2, bad=bad, max_pixels=2_000_000
+            "folder", source, WholePlan(size=8), LoaderOptions(threads=2, max_pixels=2_000_000), batch_size=8, bad=bad
         )
         good = [index for batch in loader for index in batch.index.tolist()]
         assert sorted({*good, *bad.indices.tolist()}) == list(range(IMAGES_PER_FOLDER))
@@ -256,7 +256,7 @@ def beton(where: Path) -> Case:
         try:
             source = format_.Beton(path)
             bad = BadImages(source, max_fraction=1.0)
-            loader = open_loader("ffcv", source, WholePlan(size=8), batch_size=4, threads=1, bad=bad)
+            loader = open_loader("ffcv", source, WholePlan(size=8), LoaderOptions(threads=1), batch_size=4, bad=bad)
             seen = [index for batch in loader for index in batch.index.tolist()]
         except SagaError as error:
             assert "\n" not in str(error)

@@ -9,9 +9,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from saga_fast import distributed
 from saga_fast.cli import build_att, demo, evaluate, export, import_, pack, profile, report, show_att, train
 from saga_fast.errors import SagaError
+from saga_fast.runtime import distributed
 from saga_fast.version import __version__
 
 COMMANDS = (demo, train, build_att, evaluate, show_att, report, pack, profile, import_, export)

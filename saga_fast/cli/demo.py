@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saga_fast.cli.options import add_engine, add_overrides
-from saga_fast.demo import run_demo
+from saga_fast.demo.run import run_demo
 
 
 def add_parser(subparsers: Any) -> None:

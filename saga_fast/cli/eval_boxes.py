@@ -8,10 +8,10 @@ from typing import Any
 
 from saga_fast.cli.options import add_engine, chosen_engine
 from saga_fast.cli.subject import add_json, write_rows
-from saga_fast.demo_data import true_boxes_file
-from saga_fast.evaluate.boxes import box_quality, drift, read_boxes
-from saga_fast.files import check_writable
+from saga_fast.evaluate.boxes import box_quality, drift
 from saga_fast.loaders import BoxTable, open_source
+from saga_fast.loaders.true_boxes import read_true_boxes, true_boxes_file
+from saga_fast.runtime.files import check_writable
 
 
 def add_parser(protocols: Any) -> None:
@@ -32,7 +32,7 @@ def add_parser(protocols: Any) -> None:
         " default: SRC/boxes.json",
     )
     parser.add_argument("--classes", type=Path, metavar="TXT", help="take only the class folders that its lines name")
-    add_engine(parser, default="the one for the form of the data")
+    add_engine(parser, default="ffcv for .beton files, else folder")
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     tables = [BoxTable.open(path) for path in options.table]
     for table in tables:
         table.check(source.fingerprint, len(source))
-    truths = read_boxes(options.truth or true_boxes_file(source.root), source.paths)
+    truths = read_true_boxes(options.truth or true_boxes_file(source.root), source.paths)
     rows = []
     for number, (path, table) in enumerate(zip(options.table, tables, strict=True)):
         epoch = table.metadata.get("epoch")

@@ -9,10 +9,10 @@ from typing import Any
 from saga_fast.cli.options import check_positive
 from saga_fast.cli.subject import Subject, add_subject, open_subject, write_rows
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.linear import Frozen, linear_probe
+from saga_fast.evaluate.linear import ProbeLoaders, linear_probe
 from saga_fast.evaluate.protocols import PROTOCOLS, ProbeConfig, choose_protocol
-from saga_fast.files import check_writable, sha256
-from saga_fast.loaders import BadImages, CentrePlan, CropPlan, Loader, Plan, WholePlan
+from saga_fast.loaders import BadImages, CentrePlan, CropPlan, Plan, WholePlan
+from saga_fast.runtime.files import check_writable, sha256
 
 
 def add_parser(protocols: Any) -> None:
@@ -60,14 +60,10 @@ def run(options: argparse.Namespace) -> None:
     subject = open_subject(options)
     if subject.val is None:
         raise SagaError("the linear probe needs validation images: a SRC with train/ and val/ in it, or --val")
-    frozen = Frozen(model=subject.model.eval(), **subject.running)
-    train, cached, val = _loaders(subject, config)
     history = linear_probe(
-        frozen,
-        train,
-        val,
+        subject.frozen,
+        _loaders(subject, config),
         config,
-        cached=cached,
         seed=options.seed,
         every=options.every,
         out=options.out,
@@ -121,8 +117,8 @@ def _centre(text: str | None) -> float | str | None:
         raise SagaError(f"--test-crop is a fraction in (0, 1] or 'whole', got {text!r}") from error
 
 
-def _loaders(subject: Subject, config: ProbeConfig) -> tuple[Loader, Loader | None, Loader]:
-    """Training crops, the training images once without draws (with ``--cached``), and the test crops."""
+def _loaders(subject: Subject, config: ProbeConfig) -> ProbeLoaders:
+    """Training crops, test crops and, with ``--cached``, the training images in order and without augmentation."""
     size, options = subject.config.crop.size, subject.options
     assert subject.val is not None
     whole: Plan = WholePlan(size=size)
@@ -141,5 +137,6 @@ def _loaders(subject: Subject, config: ProbeConfig) -> tuple[Loader, Loader | No
         views="mixed" if options.views == "both" else "att",
     )
     train = subject.loader(subject.train, crops, shuffle=True, seed=options.seed, bad=bad)
-    cached = subject.loader(subject.train, subject.seen(subject.train, whole), bad=bad) if options.cached else None
-    return train, cached, subject.loader(subject.val, subject.seen(subject.val, whole))
+    cached = subject.loader(subject.train, subject.plan(subject.train, whole), bad=bad) if options.cached else None
+    val = subject.loader(subject.val, subject.plan(subject.val, whole))
+    return ProbeLoaders(train=train, val=val, cached=cached)

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saga_fast.attention_config import AttentionConfig
+from saga_fast.attention.config import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
-from saga_fast.cli.options import add_loading, check_positive, chosen_source, loading
+from saga_fast.cli.options import add_loading, check_positive, chosen_source, loader_options
 from saga_fast.cli.subject import add_json, make_table, write_rows
-from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.knn import LAYERS
+from saga_fast.evaluate.features import LAYERS, FrozenModel
 from saga_fast.evaluate.pairs import histogram, pair_similarities
-from saga_fast.files import check_writable
 from saga_fast.loaders import BoxTable, CropPlan, WholePlan, open_loader
 from saga_fast.report.histograms import draw_png
+from saga_fast.runtime.device import choose_device
+from saga_fast.runtime.files import check_writable
 
 
 def add_parser(protocols: Any) -> None:
@@ -78,25 +78,25 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
     model = load_model(ckpt).to(choose_device(options.device))
     engine, source = chosen_source(options, config.data)
     if table_file is None:
-        whole = open_loader(engine, source, WholePlan(size=config.attention_size), **loading(options))
+        whole = open_loader(engine, source, WholePlan(size=config.attention_pass.size), loader_options(options))
         table = make_table(model, whole, config)
     else:
         table = BoxTable.open(table_file)
     attention = config.attention or AttentionConfig()
     plain = CropPlan(size=config.crop.size, seed=options.seed, scale=config.crop.scale, ratio=config.crop.ratio)
-    guided = replace(plain, table=table, crop=attention.crop, margin=attention.margin, min_side=attention.min_side)
+    guided = replace(plain, table=table, crop=attention.crop, min_side=attention.min_side)
+    frozen = FrozenModel(model=model, precision=config.precision, channels_last=config.channels_last)
     rows = []
     for views, plan in (("plain", plain), ("attention", guided)):
-        loader = open_loader(engine, source, plan, shuffle=True, seed=options.seed, **loading(options))
+        shuffled = replace(loader_options(options), shuffle=True, seed=options.seed)
+        loader = open_loader(engine, source, plan, shuffled)
         similarities = pair_similarities(
-            model,
+            frozen,
             loader,
             config.photometric,
             images=options.images,
             layer=options.layer,
             seed=options.seed,
-            precision=config.precision,
-            channels_last=config.channels_last,
             progress=True,
         )
         named = {"protocol": "pairs", "name": name, "epoch": content["epoch"]}

@@ -9,10 +9,11 @@ import torch
 
 from saga_fast.cli import eval_boxes, eval_linear, eval_pairs
 from saga_fast.cli.subject import Subject, add_subject, open_subject, write_rows
-from saga_fast.distributed import is_main
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.knn import LAYERS, align_labels, check_neighbours, extract_features, knn_accuracy
+from saga_fast.evaluate.features import LAYERS, Layer, extract_features
+from saga_fast.evaluate.knn import align_labels, check_neighbours, knn_accuracy
 from saga_fast.loaders import Source, WholePlan
+from saga_fast.runtime.distributed import is_main
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,9 +49,9 @@ def run_knn(options: argparse.Namespace) -> None:
         align_labels(torch.from_numpy(queries.labels), queries, subject.train)
     bank, bank_labels = _features(subject, subject.train)
     if queries is None:
-        found, labels = bank, bank_labels
+        features, labels = bank, bank_labels
     else:
-        found, labels = _features(subject, queries)
+        features, labels = _features(subject, queries)
         labels = align_labels(labels, queries, subject.train)
     if not is_main():
         return
@@ -60,7 +61,7 @@ def run_knn(options: argparse.Namespace) -> None:
             accuracies = knn_accuracy(
                 bank[layer],
                 bank_labels,
-                found[layer],
+                features[layer],
                 labels,
                 ks=options.k,
                 temperature=temperature,
@@ -84,6 +85,6 @@ def run_knn(options: argparse.Namespace) -> None:
     write_rows(options.json, rows, checkpoint=str(options.ckpt), data=str(subject.train.root))
 
 
-def _features(subject: Subject, source: Source) -> Any:
-    plan = subject.seen(source, WholePlan(size=subject.config.crop.size))
-    return extract_features(subject.model, subject.loader(source, plan), **subject.running, progress=True)
+def _features(subject: Subject, source: Source) -> tuple[dict[Layer, torch.Tensor], torch.Tensor]:
+    plan = subject.plan(source, WholePlan(size=subject.config.crop.size))
+    return extract_features(subject.frozen, subject.loader(source, plan), progress=True)

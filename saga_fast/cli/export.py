@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> None:
     arguments = "".join(f", {key}={value!r}" for key, value in encoder.args.items())
     print(f"  network  timm.create_model({encoder.name!r}, num_classes=0{arguments})")
     if encoder.stem != "imagenet" or encoder.stem_channels is not None:
-        print(f"  stem     {encoder.stem}: the receiver has to replace the first convolution, see saga_fast/encoder.py")
+        print(
+            f"  stem     {encoder.stem}: the receiver must replace its first convolution, see models/encoder.py"
+        )
     if options.branch is None:
         print(f"  input    RGB in [0, 1], less {list(encoder.mean)}, over {list(encoder.std)}")

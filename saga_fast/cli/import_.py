@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from saga_fast.cli.options import add_overrides
+from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
-from saga_fast.files import check_writable, write_text
 from saga_fast.importers import FORMATS
 from saga_fast.importers.convert import Imported, import_checkpoint
 from saga_fast.loaders import ENGINES, open_source
-from saga_fast.train.config import config_to_dict
+from saga_fast.runtime.files import check_writable, write_text
 
 
 def add_parser(subparsers: Any) -> None:

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from saga_fast.device import choose_device
 from saga_fast.errors import SagaError
-from saga_fast.loaders import ENGINES, Place, Source, engines_for, open_source
-from saga_fast.train.config import DataConfig
+from saga_fast.loaders import ENGINES, LoaderOptions, Place, Source, engines_for, open_source
+from saga_fast.loaders.config import DataConfig
+from saga_fast.runtime.device import choose_device
 
 
 def add_overrides(parser: argparse.ArgumentParser, *, text: str) -> None:
-    """``--set key=value ...``, as often as one likes: ``overrides``, a list of strings."""
+    """Add ``--set key=value ...``, which may be repeated: ``overrides``, a list of strings."""
     parser.add_argument(
         "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="key=value", help=text
     )
 
 
 def add_engine(parser: argparse.ArgumentParser, *, default: str) -> None:
-    """``--engine``; None when it is not given."""
-    text = f"how images are read: {', '.join(ENGINES)}; default: {default}"
+    """Add ``--engine``; None if it is not given."""
+    text = f"loader engine: {', '.join(ENGINES)}; default: {default}"
     parser.add_argument("--engine", metavar="E", help=text)
 
 
 def add_loading(parser: argparse.ArgumentParser, *, batch_size: int | None = 64) -> None:
-    """How images are read and where the model runs; see :func:`chosen_source` and :func:`loading`."""
-    add_engine(parser, default="the one for the form of the data")
+    """Add how images are read and where the model runs; see :func:`chosen_source` and :func:`loader_options`."""
+    add_engine(parser, default="ffcv for .beton files, else folder")
     usual = "the protocol's" if batch_size is None else str(batch_size)
     parser.add_argument("--batch-size", type=int, default=batch_size, metavar="B", help=f"default: {usual}")
     parser.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: all cores")
@@ -36,25 +36,25 @@ def add_loading(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """``--decode`` and ``--crop``."""
+    """Add ``--decode`` and ``--crop``."""
     for what, text in (("decode", "decoded"), ("crop", "cropped")):
-        text = f"where images are {text}; default: as the engine likes it"
+        text = f"where images are {text}; auto (default): on the GPU if the engine and the device can"
         parser.add_argument(f"--{what}", choices=get_args(Place), default="auto", help=text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """``--device``."""
+    """Add ``--device``."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
 
 
 def chosen_engine(options: argparse.Namespace, path: Path | str) -> str:
-    """``--engine``, or the usual one for data of this form."""
+    """``--engine``, or the default engine for data of this form."""
     engine: str | None = options.engine
     return engine or engines_for(path)[0]
 
 
 def chosen_source(options: argparse.Namespace, data: DataConfig) -> tuple[str, Source]:
-    """The engine and the images of ``--data``, or without it those of a checkpoint's own ``data``."""
+    """The engine and the images of ``--data``, or those of the checkpoint's ``data`` if it is not given."""
     if options.data:
         engine = chosen_engine(options, options.data)
         return engine, open_source(engine, options.data)
@@ -62,14 +62,19 @@ def chosen_source(options: argparse.Namespace, data: DataConfig) -> tuple[str, S
     return engine, open_source(engine, data.train, classes=data.classes)
 
 
-def loading(options: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`add_loading` gave, as arguments of :func:`open_loader`."""
-    names = ("batch_size", "threads", "decode", "crop")
-    return {name: getattr(options, name) for name in names} | {"device": choose_device(options.device)}
+def loader_options(options: argparse.Namespace) -> LoaderOptions:
+    """The options of :func:`add_loading`."""
+    return LoaderOptions(
+        batch_size=options.batch_size,
+        threads=options.threads,
+        decode=options.decode,
+        crop=options.crop,
+        device=choose_device(options.device),
+    )
 
 
 def check_positive(options: argparse.Namespace, *names: str) -> None:
-    """Refuse numbers, one or several per option, that are not positive.
+    """Check that the numbers of these options are positive.
 
     Raises:
         SagaError: with the option and the number.

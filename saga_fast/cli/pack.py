@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from saga_fast.demo_data import copy_true_boxes
 from saga_fast.errors import SagaError
-from saga_fast.files import check_writable
 from saga_fast.loaders import ImageFolder
 from saga_fast.loaders.engines import require_engine, usable_cores
+from saga_fast.loaders.true_boxes import copy_true_boxes
+from saga_fast.runtime.files import check_writable
 
 
 def add_parser(subparsers: Any) -> None:

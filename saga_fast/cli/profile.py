@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
@@ -19,19 +20,19 @@ from saga_fast.cli.options import (
     add_places,
     check_positive,
     chosen_source,
-    loading,
+    loader_options,
 )
-from saga_fast.device import choose_device
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.files import check_writable
 from saga_fast.loaders import ENGINES, WholePlan, engines_for, open_loader, usable_cores
 from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row, line, write
 from saga_fast.profile.kernels import profile_kernels
 from saga_fast.profile.loaders import LoadersProfile, binding, profile_loaders, recommend
-from saga_fast.profile.rebuild import predict
+from saga_fast.profile.rebuild import Cluster, predict
 from saga_fast.profile.train import profile_train
-from saga_fast.train.config import load_config
+from saga_fast.runtime.device import choose_device
+from saga_fast.runtime.files import check_writable
 
 
 def add_parser(subparsers: Any) -> None:
@@ -148,32 +149,44 @@ def run_att(options: argparse.Namespace) -> None:
     """Measure, and predict a rebuild."""
     check_positive(options, "seconds", "batch_size", "threads", "images", "gpus", "nodes", "gbit_per_second")
     config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
-    arguments = loading(options)
+    attention_pass, how = config.attention_pass, loader_options(options)
     engine, source = chosen_source(options, config.data)
-    device = arguments["device"]
-    loader = open_loader(engine, source, WholePlan(size=config.attention_size), **arguments)
+    device = torch.device(how.device)
+    loader = open_loader(engine, source, WholePlan(size=attention_pass.size), how)
     images = options.images or len(loader.source)
     profile = AttProfile(
         model=load_model(options.ckpt).to(device),
         loader=loader,
-        looking=config.looking,
+        attention_pass=attention_pass,
         images=images,
         seconds=options.seconds,
     )
     rows = _show(profile_att(profile), None, None)
-    of = {"gpus": options.gpus, "nodes": options.nodes}
-    found = predict(rows, images=images, **of, on_gpu=device.type == "cuda", gbit_per_second=options.gbit_per_second)
+    cluster = Cluster(
+        gpus=options.gpus, nodes=options.nodes, on_gpu=device.type == "cuda", gbit_per_second=options.gbit_per_second
+    )
+    prediction = predict(rows, images=images, cluster=cluster)
     compiling = next((row for row in rows if row["name"] == "compile"), None)
     if compiling is not None and compiling["breaks_even"] is not None:
         print(f"\ncompiling the forward pass pays from {compiling['breaks_even']} images on")
     print(
         f"\nrebuild of {images} images with {_many(options.gpus, 'GPU')} on {_many(options.nodes, 'machine')}:"
-        f" {_duration(found.seconds)} at {found.images_per_second:.0f} images/s; the bottleneck is {found.bottleneck}"
+        f" {_duration(prediction.seconds)} at {prediction.images_per_second:.0f} images/s; the bottleneck is"
+        f" {prediction.bottleneck}"
     )
     if options.json:
-        predicted = {"name": "predicted rebuild", "seconds": found.seconds, "limit": found.seconds, "ratio": 1.0}
-        facts = {"against": "itself", "images": images, **of, "bottleneck": found.bottleneck}
-        write(options.json, [*rows, predicted | facts])
+        row: Row = {
+            "name": "predicted rebuild",
+            "seconds": prediction.seconds,
+            "limit": prediction.seconds,
+            "ratio": 1.0,
+            "against": "itself",
+            "images": images,
+            "gpus": options.gpus,
+            "nodes": options.nodes,
+            "bottleneck": prediction.bottleneck,
+        }
+        write(options.json, [*rows, row])
 
 
 def run_train(options: argparse.Namespace) -> None:

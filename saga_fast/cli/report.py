@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from saga_fast.files import check_writable
 from saga_fast.report import write_report
+from saga_fast.runtime.files import check_writable
 
 
 def add_parser(subparsers: Any) -> None:

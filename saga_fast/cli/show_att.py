@@ -8,9 +8,9 @@ from typing import Any
 
 from saga_fast.cli.options import add_engine, check_positive, chosen_engine
 from saga_fast.errors import SagaError
-from saga_fast.files import check_writable, replacing, write_text
 from saga_fast.loaders import BoxTable, open_source
-from saga_fast.report.sheet import SORTS, draw_sheet, sheet_order, sheet_page, spread_over
+from saga_fast.report.sheet import SORTS, draw_sheet, evenly_spaced, sheet_order, sheet_page
+from saga_fast.runtime.files import check_writable, replacing, write_text
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--first", action="store_true", help="the first N of the order instead of N spread over it")
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="of a .png; default: %(default)s")
     parser.add_argument("--classes", type=Path, metavar="TXT", help="take only the class folders that its lines name")
-    add_engine(parser, default="the one for the form of the data")
+    add_engine(parser, default="ffcv for .beton files, else folder")
     parser.set_defaults(run=run)
 
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         if each is not None:
             each.check(source.fingerprint, len(source))
     order, words = sheet_order(table, options.sort, other)
-    chosen = order[: options.count] if options.first else spread_over(order, options.count)
+    chosen = order[: options.count] if options.first else evenly_spaced(order, options.count)
     rows = chosen.tolist()
     if options.out.suffix == ".html":
         title = f"{options.table.name}: {len(rows)} of {len(table)} images by {options.sort}"

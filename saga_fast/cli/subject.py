@@ -1,4 +1,4 @@
-"""What the ``eval`` commands share: a checkpoint, its labelled images, their boxes, and the file of results."""
+"""What the ``eval`` commands share: a checkpoint, its labelled images, their boxes, and the JSON file of results."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from saga_fast.attention import build_box_table
-from saga_fast.attention_config import AttentionConfig
+from saga_fast.attention import AttentionConfig, build_box_table
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
-from saga_fast.cli.options import add_loading, chosen_engine, loading
-from saga_fast.device import choose_device
+from saga_fast.cli.options import add_loading, chosen_engine, loader_options
+from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
-from saga_fast.files import check_writable, write_text
-from saga_fast.loaders import BoxPlan, BoxTable, Loader, Plan, Source, WholePlan, open_loader, open_source
-from saga_fast.loaders.plan import widen_boxes
+from saga_fast.evaluate.features import FrozenModel
+from saga_fast.loaders import BadImages, BoxPlan, BoxTable, Loader, Plan, Source, WholePlan, open_loader, open_source
+from saga_fast.loaders.boxes import widen_boxes
 from saga_fast.methods import Method
-from saga_fast.profile.figures import command, commit, hardware, versions
-from saga_fast.train.config import TrainConfig
+from saga_fast.runtime.device import choose_device
+from saga_fast.runtime.files import check_writable, write_text
+from saga_fast.runtime.machine import provenance
 
 TestViews = Literal["whole", "att", "both"]
 
@@ -35,10 +35,10 @@ def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
         "--views",
         choices=get_args(TestViews),
         default="whole",
-        help="what the encoder sees of an image: all of it (default), its attention box, or both side by side",
+        help="input of the encoder: whole images (default), attention boxes, or both, their features concatenated",
     )
-    parser.add_argument("--table", type=Path, metavar="T", help="boxes for --views; default: made as in training")
-    parser.add_argument("--val-table", type=Path, metavar="T", help="those of the validation images")
+    parser.add_argument("--table", type=Path, metavar="T", help="box table for --views; default: made as in training")
+    parser.add_argument("--val-table", type=Path, metavar="T", help="box table of the validation images")
     add_loading(parser, batch_size=batch_size)
     add_json(parser)
 
@@ -62,43 +62,40 @@ class Subject:
     val: Source | None
     options: argparse.Namespace
 
-    def loader(self, source: Source, plan: Plan, **more: Any) -> Loader:
-        """A loader of some of the images."""
-        return open_loader(self.engine, source, plan, **(loading(self.options) | more))
+    def loader(self, source: Source, plan: Plan, *, bad: BadImages | None = None, **changes: Any) -> Loader:
+        """A loader of some of the images; ``changes`` replace loader options."""
+        return open_loader(self.engine, source, plan, replace(loader_options(self.options), **changes), bad=bad)
 
     @property
-    def running(self) -> dict[str, Any]:
-        """How the model runs, as arguments."""
-        return {"precision": self.config.precision, "channels_last": self.config.channels_last}
+    def frozen(self) -> FrozenModel:
+        """The model and the formats in which it runs."""
+        return FrozenModel(model=self.model, precision=self.config.precision, channels_last=self.config.channels_last)
 
     def table(self, source: Source) -> BoxTable:
-        """The boxes of the training or validation images: the file's, or made now as the checkpoint's config says."""
+        """The boxes of the training or validation images: from --table, or made now by the checkpoint's config."""
         given: Path | None = self.options.table if source is self.train else self.options.val_table
         if given is not None:
             table = BoxTable.open(given)
             table.check(source.fingerprint, len(source))
             return table
-        whole = WholePlan(size=self.config.attention_size)
+        whole = WholePlan(size=self.config.attention_pass.size)
         return make_table(self.model, self.loader(source, whole), self.config)
 
-    def seen(self, source: Source, whole: Plan) -> Plan:
-        """What ``--views`` says of an image, where ``whole`` is the plan of the whole of it."""
+    def plan(self, source: Source, whole: Plan) -> Plan:
+        """The plan of ``--views``: ``whole``, the attention box of each image, or both."""
         views: TestViews = self.options.views
         if views == "whole":
             return whole
-        boxes = widened(self.table(source), self.config.attention or AttentionConfig())
-        return BoxPlan(size=whole.size, table=boxes, beside=whole if views == "both" else None)
-
-
-def widened(table: BoxTable, attention: AttentionConfig) -> BoxTable:
-    """The table with its boxes as training crops with them: with ``margin``, and at least ``min_side`` wide."""
-    return replace(table, boxes=widen_boxes(table.boxes, margin=attention.margin, min_side=attention.min_side))
+        table = self.table(source)
+        min_side = (self.config.attention or AttentionConfig()).min_side
+        boxes = replace(table, boxes=widen_boxes(table.boxes, min_side))  # as training crops from them
+        return BoxPlan(size=whole.size, table=boxes, first=whole if views == "both" else None)
 
 
 def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
-    """D^att of the loader's images, as the config's ``attention`` says (or its defaults, where training used none).
+    """D^att of the loader's images, by the config's ``attention``, or by its defaults if training used none.
 
-    Where a classifier's attention made the boxes in training, it makes these.
+    If training used a classifier's attention, so does this.
 
     Raises:
         SagaError: the classifier's checkpoint cannot be read.
@@ -106,11 +103,11 @@ def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
     attention = config.attention or AttentionConfig()
     if attention.provider_ckpt is not None:
         model = load_model(attention.provider_ckpt).to(next(model.parameters()).device)
-    return build_box_table(model, loader, **config.looking, progress=True)
+    return build_box_table(model, loader, config.attention_pass, progress=True)
 
 
 def open_subject(options: argparse.Namespace) -> Subject:
-    """What :func:`add_subject` gave; a results file that cannot be written is refused before the work."""
+    """The subject of :func:`add_subject`'s options; an unwritable results file is refused before the work."""
     train, val = options.data, options.val
     if val is None and (options.data / "train").is_dir() and (options.data / "val").is_dir():
         train, val = options.data / "train", options.data / "val"
@@ -133,15 +130,7 @@ def open_subject(options: argparse.Namespace) -> Subject:
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
-    """Write rows with hardware, versions, commit, command and further facts; nothing where no file is named."""
-    if path is None:
-        return
-    document = {
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": commit(),
-        "command": command().replace("python", "", 1).strip(),
-        **facts,
-        "rows": list(rows),
-    }
-    write_text(path, json.dumps(document, indent=1) + "\n")
+    """Write rows with hardware, versions, commit, command and ``facts`` to a JSON file; None: write nothing."""
+    if path is not None:
+        document = {**provenance(), **facts, "rows": list(rows)}
+        write_text(path, json.dumps(document, indent=1) + "\n")

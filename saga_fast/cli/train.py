@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from saga_fast.cli.options import add_engine, add_overrides
-from saga_fast.distributed import is_main, restarted
-from saga_fast.train.config import load_config
+from saga_fast.config_file import load_config
+from saga_fast.demo.data import make_demo_data
+from saga_fast.runtime.distributed import barrier, is_main
 from saga_fast.train.cycle import train
 
 
@@ -18,17 +19,19 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train an encoder: plain epochs, then SAGA epochs",
-        description="Train an encoder: plain epochs, then epochs on its own attention crops, renewed as configured."
-        " Also under torchrun, one process per GPU.",
+        description="Train an encoder: plain epochs, then epochs on crops from its own attention, with renewed boxes."
+        " Also under torchrun, one process per GPU; add --resume for torchrun --max-restarts.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
     parser.add_argument("--out", metavar="DIR", help="run folder; default: the config's 'out'")
-    parser.add_argument("--resume", action="store_true", help="go on from the run folder's last.pt, if there is one")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume from the run folder's last.pt; without one the run starts afresh"
+    )
     parser.add_argument(
         "--ckpt",
         type=Path,
         metavar="PT",
-        help="start from this checkpoint's weights at the SAGA phase; skips the plain phase",
+        help="start from this checkpoint's weights at the SAGA phase: the plain phase is skipped",
     )
     add_engine(parser, default="the config's")
     add_overrides(
@@ -38,12 +41,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, and say where the checkpoint is."""
+    """Train, and print the path of the checkpoint."""
     config = load_config(options.config, options.overrides)
     if options.out:
         config = replace(config, out=options.out)
     if options.engine:
         config = replace(config, data=replace(config.data, engine=options.engine))
-    last = train(config, resume=options.resume or restarted(config.out), ckpt=options.ckpt, progress=True)
+    if config.data.generate and is_main():
+        make_demo_data(Path(config.data.train).parent, config.data.generate)
+    barrier()
+    last = train(config, resume=options.resume, ckpt=options.ckpt, progress=True)
     if is_main():
         print(last)

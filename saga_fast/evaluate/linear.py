@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from saga_fast.errors import SagaError
+from saga_fast.evaluate.features import FrozenModel
 from saga_fast.evaluate.knn import align_labels
-from saga_fast.evaluate.probe_file import read_probe, save_probe
+from saga_fast.evaluate.probe_file import ProbeFile
 from saga_fast.evaluate.protocols import ProbeConfig
 from saga_fast.kernels import PhotometricRecipe, sample_photometrics
 from saga_fast.loaders import Batch, Loader
+from saga_fast.loaders.bad_images import FOUND_EARLIER
 from saga_fast.loaders.order import epoch_order
-from saga_fast.methods import Method
-from saga_fast.precision import Precision, autocast, normalized
-from saga_fast.train.optimizer import learning_rate
+from saga_fast.optim import learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -32,31 +32,24 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """The encoder as the probe sees it."""
+class ProbeLoaders:
+    """The images of a linear probe.
 
-    model: Method
-    precision: Precision = "fp32"
-    channels_last: bool = False
+    Attributes:
+        train: shuffled training crops in batches of the protocol's size; labelled.
+        val: the test crop of the validation images, whose classes are among the training images'.
+        cached: the training images in order, without augmentation and with the same list of bad images, or None. Their
+            features are computed once and used in place of ``train``, which is then not read: fast, and an estimate.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return next(self.model.parameters()).device
-
-    def features(self, batch: Batch, photometrics: Tensor | None = None) -> Tensor:
-        """Pooled features, not normalised, of all views and branches side by side: (B, V * dim) float32."""
-        views = normalized(
-            batch.views, self.model.encoder, self.device, photometrics=photometrics, channels_last=self.channels_last
-        )
-        with torch.no_grad(), autocast(self.device, self.precision):
-            parts = [b.encoder(b.images) for images in views.unbind(1) for b in self.model.branches(images)]
-        return torch.cat([part.float() for part in parts], 1)
+    train: Loader
+    val: Loader
+    cached: Loader | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Of ``images`` validation images; ``top5`` is None where there are not more than 5 classes."""
+    """Accuracy on ``images`` validation images; ``top5`` is None if there are 5 classes or fewer."""
 
     epoch: int
     top1: float
@@ -73,66 +66,69 @@ class _State:
     epoch: int = 0
     history: list[Accuracy] = field(default_factory=list)
 
+    def content(self) -> dict[str, Any]:
+        """The state for a probe file."""
+        return {
+            "classifier": self.classifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "history": [asdict(row) for row in self.history],
+        }
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Restore what :meth:`content` returned."""
+        self.classifier.load_state_dict(content["classifier"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.epoch, self.history = content["epoch"], [Accuracy(**row) for row in content["history"]]
+
 
 def linear_probe(
-    frozen: Frozen,
-    train: Loader,
-    val: Loader,
+    frozen: FrozenModel,
+    loaders: ProbeLoaders,
     config: ProbeConfig,
     *,
-    cached: Loader | None = None,
     seed: int = 0,
     every: int = 10,
     out: Path | None = None,
-    identity: dict[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> list[Accuracy]:
-    """Train the classifier and test it.
+    """The test accuracies of a linear classifier that is trained on frozen features, the last one last.
 
-    The model is put into eval mode and stays in it. A probe with ``out`` goes on from ``out/probe.pt``, which is
-    written after every epoch: one that was killed and run again ends like one that was not.
+    The model is put into eval mode and stays in it. A probe with ``out`` resumes from ``out/probe.pt``, which is
+    written after every epoch: a killed probe that is run again ends bit-identical to one that was not killed.
 
     Args:
         frozen: the encoder.
-        train: shuffled training crops in batches of ``config.batch_size``; labelled.
-        val: the test crop of the validation images, whose classes are among the training images'.
+        loaders: the images.
         config: the protocol.
-        cached: the training images once more, in order and without draws, with the same list of bad images: their
-            features are computed once and stand for ``train``, which is then not read. Fast, and an estimate: no
-            augmentation.
         seed: of the classifier's initialisation, the order and the flips.
         every: epochs between tests; the last epoch is always tested.
         out: folder for ``probe.pt``, or None to keep nothing.
-        identity: what tells this probe from another in the same folder, such as the checkpoint's hash.
+        identity: tells this probe from another in the same folder, for example by the checkpoint's hash.
         progress: show progress bars.
-
-    Returns:
-        The tests, the last one last.
 
     Raises:
         SagaError: unlabelled images, a class that the training images lack, a loss that is not finite, or another
             probe's ``probe.pt``.
     """
-    device = frozen.device
     frozen.model.eval()
+    train, val, cached = loaders.train, loaders.val, loaders.cached
     _check_labels(train, val)
-    own = {**asdict(config), "cached": cached is not None, "seed": seed, **(identity or {})}
-    state = _start(config, _dim(frozen, val), len(train.source.classes), seed, device)
-    if out is not None and (kept := read_probe(out / "probe.pt", own)) is not None:
-        state.classifier.load_state_dict(kept["classifier"])
-        state.optimizer.load_state_dict(kept["optimizer"])
-        state.epoch, state.history = kept["epoch"], [Accuracy(**row) for row in kept["history"]]
-        for index in kept["bad"]:  # the order of an epoch leaves out what earlier ones found
-            train.bad.add(index, "found by an earlier run")
+    facts = {**asdict(config), "cached": cached is not None, "seed": seed, **(identity or {})}
+    file = None if out is None else ProbeFile(out / "probe.pt", facts)
+    state = _start(config, _dim(frozen, val), len(train.source.classes), seed, frozen.device)
+    if file is not None and (saved := file.read()) is not None:
+        state.load(saved)
+        train.bad.update(dict.fromkeys(saved["bad"], FOUND_EARLIER))  # an epoch's order leaves them out
     total = config.phase.epochs
     if state.epoch >= total:
         return state.history
-    batches = (
-        _cached_batches(frozen, cached, config.batch_size, seed, progress)
-        if cached is not None
-        else _augmented_batches(frozen, train, config.flip, seed)
-    )
-    tests = _cached_tests(frozen, val, train, progress) if cached is not None else _tests(frozen, val, train)
+    if cached is not None:
+        batches = _cached_batches(frozen, cached, config.batch_size, seed, progress)
+        tests = _cached_tests(frozen, val, train, progress)
+    else:
+        batches, tests = _augmented_batches(frozen, train, config.flip, seed), _tests(frozen, val, train)
     with tqdm(total=total, initial=state.epoch, desc="probe", unit="epoch", disable=None if progress else True) as bar:
         while state.epoch < total:
             steps = -(-(len(train.source) - len(train.bad)) // config.batch_size)
@@ -141,18 +137,8 @@ def linear_probe(
             if state.epoch % every == 0 or state.epoch == total:
                 state.history.append(_test(state, tests, loss))
                 log.info("probe epoch %d: top-1 %.1f %%", state.epoch, 100 * state.history[-1].top1)
-            if out is not None:
-                save_probe(
-                    out / "probe.pt",
-                    own,
-                    {
-                        "classifier": state.classifier.state_dict(),
-                        "optimizer": state.optimizer.state_dict(),
-                        "epoch": state.epoch,
-                        "bad": train.bad.indices.tolist(),
-                        "history": [asdict(row) for row in state.history],
-                    },
-                )
+            if file is not None:
+                file.save(state.content() | {"bad": train.bad.indices.tolist()})
             bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
     return state.history
@@ -165,11 +151,17 @@ def _check_labels(train: Loader, val: Loader) -> None:
     align_labels(torch.from_numpy(val.source.labels), val.source, train.source)
 
 
-def _dim(frozen: Frozen, loader: Loader) -> int:
-    """Length of an image's features, from a blank one: branches and views are side by side."""
+def _features(frozen: FrozenModel, batch: Batch, photometrics: Tensor | None = None) -> Tensor:
+    """Pooled features of all views and branches, concatenated and not normalised: (B, D) float32."""
+    views = frozen.features(batch, photometrics=photometrics)
+    return torch.cat([h for branches in views for h in branches], 1)
+
+
+def _dim(frozen: FrozenModel, loader: Loader) -> int:
+    """The length D of an image's features."""
     side, views = loader.plan.size, loader.plan.num_views
     blank = torch.zeros(1, views, side, side, 3, dtype=torch.uint8)
-    return frozen.features(Batch(blank, torch.zeros(1).long(), torch.zeros(1).long())).shape[1]
+    return _features(frozen, Batch(blank, torch.zeros(1).long(), torch.zeros(1).long())).shape[1]
 
 
 def _start(config: ProbeConfig, dim: int, classes: int, seed: int, device: torch.device) -> _State:
@@ -219,38 +211,38 @@ def _test(state: _State, tests: Batches, loss: float) -> Accuracy:
     return Accuracy(epoch=state.epoch, top1=first / images, top5=top5, images=images, loss=loss)
 
 
-def _augmented_batches(frozen: Frozen, train: Loader, flip: float, seed: int) -> Batches:
+def _augmented_batches(frozen: FrozenModel, train: Loader, flip: float, seed: int) -> Batches:
     recipe = PhotometricRecipe(flip=flip)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         train.set_epoch(epoch)
         for batch in train:
             photometrics = sample_photometrics(recipe, seed, epoch, batch.index, batch.views.shape[1])
-            yield frozen.features(batch, photometrics), batch.label.to(frozen.device)
+            yield _features(frozen, batch, photometrics), batch.label.to(frozen.device)
 
     return batches
 
 
-def _tests(frozen: Frozen, val: Loader, train: Loader) -> Batches:
+def _tests(frozen: FrozenModel, val: Loader, train: Loader) -> Batches:
     def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in val:
             labels = align_labels(batch.label, val.source, train.source)
-            yield frozen.features(batch), labels.to(frozen.device)
+            yield _features(frozen, batch), labels.to(frozen.device)
 
     return batches
 
 
-def _all_features(frozen: Frozen, loader: Loader, progress: bool) -> tuple[Tensor, Tensor]:
+def _all_features(frozen: FrozenModel, loader: Loader, progress: bool) -> tuple[Tensor, Tensor]:
     rows, labels = [], []
     with tqdm(total=len(loader.source), desc="features", unit="img", disable=None if progress else True) as bar:
         for batch in loader:
-            rows.append(frozen.features(batch))
+            rows.append(_features(frozen, batch))
             labels.append(batch.label)
             bar.update(len(batch.label))
     return torch.cat(rows), torch.cat(labels)
 
 
-def _cached_batches(frozen: Frozen, loader: Loader, size: int, seed: int, progress: bool) -> Batches:
+def _cached_batches(frozen: FrozenModel, loader: Loader, size: int, seed: int, progress: bool) -> Batches:
     features, stored = _all_features(frozen, loader, progress)
     labels, none = stored.to(frozen.device), np.empty(0, np.int64)
 
@@ -264,7 +256,7 @@ def _cached_batches(frozen: Frozen, loader: Loader, size: int, seed: int, progre
     return batches
 
 
-def _cached_tests(frozen: Frozen, val: Loader, train: Loader, progress: bool) -> Batches:
+def _cached_tests(frozen: FrozenModel, val: Loader, train: Loader, progress: bool) -> Batches:
     features, stored = _all_features(frozen, val, progress)
     labels = align_labels(stored, val.source, train.source).to(frozen.device)
     return lambda _: iter([(features, labels)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from saga_fast.errors import SagaError
-from saga_fast.train.optimizer import PhaseConfig
+from saga_fast.optim import PhaseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def choose_protocol(
     weight_decay: float | None = None,
     centre: float | str | None = None,
 ) -> ProbeConfig:
-    """A preset with the given values in place of its own.
+    """A preset, with the given values in place of its values.
 
     Args:
         name: a key of PROTOCOLS.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from saga_fast.checkpoint import save_checkpoint
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import config_from_dict, config_to_dict
 from saga_fast.errors import SagaError
 from saga_fast.importers import FORMATS, detect
 from saga_fast.importers.draft import Draft
@@ -19,7 +21,7 @@ from saga_fast.importers.reading import read_foreign
 from saga_fast.importers.recipes import training_values
 from saga_fast.loaders import BoxTable, Source
 from saga_fast.methods import Method, build_method
-from saga_fast.train.config import TrainConfig, apply_override, config_from_dict, config_to_dict
+from saga_fast.runtime.strict_yaml import apply_override
 
 NO_DATA = "(imported without --data: name the images)"
 """Stands for the folder of images: a path that is no folder, so that using it is an error that says why."""

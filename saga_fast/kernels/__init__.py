@@ -1,8 +1,8 @@
-"""Arrays in, arrays out: the ops that SAGA is made of.
+"""The array operations of SAGA, one folder per op.
 
-Every op has one name, a ``reference`` implementation (NumPy float64, the oracle) and fast ones: ``numba`` on the CPU,
-``triton`` on a GPU, or ``torch`` on both where its operations suffice. ``impl=None`` picks by device; an explicit
-``impl`` never falls back. Tensors give tensors, NumPy arrays NumPy arrays.
+Every op has a ``reference`` implementation (NumPy float64, the oracle) and fast ones: ``numba`` on the CPU and
+``triton`` on a GPU, or ``torch`` on both. ``impl=None`` picks by device; an explicit ``impl`` never falls back.
+Tensors in give tensors out, and NumPy arrays in give NumPy arrays out.
 """
 
 from saga_fast.kernels.attention_boxes import attention_boxes

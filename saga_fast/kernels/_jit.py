@@ -1,4 +1,4 @@
-"""Numba's decorators with types, and the one lock that parallel kernels share."""
+"""Typed Numba decorators, and the lock that all parallel kernels share."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Reassociation and contraction let LLVM vectorise sums; infinities and NaN keep their meaning, because the
-# kernels test for them.
+# Reassociation and contraction let LLVM vectorise sums. The flags that assume no infinities and no NaN stay off,
+# because the kernels test for both.
 FAST_SUMS = {"reassoc", "contract"}
 
 
 class _ParallelLock:
-    """Held around every parallel kernel.
+    """Lock to hold around every parallel kernel.
 
-    Numba's fallback threading layer (workqueue) aborts the process when two Python threads start parallel kernels at
-    once. A parallel kernel takes all cores anyway, so one at a time costs nothing.
+    Numba's fallback threading layer (workqueue) aborts the process when two Python threads run parallel kernels at the
+    same time. A parallel kernel uses all cores anyway, so running one at a time costs nothing.
 
-    Numba's OpenMP layer calls ``omp_set_num_threads`` when it starts, and torch, which shares the OpenMP library, would
-    compute with that many threads from then on, whatever it was told, and round differently. So torch is told again.
+    Numba's OpenMP layer calls ``omp_set_num_threads`` when it starts. torch shares the OpenMP library: it would compute
+    with that many threads from then on and round differently. So torch's number of threads is restored.
 
-    TBB, on one core and started by another thread than the main one, waits for ever when the process ends. So one core
-    gets workqueue, unless the environment names a layer.
+    On one core, TBB hangs at process exit if a thread other than the main one started it. So one core gets workqueue,
+    unless the environment names a layer.
     """
 
     def __init__(self) -> None:
@@ -55,11 +55,11 @@ PARALLEL_LOCK = _ParallelLock()
 def jit(
     *, parallel: bool = False, fastmath: bool | set[str] = False, inline: bool = False
 ) -> Callable[[Function], Function]:
-    """``numba.njit`` with this package's defaults: compiled once per machine (cache) and run without the GIL.
+    """``numba.njit`` with this package's defaults: cached on disk and run without the GIL.
 
-    LLVM inlines everything (``forceinline``), so that a kernel is the same machine code in the process that compiles it
-    and in those that load it. A call left in it would reach the callee's own compilation in the first process and the
-    kernel's copy in the others, and the two may round differently.
+    LLVM inlines everything (``forceinline``), so a kernel has the same machine code in the process that compiles it and
+    in those that load it from the cache. A call that is not inlined would reach the separately compiled callee in the
+    first process and the copy inside the cached kernel later, and the two may round differently.
     """
     options: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": fastmath}
     options |= {"parallel": True} if parallel else {"forceinline": True}
@@ -69,7 +69,7 @@ def jit(
 
 
 def intrinsic(generator: Callable[..., Any]) -> Callable[..., Any]:
-    """``numba.extending.intrinsic``, for instructions that Numba has no words for; literal integers arrive as such."""
+    """``numba.extending.intrinsic`` that passes literal integers as literal types."""
     return cast(Callable[..., Any], numba.extending.intrinsic(prefer_literal=True)(generator))
 
 

@@ -8,7 +8,7 @@ from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.engines import ENGINES, engines_for, open_loader, open_source, usable_cores
 from saga_fast.loaders.fixed_plans import BoxPlan, CentrePlan
 from saga_fast.loaders.image_folder import ImageFolder
-from saga_fast.loaders.loader import Loader, Place
+from saga_fast.loaders.loader import Loader, LoaderOptions, Place
 from saga_fast.loaders.plan import CropPlan, Plan, WholePlan
 from saga_fast.loaders.shards import Shards
 from saga_fast.loaders.source import Source
@@ -26,6 +26,7 @@ __all__ = [
     "CropPlan",
     "ImageFolder",
     "Loader",
+    "LoaderOptions",
     "Place",
     "Plan",
     "Shards",

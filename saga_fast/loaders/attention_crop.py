@@ -13,11 +13,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from saga_fast.errors import SagaError
-from saga_fast.kernels.sample_windows.reference import pixel_rectangle
 from saga_fast.loaders.box_table import BoxTable
+from saga_fast.loaders.boxes import pixel_rectangles, widen_boxes
 from saga_fast.loaders.decode import DecodeError, decode_image
 from saga_fast.loaders.image_folder import ImageFolder
-from saga_fast.loaders.plan import Views, check_views, widen_boxes
+from saga_fast.loaders.plan import Views, check_views
 
 AnyImage = TypeVar("AnyImage", Image.Image, torch.Tensor)
 
@@ -25,23 +25,20 @@ AnyImage = TypeVar("AnyImage", Image.Image, torch.Tensor)
 class AttentionCrop:
     """Crops an image to its attention box: a transform in torchvision's manner, of the image and its box.
 
-    What comes after it, RandomResizedCrop say, sees the box as the whole image: "D^att is fed into the next step as
+    For the next transform, such as RandomResizedCrop, the box is the whole image: "D^att is fed into the next step as
     the new input" (SAGA, section 2.3).
 
     Args:
-        margin: fraction of the box's side added on each side, clamped to the image.
         min_side: boxes are widened about their centre to at least this fraction of the image's side.
 
     Raises:
         ValueError: a value out of its range.
     """
 
-    def __init__(self, *, margin: float = 0.0, min_side: float = 0.0) -> None:
-        if not margin >= 0.0:
-            raise ValueError(f"margin must not be negative, got {margin}")
+    def __init__(self, *, min_side: float = 0.0) -> None:
         if not 0.0 <= min_side <= 1.0:
             raise ValueError(f"min_side must be in [0, 1], got {min_side}")
-        self.margin, self.min_side = margin, min_side
+        self.min_side = min_side
 
     def __call__(self, image: AnyImage, box: npt.NDArray[np.float32] | Sequence[float]) -> AnyImage:
         """Crop.
@@ -56,22 +53,22 @@ class AttentionCrop:
         """
         boxes = np.asarray(box, np.float32).reshape(1, 4)
         width, height = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
-        if self.margin or self.min_side:
-            boxes = widen_boxes(boxes, margin=self.margin, min_side=self.min_side)
-        top, left, rows, columns = pixel_rectangle(boxes[0], height, width)
+        if self.min_side:
+            boxes = widen_boxes(boxes, self.min_side)
+        top, left, rows, columns = pixel_rectangles(boxes, np.array([[height, width]]))[0].tolist()
         if isinstance(image, Image.Image):
             return image.crop((left, top, left + columns, top + rows))
         return image[..., top : top + rows, left : left + columns]
 
     def __repr__(self) -> str:
-        return f"AttentionCrop(margin={self.margin:g}, min_side={self.min_side:g})"
+        return f"AttentionCrop(min_side={self.min_side:g})"
 
 
 class AttentionCropFolder(Dataset[tuple[Any, int]]):
     """D^att as a data set: item i is ``(transform(image i cropped to its box), label)``.
 
-    In torchvision's ImageFolder order, from the same files as the engines read. Its boxes lie in memory that worker
-    processes share, so :meth:`set_table` reaches persistent workers too.
+    In torchvision's ImageFolder order, from the files that the engines read. The boxes are in memory that worker
+    processes share, so :meth:`set_table` also affects persistent workers.
 
     Args:
         root: a folder of images, see :class:`ImageFolder`.
@@ -113,7 +110,7 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
         self.set_table(table)
 
     def set_table(self, table: BoxTable | Path | str) -> None:
-        """Crop with another table from now on: call it between epochs, after a renewal.
+        """Use another table from now on: call it between epochs, after a renewal.
 
         Raises:
             SagaError: no such table, or one of another data set.

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: listed, left out, and too many of them stop the run."""
+"""Images that cannot be decoded: they are listed and left out, and too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.errors import SagaError
-from saga_fast.files import write_text
 from saga_fast.loaders.source import Source
+from saga_fast.runtime.distributed import gather_objects, world_size
+from saga_fast.runtime.files import write_text
 
+FOUND_EARLIER = "found by an earlier run"
+"""Reason of an image whose own reason was not kept."""
 _ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-"""File names may hold them; a list of lines and tabs may not."""
+"""Characters that file names may hold and the lines of a list may not."""
 
 
 class BadImages:
-    """The undecodable images of a data set, found by any loader, known to all that share the list.
+    """The undecodable images of a data set, shared by all loaders that are given the list.
 
     Args:
         source: the data set.
@@ -29,7 +32,7 @@ class BadImages:
     def __init__(self, source: Source, *, max_fraction: float = 0.01, known: Iterable[int] = ()) -> None:
         self._source = source
         self._max_fraction = max_fraction
-        self._reasons: dict[int, str] = dict.fromkeys(known, "found by an earlier run")
+        self._reasons: dict[int, str] = dict.fromkeys(known, FOUND_EARLIER)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -45,12 +48,12 @@ class BadImages:
 
     @property
     def reasons(self) -> dict[int, str]:
-        """What is wrong with each of them."""
+        """The reason of each bad image, by index."""
         with self._lock:
             return dict(self._reasons)
 
     def update(self, reasons: Mapping[int, str]) -> None:
-        """List images that others have found.
+        """Add images that another loader or process has found.
 
         Raises:
             SagaError: see :meth:`add`.
@@ -60,7 +63,7 @@ class BadImages:
                 self.add(index, reason)
 
     def add(self, index: int, reason: str) -> None:
-        """List an image.
+        """Add an image.
 
         Raises:
             SagaError: more than ``max_fraction`` of the data set is bad now.
@@ -74,8 +77,18 @@ class BadImages:
                 f" {self._max_fraction:g} allows; the last is {self._source.paths[index]}: {reason}"
             )
 
+    def share(self) -> None:
+        """Add the bad images of all ranks, so that their next epochs have the same order and length.
+
+        Raises:
+            SagaError: together they are too many; on every rank.
+        """
+        if world_size() > 1:
+            for reasons in gather_objects(self.reasons):
+                self.update(reasons)
+
     def write(self, path: Path) -> None:
-        """One line per bad image: index, path, reason, separated by tabs. No file, when there is none."""
+        """Write one line per bad image: index, path and reason, separated by tabs. No bad image: no file."""
         rows = sorted(self._reasons.items())
         if rows:
             named = ((i, self._source.paths[i].translate(_ONE_LINE), why.translate(_ONE_LINE)) for i, why in rows)

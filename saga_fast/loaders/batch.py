@@ -1,8 +1,8 @@
-"""What every engine yields."""
+"""A batch of views: what the engines yield."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from saga_fast.loaders.source import Source
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, on the CPU, but for views that were cropped on a GPU.
+    """One batch, on the CPU except for views that were cropped on a GPU.
 
     Attributes:
         views: (B, V, S, S, 3) uint8, before photometric augmentation and normalisation.
@@ -29,9 +29,14 @@ class Batch:
     label: torch.Tensor
     more: tuple[torch.Tensor, ...] = ()
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its views on ``device``, copied without blocking."""
+        views, *more = (each.to(device, non_blocking=True) for each in (self.views, *self.more))
+        return replace(self, views=views, more=tuple(more))
+
 
 def crop_batch(images: torch.Tensor, windows: npt.NDArray[np.int32] | torch.Tensor, plan: Plan) -> torch.Tensor:
-    """All views of a padded batch: (B, H, W, 3) uint8, windows (B, V, 4) -> (B, bytes), on the images' device."""
+    """All views of a padded batch: (B, H, W, 3) uint8, windows (B, V, 4) -> (B, view_bytes), on the images' device."""
     parts, begin = [], 0
     for side, count in plan.groups:
         parts.append(crop_resize(images, windows[:, begin : begin + count], side).flatten(1))
@@ -40,7 +45,7 @@ def crop_batch(images: torch.Tensor, windows: npt.NDArray[np.int32] | torch.Tens
 
 
 def make_batch(views: torch.Tensor, indices: npt.NDArray[np.int64], source: Source, plan: Plan) -> Batch:
-    """A batch of views (B, bytes) uint8, in which each image's views lie one after the other, in the plan's order."""
+    """The batch of views (B, view_bytes) uint8, which hold each image's views in the plan's order."""
     groups, begin = [], 0
     for side, count in plan.groups:
         end = begin + 3 * side * side * count

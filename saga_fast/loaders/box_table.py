@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from saga_fast.errors import SagaError
-from saga_fast.files import replacing
+from saga_fast.runtime.files import replacing
 from saga_fast.version import __version__
 
 FORMAT = "saga-fast/box-table"
 VERSION = "2"
 WITHOUT_DIGEST = "1"
-"""The version that is read, too: the same but for its digest."""
+"""An older version that is read too: it has no digest."""
 COLUMNS = {"boxes": np.float32, "found": np.uint8, "pseudo_label": np.int32, "score": np.float32}
 
 
@@ -31,7 +31,7 @@ class BoxTable:
 
     Attributes:
         boxes: (N, 4) float32 [x_min, y_min, w, h], normalised to [0, 1].
-        found: (N,) bool; False where the attention map had no box and the whole image stands.
+        found: (N,) bool; False where the attention map had no box: the box is then the whole image.
         pseudo_label: (N,) int32, c = argmax of z; -1 where there is none.
         score: (N,) float32, z^c.
         metadata: strings: dataset, checkpoint, epoch, delta, size, normalize, ... (empty for a table made in memory).
@@ -65,7 +65,7 @@ class BoxTable:
 
     @classmethod
     def whole(cls, n: int) -> BoxTable:
-        """The whole image as the box of each of ``n`` images, found = False."""
+        """The table whose boxes are the whole images, for ``n`` images, with found = False."""
         return cls(
             boxes=np.tile(np.array([0, 0, 1, 1], np.float32), (n, 1)),
             found=np.zeros(n, np.bool_),
@@ -75,34 +75,43 @@ class BoxTable:
 
     @property
     def found_fraction(self) -> float:
-        """Fraction of the images that have a box."""
+        """The fraction of the images that have a box."""
         return float(self.found.mean()) if len(self) else 0.0
 
     @property
     def mean_area(self) -> float:
-        """Mean of w * h over all images."""
+        """The mean of w * h over all images."""
         return float((self.boxes[:, 2] * self.boxes[:, 3]).mean()) if len(self) else 0.0
 
     def check(self, dataset: str, num_images: int) -> None:
-        """Refuse another data set's table.
+        """Check that the table belongs to a data set.
 
         Args:
-            dataset: fingerprint of the data set at hand; a table made in memory has none and is checked by length.
+            dataset: the data set's fingerprint; a table made in memory has none and is checked by its length.
             num_images: its number of images.
 
         Raises:
             SagaError: with both fingerprints, or both lengths.
         """
-        own = self.metadata.get("dataset", dataset)
-        if own != dataset:
+        made_for = self.metadata.get("dataset", dataset)
+        if made_for != dataset:
             raise SagaError(
-                f"the box table was made for data set {own}, not for {dataset}: rebuild it with saga-fast build-att"
+                f"the box table was made for data set {made_for}, not for {dataset}: rebuild it with saga-fast"
+                " build-att"
             )
         if len(self) != num_images:
             raise SagaError(
                 f"the box table has {len(self)} rows, the data set {num_images} images:"
                 " rebuild it with saga-fast build-att"
             )
+
+    def updated(self, newer: BoxTable, indices: npt.NDArray[np.int64]) -> BoxTable:
+        """A copy of this table with the rows ``indices`` (n,) of ``newer``, and the metadata of ``newer``."""
+        columns = {}
+        for name in COLUMNS:
+            columns[name] = np.array(getattr(self, name))
+            columns[name][indices] = getattr(newer, name)[indices]
+        return BoxTable(**columns, metadata=newer.metadata)
 
     def save(self, path: Path | str) -> None:
         """Write the table: whole or not at all.
@@ -155,7 +164,7 @@ class BoxTable:
 
 
 def column_digest(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of columns and of the strings beside them, in hexadecimal: a flipped bit may make another good box."""
+    """The SHA-256 of columns and metadata, in hexadecimal: a flipped bit may make another valid box."""
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode("ascii"))
     for name in sorted(columns):
         digest.update(np.ascontiguousarray(columns[name]).data)

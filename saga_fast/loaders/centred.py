@@ -1,4 +1,4 @@
-"""ContrastiveCrop's centre rule: windows keep their size, and their centres are drawn inside the attention box.
+"""ContrastiveCrop's rule: windows keep their size, and their centres are drawn inside the attention box.
 
 Peng et al., "Crafting better contrastive views for Siamese representation learning", CVPR 2022, section 3.4.
 """
@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.kernels.philox import CENTRE, draw
+from saga_fast.loaders.boxes import WHOLE
 
 NDArray = npt.NDArray[Any]
 
-WHOLE = np.array([0, 0, 1, 1], np.float32)
-"""The box that is the whole image."""
 ALPHA = 0.6
 """Of Beta(alpha, alpha): below 1 it is U-shaped, and the views of a pair lie apart. The paper's value."""
 
@@ -49,11 +48,11 @@ def centre_in_boxes(
     epoch: int,
     indices: NDArray,
 ) -> npt.NDArray[np.int32]:
-    """Move windows so that their centres lie in the boxes.
+    """The windows, moved so that their centres lie in the boxes.
 
     Along each axis a window is placed between its places with its centre on the box's near and on its far edge, both
     first cut to the image, at a fraction drawn from Beta(:data:`ALPHA`, :data:`ALPHA`). Where the box is the whole
-    image, the window stays: that image has no box, or that view is to be cropped without one.
+    image, the window does not move: the image has no box, or the view is cropped without one.
 
     Args:
         windows: (B, V, 4) [top, left, height, width] in the images.

@@ -1,7 +1,7 @@
-"""Encoded bytes to RGB pixels, the same for every engine: EXIF orientation ignored, every colour mode to RGB.
+"""From encoded bytes to RGB pixels, equal for all engines: EXIF orientation is ignored, all colour modes become RGB.
 
 simplejpeg (libjpeg-turbo) decodes what it can: 0.87 ms of CPU time for a 500 x 375 JPEG where torchvision.io takes 0.98
-and Pillow 1.1; a 72 px one 0.045, 0.052 and 0.15. It hands back the GIL while it works. Pillow takes the rest.
+and Pillow 1.1; a 72 px one 0.045, 0.052 and 0.15. It releases the GIL. Pillow decodes all other images.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
-"""More pixels than this (where Pillow warns of a decompression bomb) are refused before memory is taken for them."""
+"""Larger images are refused before memory is allocated: Pillow warns of a decompression bomb from here on."""
 
 MAX_BYTES = 2**30
-"""Longer files are refused unread: no format takes more than 8 bytes for one of MAX_PIXELS pixels."""
+"""Longer files are refused unread: no format takes more than 8 bytes per pixel, for MAX_PIXELS pixels."""
 
 MAX_SCANS = 100
-"""Each scan of a JPEG passes over all pixels, and can be had for 30 bytes; encoders write about ten."""
+"""Limit of a JPEG's scans: a scan takes 30 bytes of file and a pass over all pixels; encoders write 10 scans."""
 
 _FEW_SECONDS = 2e10
-"""Bytes times pixels of a JPEG below which all scans that it has room for take seconds: they are not counted then."""
+"""Bytes times pixels of a JPEG below which its scans are not counted: as many as fit into it take some seconds."""
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What Pillow may take a file for, whatever its name. It knows 40 more; for EPS it would start Ghostscript."""
+"""Formats that Pillow may detect, by content. It knows 40 more; for EPS it would start Ghostscript."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class DecodeError(Exception):
-    """The bytes are not an image that can be decoded; the message says why."""
+    """The bytes cannot be decoded as an image; the message says why."""
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode one image.
+    """The RGB pixels of one encoded image.
 
     Args:
         data: the file's content: JPEG, PNG, WebP, BMP, PPM, TIFF, GIF, in any colour mode.
-        max_pixels: see below; MAX_PIXELS at most.
+        max_pixels: limit of height times width, at most MAX_PIXELS.
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous and writable. Grey, CMYK and palette images become RGB; alpha is dropped;
@@ -58,7 +58,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
         except ValueError:
-            pass  # something that libjpeg calls a recoverable error: Pillow knows which of them are an image
+            pass  # an error that libjpeg calls recoverable: Pillow decides whether it is an image
     return _decode_pillow(data, max_pixels)
 
 
@@ -69,7 +69,7 @@ def check_scans(data: bytes, pixels: int) -> None:
     """
     if len(data) * pixels < _FEW_SECONDS:
         return
-    # Among a scan's own bytes 0xFF is followed by 0 or a restart marker, so this finds the scans, and thumbnails'.
+    # Within a scan 0xFF is followed by 0 or a restart marker, so this counts scans, including the thumbnail's.
     values = np.frombuffer(data, np.uint8)  # bytes.count takes 20 times as long
     scans = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
     if scans > MAX_SCANS:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from saga_fast.kernels.sample_windows.reference import SNAP
 from saga_fast.loaders.box_table import BoxTable
+from saga_fast.loaders.boxes import pixel_rectangles
 from saga_fast.loaders.plan import Int64, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentrePlan:
-    """The centre square of every image as one view: resize the shorter side, then crop, in one step.
+    """The centre square of each image as one view: resize the shorter side, then crop, in one step.
 
     ``fraction`` is the crop's side over the resized image's shorter side: torchvision's Resize(256) and CenterCrop(224)
     are 224 / 256 = 0.875. Here the window is cut from the stored image, to whole pixels, and resized once.
@@ -25,6 +25,7 @@ class CentrePlan:
 
     size: int
     fraction: float = 0.875
+    table: None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.fraction <= 1.0:
@@ -48,29 +49,31 @@ class CentrePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxPlan:
-    """Every image's attention box as one view, squashed to size x size, after another plan's views if there is one.
+    """Each image's attention box as one view, squashed to size x size, after the views of another plan if given.
 
     Args:
         size: side of the views, pixels.
         table: the boxes.
-        beside: whose views come first, of the same size.
+        first: a plan without a table, whose views of the same size come first.
 
     Raises:
-        ValueError: ``beside`` has views of another size.
+        ValueError: ``first`` has a table, which nothing would check against the data set, or views of another size.
     """
 
     size: int
     table: BoxTable
-    beside: Plan | None = None
+    first: Plan | None = None
 
     def __post_init__(self) -> None:
-        if self.beside is not None and self.beside.groups != ((self.size, self.beside.num_views),):
-            raise ValueError(f"both plans' views must be of one size, got {self.beside.groups} beside {self.size}")
+        if self.first is not None and self.first.table is not None:
+            raise ValueError(f"first must be a plan without a table, got a {type(self.first).__name__} with one")
+        if self.first is not None and self.first.groups != ((self.size, self.first.num_views),):
+            raise ValueError(f"both plans' views must be of one size, got {self.first.groups} and {self.size}")
 
     @property
     def num_views(self) -> int:
         """See :class:`~saga_fast.loaders.plan.Plan`."""
-        return 1 + (self.beside.num_views if self.beside is not None else 0)
+        return 1 + (self.first.num_views if self.first is not None else 0)
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
@@ -79,21 +82,5 @@ class BoxPlan:
 
     def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
         """The boxes' pixel rectangles, last: (B, V, 4)."""
-        boxes = box_windows(self.table.boxes[indices], sizes)[:, None]
-        return boxes if self.beside is None else np.concatenate([self.beside.windows(epoch, indices, sizes), boxes], 1)
-
-
-def box_windows(boxes: npt.NDArray[np.float32], sizes: Int64) -> npt.NDArray[np.int32]:
-    """Pixel rectangles of boxes, by the rule of :func:`saga_fast.kernels.sample_windows`.
-
-    Args:
-        boxes: (B, 4) [x_min, y_min, w, h], normalised.
-        sizes: (B, 2) height and width of the images.
-
-    Returns:
-        (B, 4) int32 [top, left, height, width].
-    """
-    extent, exact = sizes[:, ::-1], boxes.astype(np.float64)
-    near = np.clip(np.floor(exact[:, :2] * extent + SNAP), 0, extent - 1)
-    far = np.minimum(np.maximum(np.ceil((exact[:, :2] + exact[:, 2:]) * extent - SNAP), near + 1), extent)
-    return np.concatenate([near[:, ::-1], (far - near)[:, ::-1]], 1).astype(np.int32)
+        boxes = pixel_rectangles(self.table.boxes[indices], sizes)[:, None]
+        return boxes if self.first is None else np.concatenate([self.first.windows(epoch, indices, sizes), boxes], 1)

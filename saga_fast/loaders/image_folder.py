@@ -1,4 +1,4 @@
-"""A folder of images as a fixed order of relative paths."""
+"""A folder of images, in a fixed order of relative paths."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.errors import SagaError
-from saga_fast.files import read_file
 from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.source import fingerprint
+from saga_fast.runtime.files import read_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 class ImageFolder:
     """Images under ``root`` in torchvision's ImageFolder order: classes sorted, files sorted within the class.
 
-    ``root/CLASS/.../file.jpg`` gives labelled images. A folder that holds images but no class folder with images
-    gives unlabelled ones, label -1: attention, training and crops need no labels. Hidden files are not listed. Links
-    are followed, as data sets are often put together of them, but for links to a folder that they lie in.
+    ``root/CLASS/.../file.jpg`` are labelled images. If no class folder has images, the images in ``root`` itself are
+    used without labels (label -1): attention, training and crops need none. Hidden files are left out. Links are
+    followed, because data sets are often made of links, except links to a folder that contains them.
 
     Attributes:
         root: the folder.
@@ -36,7 +36,7 @@ class ImageFolder:
 
     Args:
         root: the folder.
-        classes: a text file whose lines begin with the class folders to take (ImageNet-100's list, say).
+        classes: a text file whose lines begin with the class folders to use (ImageNet-100's list); None: all.
 
     Raises:
         SagaError: the folder does not exist or holds no image, or a listed class has no folder in it.
@@ -115,29 +115,29 @@ def _walk(root: Path, name: str) -> Iterator[str]:
 
 
 def _folders(root: Path, name: str) -> Iterator[tuple[str, list[str]]]:
-    """Class folder ``name`` and those below it, as paths relative to ``root``, and what in each is no folder itself."""
-    # With each folder those on the way to it: a link back to one of them would be followed 40 times, or for days.
+    """Class folder ``name`` and the folders in it, as paths relative to ``root``, with the names of their files."""
+    # With the identities of the folders above: a link back to one of them would be followed 40 times, or for days.
     waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(name, (_identity(root),))]
     while waiting:
         folder, above = waiting.pop()
-        own = _identity(root / folder)
-        if own in above:
-            log.warning("%s leads back to a folder that it lies in: left out", root / folder)
+        identity = _identity(root / folder)
+        if identity in above:
+            log.warning("%s is a link to a folder that contains it: left out", root / folder)
             continue
         with os.scandir(root / folder) as entries:
             kinds = {entry.name: _is_folder(entry) for entry in entries}
         yield folder, [entry for entry, is_folder in kinds.items() if not is_folder]
         below = [entry for entry, is_folder in kinds.items() if is_folder and not entry.startswith(".")]
-        waiting.extend((f"{folder}/{entry}", (*above, own)) for entry in below)
+        waiting.extend((f"{folder}/{entry}", (*above, identity)) for entry in below)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: listed, and then bad like any file that cannot be read
+    except OSError:  # a link to itself: listed, and undecodable like any file that cannot be read
         return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    status = folder.stat()
+    return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""The contract that every engine keeps, and what all of them share."""
+"""The contract of every engine: a loader of an epoch's batches, and its options."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saga_fast.kernels.philox import SUBSTITUTE, draw
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
+from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.order import epoch_order
 from saga_fast.loaders.plan import Plan, check_plan
 from saga_fast.loaders.source import Source
@@ -24,52 +24,73 @@ Place = Literal["auto", "cpu", "gpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """See :func:`saga_fast.loaders.open_loader`, which documents and checks them.
+    """The options of a loader besides its data set and its plan; :func:`saga_fast.loaders.open_loader` checks them."""
 
-    ``batch_size`` is what this process takes of a batch: the ``rank``-th of ``world_size`` equal parts.
-    """
-
-    batch_size: int
-    shuffle: bool
-    drop_last: bool
-    seed: int
-    bad: BadImages
-    threads: int
-    prefetch: int
-    device: torch.device
-    decode: Place
-    crop: Place
-    max_pixels: int
+    batch_size: int = 256
+    """Images per batch, all processes' parts together."""
+    shuffle: bool = False
+    """A new order each epoch, a function of (seed, epoch); False: ascending."""
+    drop_last: bool = False
+    """Leave out a last batch that is not full."""
+    seed: int = 0
+    """Key of the order."""
+    threads: int | None = None
+    """Decoding threads; None: the processor cores that this process may use."""
+    prefetch: int = 2
+    """Batches decoded ahead of the one in use: this bounds the memory."""
+    device: torch.device | str = "cpu"
+    """Device that uses the batches. For a GPU, batches on the CPU are page-locked, so that copying them does not block,
+    and views that are cropped on the GPU stay there."""
+    decode: Place = "auto"
+    """Where images are decoded: ``cpu``, ``gpu``, or ``auto``, the engine's default for ``device``."""
+    crop: Place = "auto"
+    """Where views are cropped, likewise."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images count as undecodable: no memory is allocated for the size that a small file claims."""
     rank: int = 0
+    """This process's number among ``world_size``: it yields the rank-th of world_size equal parts of each batch."""
     world_size: int = 1
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images of this process's part of a batch."""
+        return self.batch_size // self.world_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions(LoaderOptions):
+    """Checked options of a running loader: threads, device, decode and crop are decided."""
+
+    threads: int
+    device: torch.device
 
 
 class Loader(ABC):
-    """Batches of an epoch: the same ones whatever the engine, batch size, thread count or resume.
+    """Batches of an epoch: equal ones for any engine, batch size, number of threads or resume.
 
     Attributes:
         source: the data set.
-        plan: what the next iteration takes.
+        plan: the plan of the next iteration.
         bad: images that cannot be decoded.
-        epoch: what the next iteration takes.
-        start_batch: the first batch that the next iteration takes.
-        batches: the numbers of the batches that the next iterations take, or None for all of them.
-        images: the indices that the next iterations take, or None for all of them.
+        epoch: the epoch of the next iteration.
+        start_batch: the first batch of the next iteration.
+        batches: the numbers of the batches of the next iterations, or None for all of them.
+        images: the indices of the next iterations, or None for all of them.
+        options: the options.
     """
 
-    def __init__(self, source: Source, plan: Plan, options: LoaderOptions) -> None:
+    def __init__(self, source: Source, plan: Plan, options: ResolvedOptions, bad: BadImages) -> None:
         check_plan(plan, source)
-        self.source, self.plan, self.bad, self.epoch = source, plan, options.bad, 0
-        self.start_batch = 0
+        self.source, self.plan, self.options, self.bad = source, plan, options, bad
+        self.epoch, self.start_batch = 0, 0
         self.batches: Int64 | None = None
         self.images: Int64 | None = None
-        self.options = options
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """The epoch whose order and windows the next iteration takes, and the first of its batches that it yields.
+        """Set the epoch of the next iteration, which decides order and windows, and its first batch.
 
-        (epoch, batch) is the whole position of a loader: the batches from ``start_batch`` on are those that an
-        iteration from the epoch's beginning yields there, if ``bad`` holds what it held at that beginning.
+        (epoch, batch) is the whole position of a loader: the batches from ``start_batch`` on are those of an iteration
+        from the epoch's beginning, if ``bad`` holds the same images as at that beginning.
 
         Raises:
             ValueError: ``start_batch`` is negative.
@@ -79,10 +100,10 @@ class Loader(ABC):
         self.epoch, self.start_batch = epoch, start_batch
 
     def set_batches(self, numbers: Int64 | None) -> None:
-        """Of the batches of an epoch only these, (n,) int64 ascending, from the next iteration on; None: all of them.
+        """Yield only these batches of each epoch from the next iteration on, (n,) int64 ascending; None: all of them.
 
-        Each is what it is in a whole epoch, so that processes which share an epoch's batches among them compute, image
-        by image, what one process computes.
+        Each batch is that of a whole epoch, so that processes which share an epoch's batches compute, image by image,
+        what one process computes.
 
         Raises:
             ValueError: numbers that are negative or not ascending.
@@ -92,7 +113,7 @@ class Loader(ABC):
         self.batches = numbers
 
     def set_images(self, indices: Int64 | None) -> None:
-        """From the next iteration on these images alone, (n,) int64, as if there were no others; None: all of them.
+        """Yield only these images from the next iteration on, (n,) int64, as if there were no more; None: all of them.
 
         Raises:
             ValueError: an index twice, or one outside of the data set.
@@ -102,7 +123,11 @@ class Loader(ABC):
         self.images = indices
 
     def set_plan(self, plan: Plan) -> None:
-        """The plan that the next iteration takes: a new box table, say. SagaError if it is another data set's."""
+        """Set the plan of the next iteration, for example with a new box table.
+
+        Raises:
+            SagaError: the plan's table belongs to another data set.
+        """
         check_plan(plan, self.source)
         self.plan = plan
 
@@ -114,15 +139,14 @@ class Loader(ABC):
     @property
     def global_batch_size(self) -> int:
         """Images of a batch, all processes' parts together."""
-        return self.options.batch_size * self.options.world_size
+        return self.options.batch_size
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]:
         """The epoch's batches; iteration may be stopped at any point."""
 
     def order(self) -> Int64:
-        """The indices that the next iteration visits in turn in this process, without known bad images and what is
-        dropped."""
+        """The indices that this process visits in the next iteration, in order: without bad or dropped images."""
         options = self.options
         order = epoch_order(
             len(self.source),
@@ -149,31 +173,12 @@ class Loader(ABC):
 
 
 def rank_order(order: Int64, batch_size: int, rank: int, world_size: int) -> Int64:
-    """What one of ``world_size`` processes takes of batches one after the other: the ``rank``-th part of each.
+    """The part of one process of consecutive batches: the ``rank``-th of ``world_size`` parts of each batch.
 
-    Of a last batch that is not full, the first processes take their parts in full and the last ones may get nothing.
+    Of a last batch that is not full, the first processes take full parts and the last ones may get no image.
     """
     if world_size == 1:
         return order
     full, part = len(order) // batch_size * batch_size, batch_size // world_size
     whole = order[:full].reshape(-1, world_size, part)[:, rank].ravel()
     return np.concatenate([whole, order[full:][rank * part : (rank + 1) * part]])
-
-
-def substitutes(source: Source, bad: BadImages, index: int, taken: Int64, *, seed: int, epoch: int) -> Iterator[int]:
-    """Candidates for a bad image's place in a training batch, drawn by (seed, epoch, index).
-
-    Batches keep their size, which queues, compiled graphs and gathered losses rely on. An image that is in the batch
-    already (``taken``) is offered only when 100 draws gave no other. What other threads have found bad by now plays no
-    part: a listed image would fail to decode just the same.
-
-    Raises:
-        RuntimeError: after 1000 draws.
-    """
-    for attempt in range(1000):
-        u = draw(seed, epoch, np.array([index]), purpose=SUBSTITUTE, block=attempt)[0, 0]
-        candidate = int(u * len(source))
-        repeated = candidate in taken and attempt < 100
-        if not repeated and candidate not in bad:
-            yield candidate
-    raise RuntimeError(f"found no substitute for image {index} in 1000 draws")

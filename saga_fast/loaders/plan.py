@@ -1,4 +1,4 @@
-"""The plan: which window of which image becomes a view, as a function of (seed, epoch, index, view)."""
+"""Plans: the window of an image that becomes a view, as a function of (seed, epoch, index, view)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from saga_fast.kernels import sample_windows
 from saga_fast.kernels.philox import SHARE, draw
 from saga_fast.loaders.box_table import BoxTable
-from saga_fast.loaders.centred import WHOLE, centre_in_boxes
+from saga_fast.loaders.boxes import WHOLE, widen_boxes
+from saga_fast.loaders.centred import centre_in_boxes
 from saga_fast.loaders.source import Source
 
 Int64 = npt.NDArray[np.int64]
@@ -21,7 +22,7 @@ Crop = Literal["inside", "centred"]
 
 
 class Plan(Protocol):
-    """What an engine asks of a plan. Any part of it can be computed when it is needed."""
+    """The interface of a plan; the windows of any images can be computed when they are needed."""
 
     @property
     def size(self) -> int:
@@ -29,22 +30,27 @@ class Plan(Protocol):
 
     @property
     def num_views(self) -> int:
-        """Views per image of that size: the main ones."""
+        """Number of main views per image, those of that size."""
+
+    @property
+    def table(self) -> BoxTable | None:
+        """The box table that the windows are made with, None without one."""
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
-        """(side, number of views per image) of the main views, and then of any other views."""
+        """(side, number of views per image) of the main views, then of any further views."""
 
     def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
-        """indices (B,), sizes (B, 2) as height, width -> (B, V, 4) int32 [top, left, height, width]."""
+        """The windows of images: indices (B,), sizes (B, 2) -> (B, V, 4) int32 [top, left, height, width]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholePlan:
-    """Every image as one view, squashed to size x size: for the attention pass and evaluation."""
+    """Each image as one view, squashed to size x size: for the attention pass and evaluation."""
 
     size: int
     num_views: int = 1
+    table: None = None
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
@@ -60,7 +66,7 @@ class WholePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class MoreViews:
-    """Views besides the main ones, because their size or the range of their crops is another (PIRL's jigsaw)."""
+    """Further views, with another size or range of crops than the main views (PIRL's jigsaw)."""
 
     size: int
     """Side, pixels."""
@@ -90,7 +96,6 @@ class CropPlan:
         share: see ``union``.
         crop: ``inside``: crops of the box; ``centred``: crops as large as those of whole images, whose centres lie in
             the box (:mod:`saga_fast.loaders.centred`).
-        margin: fraction of the box's side added on each side, clamped to the image.
         min_side: boxes are widened about their centre to at least this fraction of the image's side.
         more: further views, numbered on from the main ones.
 
@@ -107,7 +112,6 @@ class CropPlan:
     views: Views = "att"
     share: float = 0.5
     crop: Crop = "inside"
-    margin: float = 0.0
     min_side: float = 0.0
     more: tuple[MoreViews, ...] = ()
 
@@ -118,8 +122,6 @@ class CropPlan:
         check_views(self.views, self.share)
         if self.crop not in get_args(Crop):
             raise ValueError(f"crop must be 'inside' or 'centred', got {self.crop!r}")
-        if not self.margin >= 0.0:
-            raise ValueError(f"margin must not be negative, got {self.margin}")
         if not 0.0 <= self.min_side <= 1.0:
             raise ValueError(f"min_side must be in [0, 1], got {self.min_side}")
         if self.table is not None and self.views == "mixed" and self.num_views == 1 and not self.more:
@@ -131,13 +133,13 @@ class CropPlan:
         return ((self.size, self.num_views), *((more.size, more.count) for more in self.more))
 
     def boxes(self, epoch: int, indices: Int64) -> npt.NDArray[np.float32]:
-        """The box that each view is cropped from, or centred in: (B, V, 4), normalised."""
+        """The box of each view, to crop from or to centre in: (B, V, 4) float32, normalised."""
         boxes = np.tile(WHOLE, (len(indices), len(view_sides(self)), 1))
         if self.table is None:
             return boxes
         attention = self.table.boxes[indices]
-        if self.margin or self.min_side:
-            attention = widen_boxes(attention, margin=self.margin, min_side=self.min_side)
+        if self.min_side:
+            attention = widen_boxes(attention, self.min_side)
         if self.views == "att":
             boxes[:] = attention[:, None]
         elif self.views == "mixed":
@@ -148,13 +150,13 @@ class CropPlan:
         return boxes
 
     def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
-        """(B, V, 4) int32 [top, left, height, width]."""
+        """See :meth:`Plan.windows`."""
         boxes, parts, last = self.boxes(epoch, indices), [], 0
         centred = self.crop == "centred" and self.table is not None
         cropped = np.broadcast_to(WHOLE, boxes.shape) if centred else boxes
         for count, scale in ((self.num_views, self.scale), *((more.count, more.scale) for more in self.more)):
             first, last = last, last + count
-            # Views are keyed by their number, so those before these are drawn, too, and left out.
+            # Draws are keyed by the view's number, so the views before these are drawn too, and left out.
             drawn = sample_windows(
                 cropped[:, :last],
                 sizes,
@@ -172,46 +174,6 @@ class CropPlan:
         return centre_in_boxes(windows, boxes, sizes, seed=self.seed, epoch=epoch, indices=indices)
 
 
-@dataclass(frozen=True)
-class SizesKept:
-    """Another plan, which notes the size of each image that an engine asks its windows for.
-
-    ``plan.windows(epoch, indices, sizes[indices])`` gives the windows of a batch that has come from any engine.
-
-    Args:
-        plan: the other one.
-        sizes: (N, 2) int32 height and width, written to.
-    """
-
-    plan: Plan
-    sizes: npt.NDArray[np.int32]
-
-    @property
-    def size(self) -> int:
-        """See :class:`Plan`."""
-        return self.plan.size
-
-    @property
-    def num_views(self) -> int:
-        """See :class:`Plan`."""
-        return self.plan.num_views
-
-    @property
-    def groups(self) -> tuple[tuple[int, int], ...]:
-        """See :class:`Plan`."""
-        return self.plan.groups
-
-    @property
-    def beside(self) -> Plan:
-        """The other one, for :func:`check_plan`."""
-        return self.plan
-
-    def windows(self, epoch: int, indices: Int64, sizes: Int64) -> npt.NDArray[np.int32]:
-        """See :class:`Plan`."""
-        self.sizes[indices] = sizes
-        return self.plan.windows(epoch, indices, sizes)
-
-
 def _check_size_and_range(size: int, ranges: Mapping[str, tuple[float, float]]) -> None:
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
@@ -221,17 +183,17 @@ def _check_size_and_range(size: int, ranges: Mapping[str, tuple[float, float]]) 
 
 
 def view_sides(plan: Plan) -> Int64:
-    """The side of each of an image's V views, pixels: (V,)."""
+    """The side of each view of an image, pixels: (V,) int64."""
     return np.array([side for side, count in plan.groups for _ in range(count)], np.int64)
 
 
 def view_bytes(plan: Plan) -> int:
-    """Bytes of all of an image's views."""
+    """The number of bytes of all views of an image."""
     return 3 * sum(count * side * side for side, count in plan.groups)
 
 
 def check_views(views: str, share: float) -> None:
-    """Refuse what is no way to mix crops of boxes and of whole images.
+    """Check how crops of boxes and of whole images are mixed.
 
     Raises:
         ValueError: unknown ``views``, or ``share`` outside [0, 1].
@@ -243,26 +205,10 @@ def check_views(views: str, share: float) -> None:
 
 
 def check_plan(plan: Plan, source: Source) -> None:
-    """Refuse a plan whose box table was made for another data set.
+    """Check that a plan's box table belongs to a data set.
 
     Raises:
         SagaError: see :meth:`BoxTable.check`.
     """
-    table: BoxTable | None = getattr(plan, "table", None)
-    if table is not None:
-        table.check(source.fingerprint, len(source))
-    beside: Plan | None = getattr(plan, "beside", None)
-    if beside is not None:
-        check_plan(beside, source)
-
-
-def widen_boxes(boxes: npt.NDArray[np.float32], *, margin: float, min_side: float) -> npt.NDArray[np.float32]:
-    """Boxes (B, 4) with ``margin`` of their side added on each side and cut to [0, 1], then at least ``min_side`` wide.
-
-    A box that ``min_side`` widens keeps its centre, unless it has to move to stay in the image.
-    """
-    near = np.maximum(boxes[:, :2] - margin * boxes[:, 2:], 0.0)
-    far = np.minimum(boxes[:, :2] + (1.0 + margin) * boxes[:, 2:], 1.0)
-    sides = np.maximum(far - near, min_side)
-    near = np.clip(0.5 * (near + far - sides), 0.0, 1.0 - sides)
-    return np.concatenate([near, sides], 1).astype(np.float32)
+    if plan.table is not None:
+        plan.table.check(source.fingerprint, len(source))

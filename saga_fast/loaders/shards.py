@@ -22,12 +22,12 @@ from saga_fast.loaders.source import fingerprint
 class Shards:
     """The images of one tar file, or of all tar files of a folder, sorted by name; within a file, in its order.
 
-    The tars are read through once for where each image lies; nothing is ever extracted, so that a member's name, be it
-    ``/etc/passwd`` or ``../../x``, is a name and no place. A tar of an ImageFolder in its order has its fingerprint, so
-    one's box table fits the other.
+    The tars are read once to locate each image. Nothing is extracted, so a member's name such as ``/etc/passwd`` or
+    ``../../x`` is never used as a path. A tar of an ImageFolder in its order has its fingerprint, so a box table fits
+    both.
 
-    Labels are, in this order: what lies beside an image under its name in the same tar, ``.cls`` (a number) or
-    ``.json`` (an object with a number ``cls`` or ``label``); the first folder in its member name; or none.
+    An image's label is, in this order: that of the member with its name and the ending ``.cls`` (a number) or
+    ``.json`` (an object with a number ``cls`` or ``label``) in the same tar; the first folder in its member name; none.
 
     Attributes:
         root: the file or folder.
@@ -88,7 +88,7 @@ class Shards:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether this is a tar file, or a folder that holds nothing else."""
+    """Whether a path is a tar file, or a folder that holds tar files only."""
     if not path.is_dir():
         return path.suffix == ".tar"
     names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -103,7 +103,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
         raise OSError("no such file, or not a regular one")
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # which would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps all of them
             name = member.name.removeprefix("./")
             if not member.isreg() or member.issparse() or PurePosixPath(name).name.startswith("."):
                 continue
@@ -118,13 +118,13 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _key(name: str) -> str:
-    """What WebDataset groups members by: the name up to its file part's first dot."""
+    """The key by which WebDataset groups members: the name up to the first dot of its file part."""
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
 
 
 def _number(content: bytes, where: str, *, is_json: bool) -> int | None:
-    """The label in a member; None for JSON that has other things to say."""
+    """The label in a member; None for JSON without a label."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:

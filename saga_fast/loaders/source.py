@@ -1,4 +1,4 @@
-"""What an engine reads: a data set's images in a fixed order."""
+"""The interface of a data set: images in a fixed order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class Source(Protocol):
-    """A data set in a fixed order; position i is image index i, whatever form the images are stored in.
+    """A data set in a fixed order: position i is image index i in any form of storage.
 
     Attributes:
         root: where the images are stored.
@@ -27,12 +27,12 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What a box table belongs to: the number of images and a hash of their paths in order."""
+        """The data set's identity, which box tables record: see :func:`fingerprint`."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """An image as it is stored, encoded; OSError, if it cannot be read. May be called from several threads."""
+        """The encoded bytes of an image; OSError if it cannot be read. May be called from several threads."""
 
 
 def fingerprint(paths: list[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
 from saga_fast.methods.bank import BankMethod, num_bank_rows
 from saga_fast.methods.cmc import CMC
@@ -16,6 +15,7 @@ from saga_fast.methods.mocov2 import MoCoV2
 from saga_fast.methods.pirl import PIRL
 from saga_fast.methods.simclr import SimCLR
 from saga_fast.methods.supervised import Supervised
+from saga_fast.models.encoder import EncoderConfig
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
@@ -46,7 +46,7 @@ def build_method(config: MethodConfig, encoder: EncoderConfig, *, num_images: in
     Args:
         config: a method's own config, ``METHODS[name].Config(...)``; its ``name`` picks the method.
         encoder: the backbone.
-        num_images: images in the data set, which methods with a memory bank need and the others do not.
+        num_images: images in the data set; needed by methods with a memory bank only.
 
     Raises:
         SagaError: no method of that name, an encoder that cannot be built, or no ``num_images`` for a memory bank.

@@ -1,4 +1,4 @@
-"""What InsDis, PIRL and CMC share: a memory bank with one row per image, and the losses against rows drawn from it."""
+"""The memory bank of InsDis, PIRL and CMC: one row per image, and the losses against rows drawn from it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.distributed import gather, own_rows, world_size
-from saga_fast.encoder import Encoder
 from saga_fast.kernels import bank_logits
 from saga_fast.methods.heads import check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.models.encoder import Encoder
+from saga_fast.runtime.distributed import gather, local_rows, world_size
 
 Loss = Literal["softmax", "nce"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BankConfig(MethodConfig):
-    """The numbers of a method with a memory bank (PyContrast's, REFERENCE 2)."""
+    """Hyperparameters of a method with a memory bank; defaults: PyContrast's."""
 
     loss: Loss = "softmax"
     """``softmax``: cross-entropy over the image's own row and the drawn ones (PyContrast). ``nce``: noise-contrastive
     estimation as in the papers of InsDis and CMC, which draw 4096."""
     negatives: int = 65536
-    """Rows drawn for every image, with replacement."""
+    """Rows drawn for each image, with replacement."""
     temperature: float = 0.07
     projection_dim: int = 128
     bank_momentum: float = 0.5
@@ -46,29 +46,45 @@ class BankConfig(MethodConfig):
 
 
 class BankMethod(Method):
-    """A method that keeps a row for each of ``num_images`` images; subclasses take it as their third argument."""
+    """A method that keeps a bank row for each of ``num_images`` images, the third argument of its subclasses.
+
+    :meth:`forward` calls :meth:`record` with the features that :meth:`after_step` then moves the banks' rows towards.
+    """
 
     def __init__(self, config: BankConfig, encoder: Encoder, num_images: int) -> None:
         super().__init__(config, encoder)
         self.num_images, self.negatives = num_images, config.negatives
+        self._recorded: tuple[Tensor, tuple[tuple[MemoryBank, Tensor], ...]] | None = None
 
     def draw(self, index: Tensor) -> Tensor:
-        """Rows to compare with: index (B,) -> (B, 1 + K), the image's own first, then K drawn uniformly.
+        """Bank rows to compare with: index (B,) -> (B, 1 + K), each image's row first, then K drawn uniformly.
 
-        The generator is torch's own for the device, which a checkpoint holds. An image may meet its own row among
-        the drawn ones, as in PyContrast. Every process draws for the whole batch and takes its own images' part.
+        The generator is torch's default one of the device, whose state is in the checkpoint. An image's row may also be
+        among its drawn ones, as in PyContrast. Each process draws for the whole batch and keeps the part of its images.
         """
         drawn = torch.randint(self.num_images, (world_size() * len(index), self.negatives), device=index.device)
-        return torch.cat([index[:, None], own_rows(drawn)], dim=1)
+        return torch.cat([index[:, None], local_rows(drawn)], dim=1)
+
+    def record(self, index: Tensor, *features: tuple[MemoryBank, Tensor]) -> None:
+        """Keep a step's features for :meth:`after_step`: index (B,), and for each bank its features (B, D)."""
+        self._recorded = index, tuple((bank, each.detach()) for bank, each in features)
+
+    def after_step(self) -> None:
+        """Move the rows of the step's images towards the recorded features."""
+        assert self._recorded is not None, "after_step without a forward"
+        index, features = self._recorded
+        for bank, each in features:
+            bank.update(index, each)
+        self._recorded = None
 
 
 class MemoryBank(nn.Module):
-    """L2-normalised features, one row per image; rows start at random.
+    """L2-normalised features, one row per image, random at first.
 
     Attributes:
         rows: (N, D) float32.
-        log_z: (), with ``loss: nce`` only: log of the constant Z of P(i | f) = exp(f . row_i / tau) / Z, infinite until
-            the first batch has been seen in train mode.
+        log_z: (), with ``loss: nce`` only: log of the constant Z of P(i | f) = exp(f . row_i / tau) / Z; infinite
+            before the first batch in train mode.
     """
 
     rows: Tensor
@@ -89,10 +105,10 @@ class MemoryBank(nn.Module):
         return StepOutput(loss, similarity[:, 0].detach().mean())
 
     def _nce(self, logits: Tensor) -> Tensor:
-        """Wu et al. 2018, Eq. 4 to 7: tell the image's row from K draws of noise with P_n = 1 / N.
+        """Noise-contrastive estimation with K noise samples of P_n = 1 / N (Wu et al. 2018, Eq. 4 to 7).
 
         h = P / (P + K / N) is the probability that a row is the image's; the loss is -log h(positive) - sum log(1 - h).
-        Z is N times the mean of exp(logits) of the first batch, and then kept (section 3.2).
+        Z is N times the mean of exp(logits) of the first batch, and constant from then on (section 3.2).
         """
         log_images, log_negatives = math.log(len(self.rows)), math.log(logits.shape[1] - 1)
         total = gather(logits.flatten().logsumexp(0)[None]).logsumexp(0)  # over all processes' logits
@@ -105,20 +121,19 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def update(self, index: Tensor, features: Tensor) -> None:
-        """Rows ``index`` (B,) of all processes move towards features (B, D); of an image that the batch holds twice,
-        the last counts."""
+        """Move rows ``index`` (B,) towards features (B, D), of all processes; of equal indices the last one counts."""
         index, features = gather(index), gather(features)
         moved = F.normalize(torch.lerp(features, self.rows[index], self.momentum), dim=1)
-        # All occurrences write the last one's row: which write comes last is not defined on a GPU.
-        self.rows[index] = moved[last_occurrence(index)]
+        # All occurrences write the last one's row: on a GPU the order of writes is undefined.
+        self.rows[index] = moved[_last_occurrence(index)]
 
 
-def last_occurrence(index: Tensor) -> Tensor:
-    """Where each entry of index (B,) occurs last: (B,) int64, without waiting for a GPU."""
+def _last_occurrence(index: Tensor) -> Tensor:
+    """The position of each entry's last occurrence in index (B,): (B,) int64, without waiting for a GPU."""
     position = torch.arange(len(index), device=index.device)
     return torch.where(index[:, None] == index[None, :], position, -1).amax(1)
 
 
 def num_bank_rows(state: Mapping[str, Tensor]) -> int | None:
-    """Images that a model state's banks have rows for; None where there is no bank."""
+    """Number of rows of the banks in a model state; None if there is no bank."""
     return next((len(tensor) for name, tensor in state.items() if name.endswith("bank.rows")), None)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.kernels import rgb_to_lab, rgb_to_ydbdr
 from saga_fast.methods.bank import BankConfig, BankMethod, MemoryBank
 from saga_fast.methods.method import Branch, MethodConfig, StepOutput
+from saga_fast.models.encoder import Encoder, EncoderConfig
 
 Color = Literal["lab", "ydbdr"]
 LAB_MEAN = ((0.0 + 100.0) / 2, (-86.183 + 98.233) / 2, (-107.857 + 94.478) / 2)
@@ -24,10 +24,10 @@ YDBDR_MEAN, YDBDR_STD = (0.457, -0.082, -0.052), (0.5, 1.331, 1.333)
 
 @dataclass(frozen=True, kw_only=True)
 class CMCConfig(BankConfig):
-    """See :class:`BankConfig`. The authors take ``lab``, ``nce`` and 4096 negatives, PyContrast ``ydbdr``, ``softmax``.
+    """Hyperparameters of CMC. The authors use ``lab``, ``nce``, 4096 negatives, PyContrast ``ydbdr`` and ``softmax``.
 
-    The backbone's width is ``encoder.args``': PyContrast's half-width ResNet-50 is ``{channels: [32, 64, 128, 256]}``
-    but for its first convolution, which stays 64 wide here.
+    ``encoder.args`` sets the backbone's width: PyContrast's half-width ResNet-50 is ``{channels: [32, 64, 128, 256]}``,
+    except for its first convolution, which stays 64 wide here.
     """
 
     name: str = "cmc"
@@ -42,14 +42,14 @@ class CMCConfig(BankConfig):
 class ColorPair(Encoder):
     """Two encoders of one kind, for luminance (1 channel) and chrominance (2): f(x) = [f_1(x), f_2(x)].
 
-    Takes RGB in [0, 1], hence its mean and std; those of the encoder's config are for RGB and not used. ``features``
-    holds the channels of both maps, and what pools them is that of the parts.
+    The input is RGB in [0, 1], so mean is 0 and std is 1: the encoder config's values are not used. ``features``
+    concatenates the channels of both maps, and each half is pooled by its encoder.
     """
 
     def __init__(self, config: EncoderConfig, color: Color) -> None:
-        nn.Module.__init__(self)  # not Encoder's: there is no backbone of its own
+        nn.Module.__init__(self)  # not Encoder.__init__, which would build a third backbone
         self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        self.compiled, self.seen = None, None
+        self.in_channels, self.compiled = 3, None
         self.color = color
         self.luminance, self.chrominance = Encoder(config, in_channels=1), Encoder(config, in_channels=2)
         self.dim = self.luminance.dim + self.chrominance.dim
@@ -86,7 +86,7 @@ class HeadPair(nn.Module):
 
 
 class CMC(BankMethod):
-    """An image's luminance attracts the image's row of the chrominance bank and repels others, and the reverse."""
+    """An image's luminance attracts its row of the chrominance bank and repels drawn rows, and the reverse."""
 
     Config: ClassVar[type[MethodConfig]] = CMCConfig
     num_views: ClassVar[int] = 1
@@ -98,7 +98,6 @@ class CMC(BankMethod):
         self.projector = HeadPair(self.encoder, config.projection_dim)
         self.luminance_bank = MemoryBank(num_images, config)
         self.chrominance_bank = MemoryBank(num_images, config)
-        self._step: tuple[Tensor, Tensor, Tensor] | None = None
 
     def branches(self, images: Tensor) -> tuple[Branch, ...]:
         """See :meth:`Method.branches`."""
@@ -109,8 +108,13 @@ class CMC(BankMethod):
             Branch(self.encoder.chrominance, second, chrominance, first_dim=first.out_features),
         )
 
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """See :attr:`Method.encoders`."""
+        return self.encoder.luminance, self.encoder.chrominance
+
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:
-        """See :meth:`Method.forward`; both views are compared with the same drawn images."""
+        """See :meth:`Method.forward`; both channels' features are compared with the same drawn images."""
         luminance, chrominance = (
             F.normalize(branch.projector(branch.encoder(branch.images)).float(), dim=1)
             for branch in self.branches(views[:, 0])
@@ -118,16 +122,8 @@ class CMC(BankMethod):
         idx = self.draw(index)
         to_chrominance = self.chrominance_bank.contrast(luminance, idx)
         to_luminance = self.luminance_bank.contrast(chrominance, idx)
-        self._step = index, luminance.detach(), chrominance.detach()
+        self.record(index, (self.luminance_bank, luminance), (self.chrominance_bank, chrominance))
         return StepOutput(
             to_chrominance.loss + to_luminance.loss,
             0.5 * (to_chrominance.positive_similarity + to_luminance.positive_similarity),
         )
-
-    def after_step(self) -> None:
-        """The step's features move their rows."""
-        assert self._step is not None, "after_step without a forward"
-        index, luminance, chrominance = self._step
-        self.luminance_bank.update(index, luminance)
-        self.chrominance_bank.update(index, chrominance)
-        self._step = None

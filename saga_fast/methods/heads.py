@@ -1,4 +1,4 @@
-"""Projectors that several methods share, and the checks of their numbers."""
+"""Projectors that several methods share, and the checks of their hyperparameters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal, get_args
 from torch import nn
 
 Norm = Literal["none", "hidden", "all"]
-"""Which linear layers of a projector batch norm follows; such a layer has no bias."""
+"""The linear layers of a projector that batch norm follows; such a layer has no bias."""
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int, *, layers: int = 2, norm: Norm = "none") -> nn.Sequential:
-    """Linear layers with ReLU between them: SimCLR's projection head (Chen et al. 2020, section 2.1) and MoCo v2's.
+    """An MLP with ReLU: the projector of SimCLR (Chen et al. 2020, section 2.1) and of MoCo v2.
 
     SimCLR v2 has three layers; SimCLR's TensorFlow code and lightly put batch norm after all of them.
     """
@@ -28,7 +28,7 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int, *, layers: int = 2, norm: No
 
 
 def check_mlp(layers: int, norm: str) -> None:
-    """Refuse a projector that :func:`mlp` cannot make.
+    """Check the hyperparameters of :func:`mlp`.
 
     Raises:
         ValueError: no layer, or an unknown ``norm``.
@@ -40,7 +40,7 @@ def check_mlp(layers: int, norm: str) -> None:
 
 
 def check_widths(projection_dim: int, hidden_dim: int | None) -> None:
-    """Refuse a projector without width.
+    """Check the widths of a projector.
 
     Raises:
         ValueError: a width below 1; ``hidden_dim`` may be None, the encoder's output.
@@ -51,6 +51,6 @@ def check_widths(projection_dim: int, hidden_dim: int | None) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise ``ValueError`` for a temperature that is not positive."""
+    """Check that a temperature is positive; ValueError if not."""
     if not temperature > 0.0:
         raise ValueError(f"temperature must be positive, got {temperature}")

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods.bank import BankConfig, BankMethod, MemoryBank
 from saga_fast.methods.method import MethodConfig, StepOutput
+from saga_fast.models.encoder import Encoder, EncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class InsDisConfig(BankConfig):
 
 
 class InsDis(BankMethod):
-    """An image's only view attracts the image's row of the bank and repels rows drawn from all of it."""
+    """An image's only view attracts the image's row of the bank and repels rows drawn from the whole bank."""
 
     Config: ClassVar[type[MethodConfig]] = InsDisConfig
     num_views: ClassVar[int] = 1
@@ -30,16 +30,9 @@ class InsDis(BankMethod):
         super().__init__(config, Encoder(encoder), num_images)
         self.projector = nn.Linear(self.encoder.dim, config.projection_dim)
         self.bank = MemoryBank(num_images, config)
-        self._step: tuple[Tensor, Tensor] | None = None
 
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:
         """See :meth:`Method.forward`."""
         feature = F.normalize(self.projector(self.encoder(views[:, 0])).float(), dim=1)
-        self._step = index, feature.detach()
+        self.record(index, (self.bank, feature))
         return self.bank.contrast(feature, self.draw(index))
-
-    def after_step(self) -> None:
-        """The step's features move their rows."""
-        assert self._step is not None, "after_step without a forward"
-        self.bank.update(*self._step)
-        self._step = None

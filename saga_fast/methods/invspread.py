@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.distributed import gather, rank
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods.heads import check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
-from saga_fast.precision import autocast
+from saga_fast.models.encoder import Encoder, EncoderConfig
+from saga_fast.models.precision import autocast
+from saga_fast.runtime.distributed import gather, rank
 
 
 @dataclass(frozen=True, kw_only=True)
 class InvSpreadConfig(MethodConfig):
-    """Inv. Spread's own numbers (section 4 and REFERENCE 2)."""
+    """Inv. Spread's hyperparameters (section 4)."""
 
     name: str = "invspread"
     temperature: float = 0.1
@@ -52,17 +52,18 @@ class InvSpread(Method):
 def invariant_spread(z: Tensor, temperature: float) -> StepOutput:
     """-1 / 2N sum_i [log P(i's other view | i) + sum_j log(1 - P(j | i))], j the other images' views (section 3.2).
 
-    P(j | i) is the softmax over all rows but i of z_i . z_j / temperature, for 2N L2-normalised rows whose neighbours
-    2i, 2i + 1 are views of one image. The gradient flows through z_i alone, z_j is held as it is (the official code).
-    j goes over all processes' rows, i over this one's.
+    P(j | i) is the softmax over all rows but i of z_i . z_j / temperature, for 2N L2-normalised rows of which 2i and
+    2i + 1 are views of one image. The gradient flows through z_i alone, z_j is detached (the official code).
+    j runs over the rows of all processes, i over the local rows.
     """
-    every = gather(z)
+    gathered = gather(z)
     with autocast(z.device, "fp32"):  # 16 bits are for the networks, not for the loss
-        similarity = z @ every.T
+        similarity = z @ gathered.T
     rows = torch.arange(len(z), device=z.device)
-    own = rank() * len(z) + rows  # the columns that are these rows
-    positive, columns = own ^ 1, torch.arange(len(every), device=z.device)
-    log_p = (similarity / temperature).masked_fill(own[:, None] == columns, float("-inf")).log_softmax(dim=1)
-    others = log_p.exp().masked_fill(positive[:, None] == columns, 0.0)
-    loss = -(log_p[rows, positive] + torch.log1p(-others).sum(1)).mean()
-    return StepOutput(loss, similarity[rows, positive].detach().mean())
+    self_columns = rank() * len(z) + rows
+    positive_columns = self_columns ^ 1
+    columns = torch.arange(len(gathered), device=z.device)
+    log_p = (similarity / temperature).masked_fill(self_columns[:, None] == columns, float("-inf")).log_softmax(dim=1)
+    negatives = log_p.exp().masked_fill(positive_columns[:, None] == columns, 0.0)
+    loss = -(log_p[rows, positive_columns] + torch.log1p(-negatives).sum(1)).mean()
+    return StepOutput(loss, similarity[rows, positive_columns].detach().mean())

@@ -1,4 +1,4 @@
-"""What every method is made of."""
+"""The base class of all methods, and what a training step returns."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from saga_fast.encoder import Encoder
 from saga_fast.kernels import PhotometricRecipe
+from saga_fast.models.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Which method; every method adds its own fields."""
+    """The method's name; each method adds its fields."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a training step needs from a method: both are scalars, the loss with its graph."""
+    """The result of a method's forward pass: two scalars, the loss with its graph."""
 
     loss: Tensor
     positive_similarity: Tensor
@@ -28,9 +28,9 @@ class StepOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewGroup:
-    """Views that a method takes besides its main ones, because their size or augmentation is another.
+    """Further views of a method, whose size or augmentation differs from the main views' (PIRL's jigsaw).
 
-    They are numbered on from the main views, so that their windows and photometrics are draws of their own.
+    They are numbered after the main views, so that their windows and photometrics are drawn independently.
     """
 
     size: int
@@ -38,41 +38,41 @@ class ViewGroup:
     count: int = 1
     """Views per image."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Range of a crop's area, as of the main views."""
+    """Range of a crop's area, as a fraction of the box's."""
     photometric: PhotometricRecipe = field(default_factory=PhotometricRecipe)
 
 
 class Branch(NamedTuple):
-    """A part of the network that gives z of its own, and what it sees of the images."""
+    """One encoder and projector of a method, and the encoder's input."""
 
     encoder: Encoder
     projector: nn.Module
     images: Tensor
     """(B, channels, S, S): the encoder's input."""
     first_dim: int = 0
-    """Place of this z in the model's, which has the branches' side by side."""
+    """Index of this branch's first dimension in the model's z, which concatenates all branches."""
 
 
 class Method(nn.Module):
     """A contrastive method: an encoder f, a projector g with z = g(f(x)) before any L2 normalisation, and a loss.
 
-    Subclasses take ``(config, encoder: EncoderConfig)``, and those of :class:`~saga_fast.methods.bank.BankMethod` the
-    number of images too. They implement :meth:`forward`, and :meth:`after_step` if they keep a queue or a bank.
-    Everything that a resumed run needs is in ``state_dict()``.
+    Subclasses take ``(config, encoder: EncoderConfig)``, and subclasses of :class:`~saga_fast.methods.bank.BankMethod`
+    also the number of images. They implement :meth:`forward`, and :meth:`after_step` if they keep a queue or a bank.
+    ``state_dict()`` holds everything that a resumed run needs.
 
-    Under torchrun every process has a part of the batch, and the same random state. What a loss compares with is
-    gathered from all of them (:func:`saga_fast.distributed.gather_with_gradient`), the loss is the mean over the
-    process's own images, random numbers are drawn for the whole batch and cut (``own_rows``), and queues and banks
-    change by the whole batch's features, so that they stay the same everywhere.
+    Under torchrun each process has a part of the batch and the same random state. Negatives are gathered from all
+    processes (:func:`saga_fast.runtime.distributed.gather_with_gradient`), the loss is the mean over the local images,
+    random numbers are drawn for the whole batch and cut (``local_rows``), and queues and banks are updated with the
+    whole batch's features, so that they stay equal on all ranks.
 
     Attributes:
         encoder: f.
         projector: g.
         num_views: main views per image that :meth:`forward` takes.
-        more_views: further groups of views that :meth:`forward` takes, in this order, after its first two arguments.
-        trainable: whether :meth:`forward` gives a loss; a classifier that only gives attention has none.
+        more_views: groups of further views, passed to :meth:`forward` in this order after its first two arguments.
+        trainable: whether :meth:`forward` returns a loss; False for a classifier that is used for its attention only.
         method: the method's name, its key in ``METHODS``.
-        sync_batchnorm: whether the paper's batch norm goes over the whole batch; the config may say otherwise.
+        sync_batchnorm: whether batch norm covers the whole batch by default, as in the method's paper.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -99,15 +99,20 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
-        """Called before every epoch of training: the key of a method's counter-based draws."""
+        """Set the key of the method's counter-based draws; called before each training epoch."""
 
     def after_step(self) -> None:
-        """Called after every optimiser step: queues and banks take the step's features."""
+        """Update queues and banks with the step's features; called after each optimiser step."""
 
     def branches(self, images: Tensor) -> tuple[Branch, ...]:
-        """The encoders and projectors whose z the loss compares: one, unless a method says otherwise (CMC: two).
+        """The encoders and projectors whose z the loss compares, with their inputs: one, for CMC two.
 
         Args:
             images: (B, 3, S, S) float, normalised with the encoder's ``mean`` and ``std``.
         """
         return (Branch(self.encoder, self.projector, images),)
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The encoders of :meth:`branches`, in their order."""
+        return (self.encoder,)

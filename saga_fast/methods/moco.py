@@ -10,24 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.distributed import gather, own_rows, world_size
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods.heads import check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
-from saga_fast.precision import autocast
-from saga_fast.sync_batchnorm import is_own_batchnorm
+from saga_fast.models.encoder import Encoder, EncoderConfig
+from saga_fast.models.precision import autocast
+from saga_fast.models.sync_batchnorm import is_local_batchnorm
+from saga_fast.runtime.distributed import gather, local_rows, world_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoConfig(MethodConfig):
-    """MoCo's own numbers (section 3.3 and REFERENCE 2)."""
+    """MoCo's hyperparameters (section 3.3)."""
 
     name: str = "moco"
     temperature: float = 0.07
     projection_dim: int = 128
     queue_size: int = 65536
     momentum: float = 0.999
-    """Of the key encoder's moving average."""
+    """Momentum of the key encoder's moving average."""
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -38,15 +38,15 @@ class MoCoConfig(MethodConfig):
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 
     def new_projector(self, dim: int) -> nn.Module:
-        """g for an encoder with ``dim`` outputs."""
+        """A new projector g for an encoder with ``dim`` outputs."""
         return nn.Linear(dim, self.projection_dim)
 
 
 class MoCo(Method):
-    """A query attracts its key and repels a queue of earlier keys; the key encoder follows the query encoder slowly.
+    """A query attracts its key and repels a queue of earlier keys; the key encoder is an average of the query encoder.
 
-    View 0 is the query, view 1 the key (one-directional loss). The key encoder moves before the keys are computed, and
-    the keys enter the queue after the step, as in the official code.
+    View 0 is the query, view 1 the key (one-directional loss). The key encoder is updated before the keys are computed,
+    and the keys enter the queue after the step, as in the official code.
     """
 
     Config: ClassVar[type[MethodConfig]] = MoCoConfig
@@ -68,7 +68,7 @@ class MoCo(Method):
         query = F.normalize(self.projector(self.encoder(views[:, 0])).float(), dim=1)
         with torch.no_grad():
             if self.training:
-                self._move_key_encoder()
+                self._update_key_encoder()
             key = self._keys_of(views[:, 1])
         positive = (query * key).sum(1, keepdim=True)
         with autocast(query.device, "fp32"):  # 16 bits are for the networks, not for the loss
@@ -80,7 +80,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The step's keys replace the oldest in the queue, round its end if need be."""
+        """Replace the oldest keys of the queue with the step's keys, wrapping around its end."""
         assert self._keys is not None, "after_step without a forward"
         size = len(self.queue)
         keys = self._keys[-size:]
@@ -92,18 +92,18 @@ class MoCo(Method):
     def _keys_of(self, views: Tensor) -> Tensor:
         """Keys (B, D) of views (B, 3, S, S).
 
-        Where each process has batch norm of its own, the key encoder sees images that are shuffled over all processes,
-        so that its statistics do not tell a query's key from the queue (section 3.3, "Shuffling BN").
+        Where batch norm is not synchronised, the images are shuffled over all processes first, so that batch statistics
+        do not reveal a query's key (section 3.3, "Shuffling BN").
         """
-        shuffling = self.training and world_size() > 1 and any(map(is_own_batchnorm, self.key_encoder.modules()))
+        shuffling = self.training and world_size() > 1 and any(map(is_local_batchnorm, self.key_encoder.modules()))
         if shuffling:
             order = torch.randperm(world_size() * len(views), device=views.device)  # the same in every process
-            views = gather(views)[own_rows(order)]
+            views = gather(views)[local_rows(order)]
         keys = F.normalize(self.key_projector(self.key_encoder(views)).float(), dim=1)
-        return own_rows(gather(keys)[order.argsort()]) if shuffling else keys
+        return local_rows(gather(keys)[order.argsort()]) if shuffling else keys
 
-    def _move_key_encoder(self) -> None:
-        """Moving average of the parameters; batch-norm statistics are the key encoder's own."""
-        own: list[Tensor] = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
-        followed: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(own, followed, 1.0 - self.momentum)
+    def _update_key_encoder(self) -> None:
+        """Move the key encoder's parameters towards the query encoder's; batch-norm statistics are not averaged."""
+        keys: list[Tensor] = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
+        queries: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
+        torch._foreach_lerp_(keys, queries, 1.0 - self.momentum)

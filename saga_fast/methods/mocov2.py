@@ -15,7 +15,7 @@ from saga_fast.methods.moco import MoCo, MoCoConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoV2Config(MoCoConfig):
-    """MoCo v2's own numbers (REFERENCE 2)."""
+    """MoCo v2's hyperparameters."""
 
     name: str = "mocov2"
     temperature: float = 0.2
@@ -24,7 +24,7 @@ class MoCoV2Config(MoCoConfig):
     projection_layers: int = 2
     """Linear layers of the projector; SimCLR v2 has 3."""
     projection_norm: Norm = "none"
-    """Which of them batch norm follows."""
+    """The linear layers that batch norm follows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,25 +8,25 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.kernels import PhotometricRecipe, jigsaw_patches
 from saga_fast.methods.bank import BankConfig, BankMethod, MemoryBank
 from saga_fast.methods.method import MethodConfig, StepOutput, ViewGroup
+from saga_fast.models.encoder import Encoder, EncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PIRLConfig(BankConfig):
-    """PIRL's own numbers (section 3.3, in PyContrast's version; REFERENCE 2), for images of 224 px."""
+    """PIRL's hyperparameters (section 3.3, in PyContrast's version), for images of 224 px."""
 
     name: str = "pirl"
     jigsaw_weight: float = 0.5
-    """Of the jigsaw's loss; the image's has the rest."""
+    """Weight of the jigsaw's loss; the image's loss has 1 - jigsaw_weight."""
     jigsaw_size: int = 255
-    """Side of the view that the jigsaw is cut from, pixels."""
+    """Side of the view that the patches are cut from, pixels."""
     jigsaw_patch: int = 64
-    """Side of each of its nine patches, pixels: a random square of a cell of jigsaw_size // 3."""
+    """Side of each of the nine patches, pixels: a random square in a cell of side jigsaw_size // 3."""
     jigsaw_scale: tuple[float, float] = (0.6, 1.0)
-    """Range of that view's area over the image's."""
+    """Range of the area of that view, as a fraction of the image's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,9 +41,9 @@ class PIRLConfig(BankConfig):
 
 
 class PIRL(BankMethod):
-    """An image's row of the bank attracts its view and its shuffled patches, and repels other rows from both.
+    """An image's view and its shuffled patches attract the image's row of the bank and repel drawn rows.
 
-    The rows follow the view's features, which are also what attention and evaluation look at.
+    The rows follow the view's features, which attention and evaluation use too.
     """
 
     Config: ClassVar[type[MethodConfig]] = PIRLConfig
@@ -60,10 +60,9 @@ class PIRL(BankMethod):
         self.jigsaw_projector = nn.Linear(9 * config.projection_dim, config.projection_dim)
         self.bank = MemoryBank(num_images, config)
         self._seed, self._epoch = 0, 0
-        self._step: tuple[Tensor, Tensor] | None = None
 
     def begin_epoch(self, seed: int, epoch: int) -> None:
-        """The patches of an epoch are a function of (seed, epoch, index)."""
+        """Set the key of the patches, which are a function of (seed, epoch, index)."""
         self._seed, self._epoch = seed, epoch
 
     def forward(self, views: Tensor, index: Tensor, jigsaw: Tensor) -> StepOutput:  # type: ignore[override]
@@ -72,16 +71,10 @@ class PIRL(BankMethod):
         patches = jigsaw_patches(jigsaw[:, 0], patch=self.patch, seed=self._seed, epoch=self._epoch, indices=index)
         each = self.patch_projector(self.encoder(patches.flatten(0, 1)))
         shuffled = F.normalize(self.jigsaw_projector(each.view(len(views), -1)).float(), dim=1)
-        self._step = index, image.detach()
+        self.record(index, (self.bank, image))
         idx = self.draw(index)
-        own, other = self.bank.contrast(image, idx), self.bank.contrast(shuffled, idx)
+        of_image, of_jigsaw = self.bank.contrast(image, idx), self.bank.contrast(shuffled, idx)
         return StepOutput(
-            (1.0 - self.weight) * own.loss + self.weight * other.loss,
-            (1.0 - self.weight) * own.positive_similarity + self.weight * other.positive_similarity,
+            (1.0 - self.weight) * of_image.loss + self.weight * of_jigsaw.loss,
+            (1.0 - self.weight) * of_image.positive_similarity + self.weight * of_jigsaw.positive_similarity,
         )
-
-    def after_step(self) -> None:
-        """The views' features move their rows."""
-        assert self._step is not None, "after_step without a forward"
-        self.bank.update(*self._step)
-        self._step = None

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saga_fast.distributed import gather_with_gradient, rank
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods.heads import Norm, check_mlp, check_temperature, check_widths, mlp
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
-from saga_fast.precision import autocast
+from saga_fast.models.encoder import Encoder, EncoderConfig
+from saga_fast.models.precision import autocast
+from saga_fast.runtime.distributed import gather_with_gradient, rank
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(MethodConfig):
-    """SimCLR's own numbers (REFERENCE 2)."""
+    """SimCLR's hyperparameters."""
 
     name: str = "simclr"
     temperature: float = 0.1
@@ -28,7 +28,7 @@ class SimCLRConfig(MethodConfig):
     projection_layers: int = 2
     """Linear layers of the projector; SimCLR v2 has 3."""
     projection_norm: Norm = "none"
-    """Which of them batch norm follows."""
+    """The linear layers that batch norm follows."""
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -37,7 +37,7 @@ class SimCLRConfig(MethodConfig):
 
 
 class SimCLR(Method):
-    """Both views of an image attract; all other views of the batch repel."""
+    """An image's two views attract each other and repel all other views of the batch."""
 
     Config: ClassVar[type[MethodConfig]] = SimCLRConfig
     sync_batchnorm: ClassVar[bool] = True  # section 2.2, "Global BN"
@@ -60,15 +60,16 @@ class SimCLR(Method):
 
 
 def nt_xent(z: Tensor, temperature: float) -> StepOutput:
-    """NT-Xent (Eq. 1) over 2N L2-normalised rows whose neighbours 2i, 2i + 1 are positives: the mean of 2N losses.
+    """NT-Xent (Eq. 1) over 2N L2-normalised rows, of which 2i and 2i + 1 are positives: the mean of 2N losses.
 
-    The columns are all processes' rows, with their gradient; the mean is over this process's rows.
+    The columns are the rows of all processes, with their gradient; the mean is over the local rows.
     """
-    every = gather_with_gradient(z)
+    gathered = gather_with_gradient(z)
     with autocast(z.device, "fp32"):  # 16 bits are for the networks, not for the loss
-        similarity = z @ every.T
+        similarity = z @ gathered.T
     rows = torch.arange(len(z), device=z.device)
-    own = rank() * len(z) + rows  # the columns that are these rows
-    columns = torch.arange(len(every), device=z.device)
-    logits = (similarity / temperature).masked_fill(own[:, None] == columns, float("-inf"))
-    return StepOutput(F.cross_entropy(logits, own ^ 1), similarity[rows, own ^ 1].detach().mean())
+    self_columns = rank() * len(z) + rows
+    positive_columns = self_columns ^ 1
+    columns = torch.arange(len(gathered), device=z.device)
+    logits = (similarity / temperature).masked_fill(self_columns[:, None] == columns, float("-inf"))
+    return StepOutput(F.cross_entropy(logits, positive_columns), similarity[rows, positive_columns].detach().mean())

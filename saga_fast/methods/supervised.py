@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.errors import SagaError
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.models.encoder import Encoder, EncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedConfig(MethodConfig):
-    """ImageNet's number of classes by default."""
+    """The number of classes; default: ImageNet's."""
 
     name: str = "supervised"
     num_classes: int = 1000
@@ -25,7 +25,7 @@ class SupervisedConfig(MethodConfig):
 
 
 class Supervised(Method):
-    """An imported classifier: it gives attention boxes and features, and is not trained here."""
+    """An imported classifier, used for its attention boxes and features; it is not trained here."""
 
     Config: ClassVar[type[MethodConfig]] = SupervisedConfig
     trainable: ClassVar[bool] = False

@@ -1,29 +1,29 @@
-"""``profile att``: the attention pass beside the bare forward loop, and what else a rebuild of D^att takes."""
+"""``profile att``: the attention pass compared with a bare forward loop, and the other stages of a rebuild of D^att."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from saga_fast.activations import activations
-from saga_fast.attention import boxes_of_batch
-from saga_fast.compiled_encoder import chosen_forward, compiled, encoders_of
+from saga_fast.attention import AttentionPass
+from saga_fast.attention.build import boxes_of_batch
+from saga_fast.attention.heatmap import image_activations
 from saga_fast.loaders import Batch, BoxTable, Loader
 from saga_fast.methods import Method
-from saga_fast.precision import autocast, normalized
+from saga_fast.models.compiled_features import choose_forward, compiled_features
+from saga_fast.models.precision import autocast, normalize_views
 from saga_fast.profile.figures import Row, time_pairs
-from saga_fast.profile.measure import Measured, batches, measure
+from saga_fast.profile.measure import Epoch, Measured, batches, measure
 
 ROUNDS = 3
-"""The loader, the forward loop and the attention pass take turns this often; each figure is the median round's."""
+"""The stages take turns for this many rounds; each figure is that of the median round."""
 LIMITS = {"eager_forward": "forward", "forward": "network", "attention_pass": "forward"}
 
 
@@ -32,40 +32,86 @@ class AttProfile:
     """What to measure: a model, and a sequential loader of whole images for it.
 
     Attributes:
-        looking: how it looks at them, :attr:`saga_fast.train.config.TrainConfig.looking`.
-        images: of the rebuild to be predicted, which decides whether its forward pass is compiled.
+        attention_pass: the options of the pass.
+        images: number of images of the predicted rebuild, which decides whether the forward pass is compiled.
         seconds: per stage.
     """
 
     model: Method
     loader: Loader
-    looking: Mapping[str, Any]
+    attention_pass: AttentionPass
     images: int
     seconds: float = 10.0
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's parameters."""
+        return next(self.model.parameters()).device
 
-def profile_att(profile: AttProfile) -> Iterator[Row]:
-    """Rows ``decode`` (the loader alone), ``upload`` (on a GPU), ``forward`` (the bare loop), ``attention_pass``,
-    ``network`` (the forward pass of one batch in memory again and again), ``start`` (the loader's first batch) and
-    ``write``. Where the forward pass is compiled, also ``eager_forward`` and ``compile``.
 
-    The limit of ``attention_pass`` is ``forward``: same loader, same encoder, nothing done with the features.
-    """
-    model, loader, looking = profile.model.eval(), profile.loader, dict(profile.looking)
-    device = next(model.parameters()).device
-    size, passes = loader.plan.size, profile.images * (2 if looking["mirror"] else 1)
-    is_compiled = chosen_forward(looking.pop("forward"), model, images=passes, size=size) == "compiled"
-    first, eager = next(iter(loader)), copy.deepcopy(model)
+class _Forward:
+    """The bare forward loop: the activations of a batch, without boxes."""
+
+    def __init__(self, profile: AttProfile, model: Method) -> None:
+        self._model, self._options, self._device = model, profile.attention_pass, profile.device
 
     @torch.no_grad()
-    def forward(batch: Batch, model: Method = model) -> None:
-        images = normalized(batch.views, model.encoder, device, channels_last=looking["channels_last"])[:, 0]
-        with autocast(device, looking["precision"]):
+    def __call__(self, batch: Batch) -> None:
+        model, options = self._model, self._options
+        images = normalize_views(batch.views, model.encoder, self._device, channels_last=options.channels_last)[:, 0]
+        with autocast(self._device, options.precision):
             for branch in model.branches(images):
-                activations(branch.encoder, branch.images, mirror=looking["mirror"])
+                image_activations(branch.encoder, branch.images, mirror=options.mirror)
+
+
+def profile_att(profile: AttProfile) -> Iterator[Row]:
+    """One row per stage of the attention pass, measured in turn.
+
+    - ``decode``: the loader alone
+    - ``upload``: the copy of a batch to the GPU; only on a GPU
+    - ``forward``: loader and forward pass, without boxes
+    - ``attention_pass``: the whole pass; its limit is ``forward``, which has the same loader and encoder
+    - ``network``: the forward pass of one batch in memory, repeated
+    - ``eager_forward``, ``compile``: the uncompiled forward loop, and the time to compile; only if the forward pass is
+      compiled
+    - ``start``: the loader's first batch
+    - ``write``: saving the table
+    """
+    model, loader, options = profile.model.eval(), profile.loader, profile.attention_pass
+    passes = profile.images * (2 if options.mirror else 1)
+    forward_kind = choose_forward(options.forward, model.encoders, images=passes, size=loader.plan.size)
+    is_compiled = forward_kind == "compiled"
+    first = next(iter(loader))
+    forward = _Forward(profile, model)
+    stages = _stages(profile, forward, first)
+    context: AbstractContextManager[None] = nullcontext()
+    if is_compiled:
+        eager = _Forward(profile, copy.deepcopy(model))
+        stages["eager_forward"] = _synchronised(batches(loader, eager), profile.device)
+        context = compiled_features(model.encoders, batch_size=len(first.index), precision=options.precision)
+    with context:
+        compile_seconds = _first_call_overhead(lambda: forward(first)) if is_compiled else 0.0
+        rounds = _measure_rounds(stages, seconds=profile.seconds / ROUNDS)
+    rates = {}
+    for name, measured in rounds.items():
+        median = sorted(measured, key=lambda m: m.images_per_second)[ROUNDS // 2]
+        rates[name] = median.images_per_second
+        limit = LIMITS.get(name, name)
+        # The limit of the same round, measured closest in time.
+        limit_rate = rounds[limit][measured.index(median)].images_per_second
+        yield median.row(name, limit=limit_rate, against=limit)
+    if is_compiled:
+        yield _compile_row(compile_seconds, rates["eager_forward"], rates["forward"], images=profile.images)
+    yield _start_row(loader)
+    yield _write_row(len(loader.source))
+
+
+def _stages(profile: AttProfile, forward: _Forward, first: Batch) -> dict[str, Epoch]:
+    """The stages that are measured in turn; ``first`` is the batch of ``network`` and ``upload``."""
+    model, loader, device = profile.model, profile.loader, profile.device
 
     def attend(batch: Batch) -> None:
-        for column in boxes_of_batch(model, batch, size=size, **looking):
+        for column in boxes_of_batch(model, batch, profile.attention_pass):
             column.cpu()
 
     def network() -> Iterable[int]:
@@ -73,46 +119,33 @@ def profile_att(profile: AttProfile) -> Iterator[Row]:
         _wait(device)
         yield len(first.index)
 
-    stages: dict[str, Callable[[], Iterable[int]]] = {
+    def upload() -> Iterable[int]:
+        first.views.to(device, non_blocking=True)
+        _wait(device)
+        yield len(first.index)
+
+    stages: dict[str, Epoch] = {
         "decode": batches(loader),
         "forward": _synchronised(batches(loader, forward), device),
         "attention_pass": _synchronised(batches(loader, attend), device),
         "network": network,
     }
-    if is_compiled:
-        stages["eager_forward"] = _synchronised(batches(loader, lambda batch: forward(batch, eager)), device)
     if device.type == "cuda":
-
-        def upload() -> Iterable[int]:
-            first.views.to(device, non_blocking=True)
-            _wait(device)
-            yield len(first.index)
-
         stages["upload"] = upload
+    return stages
+
+
+def _measure_rounds(stages: dict[str, Epoch], *, seconds: float) -> dict[str, list[Measured]]:
+    """The figures of each stage in each round; the stages take turns."""
     rounds: dict[str, list[Measured]] = {name: [] for name in stages}
-    running: AbstractContextManager[None] = nullcontext()
-    if is_compiled:
-        running = compiled(encoders_of(model, size), batch_size=len(first.index), precision=looking["precision"])
-    with running:
-        compiling = _first_call(lambda: forward(first)) if is_compiled else 0.0
-        for _ in range(ROUNDS):
-            for name, epoch in stages.items():
-                rounds[name].append(measure(epoch, seconds=profile.seconds / ROUNDS, warmup=2))
-    median = {name: sorted(some, key=lambda m: m.images_per_second)[ROUNDS // 2] for name, some in rounds.items()}
-    for name, measured in median.items():
-        limit = LIMITS.get(name, name)
-        # Of the median round's own neighbours in time.
-        at = rounds[name].index(measured)
-        yield measured.row(name, limit=rounds[limit][at].images_per_second, against=limit)
-    if is_compiled:
-        rates = [median[name].images_per_second for name in ("eager_forward", "forward")]
-        yield _compile(compiling, *rates, images=profile.images)
-    yield _start(loader)
-    yield _write(len(loader.source))
+    for _ in range(ROUNDS):
+        for name, epoch in stages.items():
+            rounds[name].append(measure(epoch, seconds=seconds, warmup=2))
+    return rounds
 
 
-def _first_call(function: Callable[[], object]) -> float:
-    """Seconds that a function takes more when it is called for the first time."""
+def _first_call_overhead(function: Callable[[], object]) -> float:
+    """How many seconds the first call of a function takes more than the second."""
     marks = [time.perf_counter()]
     for _ in range(2):
         function()
@@ -120,10 +153,17 @@ def _first_call(function: Callable[[], object]) -> float:
     return max(2.0 * marks[1] - marks[0] - marks[2], 0.0)
 
 
-def _compile(seconds: float, eager: float, fast: float, *, images: int) -> Row:
-    """What compiling takes, beside what it saves in a rebuild; ``breaks_even`` is the number of images that pay for it,
-    None where it is not the faster one."""
-    saved = images / eager - images / fast
+def _compile_row(seconds: float, eager: float, compiled: float, *, images: int) -> Row:
+    """The time to compile, compared with the time that it saves in a rebuild.
+
+    ``breaks_even`` is the number of images that a rebuild needs to save as much, None if compiled is not faster.
+
+    Args:
+        seconds: the time to compile.
+        eager, compiled: rates of the two forward loops, images/s.
+        images: number of images of the rebuild.
+    """
+    saved = images / eager - images / compiled
     row: Row = {"name": "compile", "seconds": seconds, "limit": saved, "against": "the time that it saves"}
     return row | {
         "ratio": saved / max(seconds, 1e-9),
@@ -131,20 +171,20 @@ def _compile(seconds: float, eager: float, fast: float, *, images: int) -> Row:
     }
 
 
-def _start(loader: Loader) -> Row:
-    """From asking for the first batch to its coming, when nothing is decoded ahead."""
-    taken = []
+def _start_row(loader: Loader) -> Row:
+    """The time from the loader's start to its first batch."""
+    timings = []
     for _ in range(ROUNDS):
         begin, stream = time.perf_counter(), iter(loader)
         next(stream)
-        taken.append(time.perf_counter() - begin)
+        timings.append(time.perf_counter() - begin)
         del stream
-    seconds = sorted(taken)[ROUNDS // 2]
+    seconds = sorted(timings)[ROUNDS // 2]
     return {"name": "start", "seconds": seconds, "limit": seconds, "against": "itself", "ratio": 1.0}
 
 
-def _synchronised(epoch: Callable[[], Iterable[int]], device: torch.device) -> Callable[[], Iterable[int]]:
-    """Waits for the GPU at an epoch's end, and every few batches, so that a rate counts finished work."""
+def _synchronised(epoch: Epoch, device: torch.device) -> Epoch:
+    """The same epoch, waiting for the GPU at every fourth batch and at the end: a rate counts finished work."""
 
     def synchronised() -> Iterable[int]:
         for number, count in enumerate(epoch()):
@@ -161,22 +201,22 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _write(images: int) -> Row:
-    """Saving a table of ``images`` rows, fsync and all, beside writing as many bytes."""
+def _write_row(images: int) -> Row:
+    """The time to save a table of ``images`` rows with fsync, compared with writing as many bytes."""
     table = BoxTable.whole(images)
     with tempfile.TemporaryDirectory() as folder:
         path, plain = Path(folder) / "table.safetensors", Path(folder) / "plain"
         table.save(path)
         content = path.read_bytes()
-        seconds = time_pairs(
+        timings = time_pairs(
             {"table": lambda: table.save(path), "bytes": lambda: plain.write_bytes(content)}, repeats=ROUNDS
         )
-    own, limit = (float(sorted(seconds[name])[ROUNDS // 2]) for name in ("table", "bytes"))
+    seconds, limit = (float(sorted(timings[name])[ROUNDS // 2]) for name in ("table", "bytes"))
     return {
         "name": "write",
-        "seconds": own,
+        "seconds": seconds,
         "limit": limit,
         "against": "writing as many bytes",
-        "ratio": limit / own,
+        "ratio": limit / seconds,
         "images": images,
     }

@@ -6,13 +6,7 @@ how many times as good as the limit, above 1 is better.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,58 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+from saga_fast.runtime.machine import provenance
 
 Seconds = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Ways = Mapping[str, Callable[[], object]]
 UNITS = ("seconds", "images_per_second", "bytes", "bytes_per_second", "deviation", "accuracy")
-PACKAGES = (
-    *("torch", "torchvision", "triton", "timm", "numba", "numpy", "pillow"),
-    *("simplejpeg", "ffcv", "nvidia-dali-cuda130", "grad-cam"),
-)
-
-
-def hardware() -> dict[str, Any]:
-    """CPU, usable cores, memory, and the GPU with its driver if there is one."""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-    found: dict[str, Any] = {
-        "cpu": next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
-    if torch.cuda.is_available():
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-        found["gpu"] = torch.cuda.get_device_name()
-        found["driver"] = _output(query) or "unknown"
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Python and those of PACKAGES that are installed."""
-    found = {"python": platform.python_version()}
-    for package in (*PACKAGES, "nvidia-dali-cuda130"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """The checkout's commit, with "+" where files differ from it, or "unknown" outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = _output([*git, "rev-parse", "HEAD"])
-    return head + ("+" if _output([*git, "status", "--porcelain"]) else "") if head else "unknown"
-
-
-def _output(command: list[str]) -> str:
-    """What a command prints; nothing where it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    ran = subprocess.run(command, capture_output=True, text=True)
-    return "" if ran.returncode else ran.stdout.strip()
 
 
 def time_pairs(ways: Ways, *, repeats: int, warmup: int = 1) -> dict[str, Seconds]:
@@ -116,26 +65,15 @@ def compare(name: str, ours: Seconds, other: Seconds, *, against: str, images: i
     }
 
 
-def command() -> str:
-    """How the script was called; of absolute paths the last part, because results are passed on."""
-    return " ".join(["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.argv)])
-
-
 def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None) -> None:
     """Write the rows with hardware, versions, commit and command.
 
     Args:
         path: the JSON file.
-        rows: see above; one of what failed has a ``name`` and an ``error``.
-        of_commit: the commit, where this is a copy of a checkout that git does not know.
+        rows: see above; the row of a failed measurement has a ``name`` and an ``error``.
+        of_commit: the commit, for a copy of a checkout that is not a git repository.
     """
-    document = {
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": of_commit or commit(),
-        "command": command(),
-        "rows": list(rows),
-    }
+    document = provenance() | ({"commit": of_commit} if of_commit else {}) | {"rows": list(rows)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
 

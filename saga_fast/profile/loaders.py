@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import CropPlan, Place, open_loader, open_source
+from saga_fast.loaders import CropPlan, LoaderOptions, Place, open_loader, open_source
 from saga_fast.profile.figures import Row
 from saga_fast.profile.measure import Measured, batches, decoding, measure
 
@@ -93,10 +93,7 @@ def _engine(profile: LoadersProfile, engine: str, path: str, threads: int, batch
     name = f"{engine}, {profile.num_views} views, {threads} threads, batches of {batch_size}"
     facts = {"engine": engine, "threads": threads, "batch_size": batch_size, "prefetch": profile.prefetch}
     try:
-        loader = open_loader(
-            engine,
-            path,
-            CropPlan(size=profile.size, seed=0, num_views=profile.num_views),
+        options = LoaderOptions(
             batch_size=batch_size,
             shuffle=True,
             drop_last=True,
@@ -106,6 +103,8 @@ def _engine(profile: LoadersProfile, engine: str, path: str, threads: int, batch
             decode=profile.decode,
             crop=profile.crop,
         )
+        plan = CropPlan(size=profile.size, seed=0, num_views=profile.num_views)
+        loader = open_loader(engine, path, plan, options)
         measured = measure(batches(loader), seconds=profile.seconds, warmup=profile.prefetch + 2)
     except SagaError as error:
         return {"name": name, "error": str(error), **facts}

@@ -1,4 +1,4 @@
-"""How long a rebuild of D^att takes, from the rates of its stages."""
+"""Prediction of a rebuild of D^att from the rates of its stages."""
 
 from __future__ import annotations
 
@@ -13,41 +13,51 @@ ROW_BYTES = 33
 
 @dataclass(frozen=True)
 class Prediction:
-    """How long a rebuild takes, and what its images wait for."""
+    """Predicted time of a rebuild, and the stage that limits it."""
 
     seconds: float
     bottleneck: str
     images_per_second: float
 
 
-def predict(
-    rows: Sequence[Row], *, images: int, gpus: int = 1, nodes: int = 1, on_gpu: bool, gbit_per_second: float = 10.0
-) -> Prediction:
-    """The time of a rebuild from measured rates.
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The machines of a rebuild."""
+
+    gpus: int = 1
+    """GPUs of a machine."""
+    nodes: int = 1
+    """Machines."""
+    on_gpu: bool
+    """Whether the rates were measured on a GPU."""
+    gbit_per_second: float = 10.0
+    """Network between machines, over which all rows travel to each machine: assumed, not measured."""
+
+
+def predict(rows: Sequence[Row], *, images: int, cluster: Cluster) -> Prediction:
+    """The predicted time of a rebuild, from measured rates.
 
     The stages overlap, so the slowest sets the rate. On a GPU the network's rate grows with the number of GPUs, while a
-    machine's loader feeds all of its own; without one, a pass is all on the processor, and a machine is one of ``gpus``
-    or ``nodes``. What does not overlap is added: the loader's first batch, compiling, gathering the rows and writing.
+    machine's loader feeds all its GPUs; without a GPU the whole pass runs on the processor of each of the ``gpus`` or
+    ``nodes`` machines. Serial parts are added: the loader's first batch, compiling, gathering the rows and writing.
 
     Args:
         rows: of :func:`saga_fast.profile.att.profile_att`.
         images: images of the data set.
-        gpus: GPUs of a machine.
-        nodes: machines.
-        on_gpu: whether the rows were measured on one.
-        gbit_per_second: of the network between machines, over which all rows travel to each; assumed, not measured.
+        cluster: the machines.
     """
+    gpus, nodes = cluster.gpus, cluster.nodes
     rate = {row["name"]: row["images_per_second"] for row in rows if "images_per_second" in row}
     taken = {row["name"]: row["seconds"] for row in rows if "seconds" in row}
     write = next(row for row in rows if row["name"] == "write")
-    if on_gpu:
-        # What the pass takes beyond the forward loop is the GPU's work too.
+    if cluster.on_gpu:
+        # The pass is slower than the forward loop by work that the GPU does too.
         network = gpus * nodes * rate["network"] * min(rate["attention_pass"] / rate["forward"], 1.0)
         stages = {"decode": nodes * rate["decode"], "network": network, "upload": gpus * nodes * rate["upload"]}
     else:
         stages = {"the processor, which decodes and computes": gpus * nodes * rate["attention_pass"]}
     bottleneck = min(stages, key=lambda name: stages[name])
     writing = write["seconds"] * images / write["images"]
-    gathering = images * ROW_BYTES * 8 / (gbit_per_second * 1e9) if nodes > 1 else 0.0
+    gathering = images * ROW_BYTES * 8 / (cluster.gbit_per_second * 1e9) if nodes > 1 else 0.0
     more = taken.get("start", 0.0) + taken.get("compile", 0.0) + gathering + writing
     return Prediction(images / stages[bottleneck] + more, bottleneck, stages[bottleneck])

@@ -8,22 +8,23 @@ from dataclasses import replace
 
 import torch
 
-from saga_fast.device import choose_device
-from saga_fast.loaders import Batch, Loader, Source, open_loader, open_source
+from saga_fast.config import TrainConfig
+from saga_fast.loaders import Batch, Loader, open_loader, open_source
 from saga_fast.methods import Method, build_method
+from saga_fast.optim import build_optimizer
 from saga_fast.profile.figures import Row
 from saga_fast.profile.measure import batches, measure
-from saga_fast.train.config import TrainConfig
-from saga_fast.train.epoch import EpochResult, train_epoch
-from saga_fast.train.optimizer import build_optimizer
+from saga_fast.runtime.device import choose_device
+from saga_fast.train.epoch import EpochPosition, EpochResult, train_epoch
 from saga_fast.train.plan import crop_plan
+from saga_fast.train.step import Training
 
 
 class _Some(Loader):
     """Some batches in place of an epoch's: of another loader, or one of them again and again."""
 
     def __init__(self, loader: Loader, steps: int, *, repeat: bool) -> None:
-        super().__init__(loader.source, loader.plan, loader.options)
+        super().__init__(loader.source, loader.plan, loader.options, loader.bad)
         self._loader, self._steps, self._repeat = loader, steps, repeat
 
     def __len__(self) -> int:
@@ -41,55 +42,43 @@ class _Some(Loader):
 
 
 def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
-    """Rows ``loader`` (batches drawn and dropped), ``step`` (one batch in memory again and again) and ``train``.
+    """Rows ``loader`` (batches drawn and dropped), ``step`` (one batch in memory repeatedly) and ``train``.
 
     A run's plain phase, on the config's data and device, without evaluation and without writing anything.
 
     Args:
         config: the experiment.
-        seconds: per row, about.
+        seconds: approximate time per row.
     """
     device = choose_device(config.device)
     source = open_source(config.data.engine, config.data.train, classes=config.data.classes)
     model = build_method(config.method, config.encoder, num_images=len(source)).to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    loader = _open(config, model, source, device)
+    options = replace(config.loader_options(device), shuffle=True, drop_last=True)
+    loader = open_loader(config.data.engine, source, crop_plan(config, model), options)
     drawn = measure(batches(loader), seconds=seconds, warmup=config.data.prefetch + 2)
     yield drawn.row("loader", limit=drawn.images_per_second, against="loader")
-    some = _run(config, model, _Some(loader, 2, repeat=True))
-    steps = max(2, round(seconds * some.images_per_second / config.batch_size))
-    step = _run(config, model, _Some(loader, steps, repeat=True))
+    first = _train(config, model, _Some(loader, 2, repeat=True))
+    steps = max(2, round(seconds * first.images_per_second / config.batch_size))
+    step = _train(config, model, _Some(loader, steps, repeat=True))
     yield _row("step", step, limit=step.images_per_second, against="step")
-    train = _run(config, model, _Some(loader, steps, repeat=False))
+    train = _train(config, model, _Some(loader, steps, repeat=False))
     limit = min(drawn.images_per_second, step.images_per_second)
     slower = "loader" if limit == drawn.images_per_second else "step"
     yield _row("train", train, limit=limit, against=slower, data_wait=train.data_wait)
 
 
-def _open(config: TrainConfig, model: Method, source: Source, device: torch.device) -> Loader:
-    data = config.data
-    return open_loader(
-        data.engine,
-        source,
-        crop_plan(config, model),
-        batch_size=config.batch_size,
-        shuffle=True,
-        drop_last=True,
-        seed=config.seed,
-        threads=data.threads,
-        prefetch=data.prefetch,
-        device=device,
-        decode=data.decode,
-        crop=data.crop,
+def _train(config: TrainConfig, model: Method, loader: Loader) -> EpochResult:
+    training = Training(
+        config=config,
+        model=model,
+        network=model,
+        optimizer=build_optimizer(config.optimizer, model),
+        scaler=torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.precision == "fp16"),
     )
-
-
-def _run(config: TrainConfig, model: Method, loader: Loader) -> EpochResult:
-    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.precision == "fp16")
-    optimizer = build_optimizer(config.optimizer, model)
     phase = replace(config.plain, epochs=1, warmup_epochs=0)
-    return train_epoch(config, phase, model, optimizer, scaler, loader, epoch=0, phase_epoch=0, progress=False)
+    return train_epoch(training, loader, EpochPosition(epoch=0, phase=phase, phase_epoch=0))
 
 
 def _row(name: str, result: EpochResult, *, limit: float, against: str, **facts: float) -> Row:

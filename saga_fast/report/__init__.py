@@ -1,4 +1,4 @@
-"""The report: training runs side by side in one HTML file that needs nothing else."""
+"""The report: training runs side by side in one self-contained HTML file."""
 
 import platform
 import shlex
@@ -9,8 +9,6 @@ from typing import Any
 
 import yaml
 
-from saga_fast.files import write_text
-from saga_fast.profile.figures import commit, hardware
 from saga_fast.report import evaluations, plots, tables
 from saga_fast.report.gallery import make_gallery
 from saga_fast.report.histograms import lowest_edge
@@ -18,29 +16,31 @@ from saga_fast.report.page import environment
 from saga_fast.report.paper import paper_tables
 from saga_fast.report.runs import Point, Run, points, public_config, read_runs
 from saga_fast.report.verdict import judge
+from saga_fast.runtime.files import write_text
+from saga_fast.runtime.machine import commit, hardware
 from saga_fast.version import __version__
 
 __all__ = ["write_report"]
 
 
 def write_report(runs: Sequence[Path], out: Path, *, title: str = "saga-fast", intro: str = "") -> None:
-    """Writes one self-contained HTML page that compares training runs.
+    """Write one self-contained HTML page that compares training runs.
 
     Args:
         runs: run folders, shown in this order under their folders' names. A run called ``finetune`` is the baseline of
             the verdict.
-        out: the HTML file; its folder is made, the file appears whole or not at all.
+        out: the HTML file; its folder is created, and the file is written atomically.
         title: the page's heading.
-        intro: a paragraph below it, plain text.
+        intro: a paragraph below the heading, plain text.
 
     Raises:
         SagaError: no runs, a folder without ``metrics.jsonl``, or a file of a run that cannot be read.
     """
-    page = environment().get_template("report.html.j2").render(title=title, intro=intro, **_content(read_runs(runs)))
-    write_text(out, page)
+    template = environment().get_template("report.html.j2")
+    write_text(out, template.render(title=title, intro=intro, **_template_variables(read_runs(runs))))
 
 
-def _content(runs: Sequence[Run]) -> dict[str, Any]:
+def _template_variables(runs: Sequence[Run]) -> dict[str, Any]:
     galleries = [gallery for run in runs if (gallery := make_gallery(run))]
     return {
         "verdict": judge(runs),
@@ -68,11 +68,12 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _series(runs: Sequence[Run], curves: Sequence[Sequence[Point]]) -> list[plots.Series]:
+    """One line per run; ``curves`` has the points of each run."""
     return [plots.Series(name=run.name, style=i, points=curves[i]) for i, run in enumerate(runs)]
 
 
 def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """(name, CSS colour, dash pattern) of the runs that a section shows."""
+    """(name, CSS colour, dash pattern) of each run in ``shown``."""
     return [
         (run.name, plots.colour(i), " ".join(map(str, plots.dashes(i)))) for i, run in enumerate(runs) if run in shown
     ]
@@ -84,88 +85,90 @@ def _curves(runs: Sequence[Run]) -> list[plots.Plot]:
     linear = _series(runs, [evaluations.linear_curve(run) for run in runs])
     loss = _series(runs, [points(run.epochs, "loss") for run in runs])
     similarity = _series(runs, [points(run.epochs, "positive_similarity") for run in runs])
-    drawn = [
+    return _drop_empty(
         plots.line_plot("kNN top-1, backbone, k = 20 (%)", knn, key="knn", unit="percent", markers=True),
         plots.line_plot("kNN top-1, projector, k = 20 (%)", projector, key="projector", unit="percent", markers=True),
         plots.line_plot("Linear top-1 (%)", linear, key="linear", unit="percent", markers=True),
         plots.line_plot("Loss", loss, key="loss"),
         plots.line_plot("Mean similarity of positive pairs", similarity, key="similarity"),
-    ]
-    return [plot for plot in drawn if plot]
+    )
 
 
 def _speed(runs: Sequence[Run]) -> list[plots.Plot]:
     rates = _series(runs, [points(run.epochs, "images_per_second") for run in runs])
     waits = _series(runs, [points(run.epochs, "data_wait") for run in runs])
-    drawn = [
+    return _drop_empty(
         plots.line_plot("Training, images per second", rates, key="rate"),
         plots.line_plot("Waiting for data (% of the time)", waits, key="wait", unit="percent"),
-    ]
-    return [plot for plot in drawn if plot]
+    )
+
+
+def _drop_empty(*candidates: plots.Plot | None) -> list[plots.Plot]:
+    return [plot for plot in candidates if plot]
 
 
 def _pairs(runs: Sequence[Run]) -> list[plots.Plot]:
     """One panel per checkpoint and layer of ``saga-fast eval pairs``, all on the same horizontal axis."""
     panels = evaluations.pairs_panels(runs)
-    limits = (lowest_edge([row for _, _, rows in panels for row in rows]), 1.0)
-    drawn: list[plots.Plot] = []
-    for style, title, rows in panels:
-        series = [(None if row["views"] == "plain" else style, row) for row in rows]
-        drawn.append(plots.histogram_plot(title, series, key=f"pairs-{len(drawn)}", limits=limits))
-    return drawn
+    limits = (lowest_edge([row for panel in panels for row in panel.rows]), 1.0)
+    histograms: list[plots.Plot] = []
+    for number, panel in enumerate(panels):
+        series = [(None if row["views"] == "plain" else panel.style, row) for row in panel.rows]
+        histograms.append(plots.histogram_plot(panel.title, series, key=f"pairs-{number}", limits=limits))
+    return histograms
 
 
 def _pairs_legend(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    styles = sorted({style for style, _, _ in evaluations.pairs_panels(runs)})
+    styles = sorted({panel.style for panel in evaluations.pairs_panels(runs)})
     attention = [(f"attention crops, {runs[i].name}", plots.colour(i), "") for i in styles]
     return [("plain crops", "var(--ink)", "4 2"), *attention] if styles else []
 
 
 def _attention_plots(runs: Sequence[Run]) -> list[plots.Plot]:
-    wanted: list[tuple[str, str, plots.Unit]] = [
+    figures: list[tuple[str, str, plots.Unit]] = [
         ("iou", "Mean IoU with the true boxes", "fraction"),
         ("corloc", "CorLoc@0.5 (%)", "percent"),
         ("found_fraction", "Images with a box found (%)", "percent"),
         ("box_area", "Mean box area (fraction)", "fraction"),
     ]
-    drawn = []
-    for key, title, unit in wanted:
-        series = _series(runs, [points(run.renewals, key) for run in runs])
-        drawn.append(plots.line_plot(title, series, key=key, unit=unit, markers=True))
-    return [plot for plot in drawn if plot]
+    curves = [
+        plots.line_plot(
+            title, _series(runs, [points(run.renewals, key) for run in runs]), key=key, unit=unit, markers=True
+        )
+        for key, title, unit in figures
+    ]
+    return _drop_empty(*curves)
 
 
 def _versions() -> list[tuple[str, str]]:
-    found = [("saga-fast", f"{__version__} ({commit()[:12]})"), ("Python", platform.python_version())]
+    versions = [("saga-fast", f"{__version__} ({commit()[:12]})"), ("Python", platform.python_version())]
     for package in ("torch", "torchvision", "numpy", "numba"):
         try:
-            found.append((package, metadata.version(package)))
+            versions.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
-            found.append((package, "not installed"))
-    return found
+            versions.append((package, "not installed"))
+    return versions
 
 
 def _hardware() -> str:
-    """The machine that writes the page, usually the one that trained."""
-    found = hardware()
-    gpu = f", {found['gpu']}" if "gpu" in found else ", no GPU"
-    return f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB{gpu}"
+    """CPU, memory and GPU of the machine that writes the page."""
+    machine = hardware()
+    gpu = f", {machine['gpu']}" if "gpu" in machine else ", no GPU"
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB{gpu}"
 
 
 def _commands(runs: Sequence[Run]) -> list[str]:
-    """START.pt stands for the checkpoint that a run's first epoch began from: a run does not record its path."""
-    trained = [
-        [
-            "saga-fast",
-            "train",
-            "--config",
-            f"{run.name}/config.yaml",
-            *(["--ckpt", "START.pt"] if _started(run) else []),
-        ]
-        for run in runs
-    ]
-    return [shlex.join(command) for command in (*trained, ["saga-fast", "report", *(run.name for run in runs)])]
+    """Shell commands that repeat the runs and the report.
+
+    START.pt is a placeholder for the checkpoint that a run started from: run folders do not record its path.
+    """
+    commands = []
+    for run in runs:
+        start = ["--ckpt", "START.pt"] if _started_from_checkpoint(run) else []
+        commands.append(["saga-fast", "train", "--config", f"{run.name}/config.yaml", *start])
+    commands.append(["saga-fast", "report", *(run.name for run in runs)])
+    return [shlex.join(command) for command in commands]
 
 
-def _started(run: Run) -> bool:
+def _started_from_checkpoint(run: Run) -> bool:
     return bool(run.epochs) and int(run.epochs[0]["epoch"]) > 1

@@ -1,10 +1,10 @@
-"""A few images with their true boxes, the attention boxes of every renewal, and heatmaps."""
+"""A few images with their true boxes, the attention boxes of each renewal, and heatmaps."""
 
 import base64
 import contextlib
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from saga_fast.demo_data import true_boxes_file
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.boxes import find_boxes
+from saga_fast.evaluate.boxes import best_iou
 from saga_fast.loaders import BoxTable, Source, engines_for, open_source
 from saga_fast.loaders.decode import DecodeError, decode_image
-from saga_fast.report.heat import Heat, heats, overlay
+from saga_fast.loaders.true_boxes import TrueBoxes, find_true_boxes, true_boxes_file
+from saga_fast.report.heat import Heatmaps, checkpoint_heatmaps, overlay
 from saga_fast.report.runs import Run, short_path
 
 IMAGES = 12
 RENEWALS = 5  # more boxes on one picture cannot be told apart
-THUMBNAIL = 160  # longest side in pixels; smaller images stay as they are, the browser enlarges them
+THUMBNAIL = 160  # longest side in pixels; smaller images keep their size, the browser enlarges them
 
 T = TypeVar("T")
 
@@ -55,28 +55,50 @@ class Tile:
     caption: str
     overlap: str
     marks: tuple[Mark, ...]
-    heats: tuple[Picture, ...] = ()
+    heatmaps: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """One run's pictures. ``legend`` pairs CSS classes with their words; ``note`` says what is missing and why.
+    """The pictures of one run.
 
-    ``heats`` names the checkpoints of the tiles' heatmaps, in their order.
+    Attributes:
+        name: the run's name.
+        legend: (CSS classes, label) of each kind of box.
+        tiles: the pictures.
+        heatmaps: label of each heatmap below a picture, in the order of the tiles' heatmaps.
+        note: what is missing, and why.
     """
 
     name: str
     legend: tuple[tuple[str, str], ...] = ()
     tiles: tuple[Tile, ...] = ()
-    heats: tuple[str, ...] = ()
+    heatmaps: tuple[str, ...] = ()
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Overlays:
+    """What the tiles of a run draw onto the images.
+
+    Attributes:
+        run_name: the run's name, for the text alternatives.
+        tables: (epoch, boxes) of the renewals, oldest first.
+        true_boxes: the true boxes of those images that have any.
+        heatmaps: the heatmaps of each checkpoint.
+    """
+
+    run_name: str
+    tables: Sequence[tuple[int, BoxTable]]
+    true_boxes: TrueBoxes
+    heatmaps: Sequence[Heatmaps]
 
 
 def make_gallery(run: Run) -> Gallery | None:
     """The gallery of a run, None for a run without box tables.
 
-    Images that are gone, or that are not those of the tables, leave a note instead of pictures: the figures of a run
-    outlive its images.
+    If the images were deleted or changed since the run, the gallery is a note without pictures: the rest of the report
+    is still valid.
 
     Raises:
         SagaError: a box table or ``boxes.json`` that cannot be read.
@@ -94,22 +116,24 @@ def make_gallery(run: Run) -> Gallery | None:
             table.check(images.fingerprint, len(images))
     except SagaError:
         name = short_path(str(root))
-        return Gallery(name=run.name, note=f"No pictures: {name} is gone, or its images are not those of the boxes.")
-    paths = images.paths
-    stored = _decoded(images, choose(paths))
-    true_boxes = _read_true_boxes(true_boxes_file(root), [paths[i] for i in stored])
-    looks = heats(run, [epoch for epoch, _ in tables], list(stored.values()))
-    tiles = tuple(
-        _tile(run.name, images, index, pixels, tables, true_boxes.get(paths[index], []), looks, place)
-        for place, (index, pixels) in enumerate(stored.items())
+        return Gallery(name=run.name, note=f"No pictures: {name} is missing, or its images changed since the run.")
+    decoded = _decode(images, choose(images.paths))
+    overlays = _Overlays(
+        run_name=run.name,
+        tables=tables,
+        true_boxes=_read_true_boxes(true_boxes_file(root), [images.paths[i] for i in decoded]),
+        heatmaps=checkpoint_heatmaps(run, [epoch for epoch, _ in tables], list(decoded.values())),
     )
-    known = any(mark.style == "true" for tile in tiles for mark in tile.marks)
-    legend = [("true", "true box")] if known else []
-    legend += [(s, f"epoch {epoch}") for s, (epoch, _) in zip(_styles(len(tables)), tables, strict=True)]
     hidden = len(existing) - len(shown)
-    note = f"{hidden} of {len(existing)} renewals are not drawn." if hidden else ""
     return Gallery(
-        name=run.name, legend=tuple(legend), tiles=tiles, heats=tuple(look.words for look in looks), note=note
+        name=run.name,
+        legend=_legend(overlays),
+        tiles=tuple(
+            _tile(overlays, images.paths[index], index, pixels, position)
+            for position, (index, pixels) in enumerate(decoded.items())
+        ),
+        heatmaps=tuple(heatmaps.label for heatmaps in overlays.heatmaps),
+        note=f"{hidden} of {len(existing)} renewals are not drawn." if hidden else "",
     )
 
 
@@ -121,69 +145,66 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def choose(paths: Sequence[str], count: int = IMAGES) -> list[int]:
-    """Indices of at most ``count`` images, the same for the same paths, spread over the classes and within each."""
+    """Indices of at most ``count`` images, spread over the classes and within each class.
+
+    The choice depends on the paths alone.
+    """
     by_class: defaultdict[str, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         by_class[path.split("/", 1)[0]].append(index)
     return spread([i for members in by_class.values() for i in spread(members, -(-count // len(by_class)))], count)
 
 
-def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes [x_min, y_min, w, h]; 0 where both are empty."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = a[2] * a[3] + b[2] * b[3] - shared
-    return shared / union if union > 0 else 0.0
+def _decode(images: Source, indices: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
+    """Pixels of the images by index; images that cannot be decoded are left out.
 
-
-def _decoded(images: Source, indices: Sequence[int]) -> dict[int, npt.NDArray[np.uint8]]:
-    """Pixels by index; training lists images that cannot be decoded, the report leaves them out.
-
-    Boxes count in stored pixels, so the EXIF orientation is left out of it, as in the loaders.
+    The EXIF orientation is not applied, as in the loaders: boxes refer to the stored pixels.
     """
-    found = {}
+    decoded = {}
     for index in indices:
         with contextlib.suppress(DecodeError, OSError):
-            found[index] = decode_image(images.read(index))
-    return found
+            decoded[index] = decode_image(images.read(index))
+    return decoded
 
 
-def _tile(
-    run_name: str,
-    images: Source,
-    index: int,
-    pixels: npt.NDArray[np.uint8],
-    tables: Sequence[tuple[int, BoxTable]],
-    true_boxes: Sequence[Sequence[float]],
-    looks: Sequence[Heat],
-    place: int,
-) -> Tile:
-    path = images.paths[index]
-    small = Image.fromarray(pixels)
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    marks, overlaps, words = [], [], []
-    for style, (epoch, table) in zip(_styles(len(tables)), tables, strict=True):
-        box = table.boxes[index].tolist()
-        marks.append(Mark(style=style, box=_rounded(box)))
-        word = f"epoch {epoch}" + ("" if table.found[index] else " (nothing found: whole image)")
-        if true_boxes:
-            overlaps.append(f"{max(box_iou(box, true_box) for true_box in true_boxes):.2f}")
-            word += f", IoU {overlaps[-1]}"
-        words.append(word)
-    marks += [Mark(style="true", box=_rounded(box)) for box in true_boxes]  # last, on top of the others
-    truth = ("true box and " if len(true_boxes) == 1 else "true boxes and ") if true_boxes else ""
+def _legend(overlays: _Overlays) -> tuple[tuple[str, str], ...]:
+    styles = _styles(len(overlays.tables))
+    attention = [(style, f"epoch {epoch}") for style, (epoch, _) in zip(styles, overlays.tables, strict=True)]
+    return (*([("true", "true box")] if overlays.true_boxes else []), *attention)
+
+
+def _tile(overlays: _Overlays, path: str, index: int, pixels: npt.NDArray[np.uint8], position: int) -> Tile:
+    """The tile of image ``index`` of the data set, which is image ``position`` of the gallery."""
+    thumbnail = Image.fromarray(pixels)
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+    true_boxes = overlays.true_boxes.get(path)
+    marks, overlaps, descriptions = [], [], []
+    for style, (epoch, table) in zip(_styles(len(overlays.tables)), overlays.tables, strict=True):
+        marks.append(Mark(style=style, box=_rounded(table.boxes[index])))
+        description = f"epoch {epoch}" + ("" if table.found[index] else " (nothing found: whole image)")
+        if true_boxes is not None:
+            overlaps.append(f"{best_iou(table.boxes[[index]], [true_boxes])[0]:.2f}")
+            description += f", IoU {overlaps[-1]}"
+        descriptions.append(description)
+    truth = ""
+    if true_boxes is not None:
+        # Last, so that they are drawn on top of the attention boxes.
+        marks += [Mark(style="true", box=_rounded(box)) for box in true_boxes]
+        truth = "true box and " if len(true_boxes) == 1 else "true boxes and "
     return Tile(
-        source=_data_uri(small),
-        width=small.width,
-        height=small.height,
-        alt=f"{path} with {truth}attention boxes of {run_name}: {'; '.join(words)}",
+        source=_data_uri(thumbnail),
+        width=thumbnail.width,
+        height=thumbnail.height,
+        alt=f"{path} with {truth}attention boxes of {overlays.run_name}: {'; '.join(descriptions)}",
         caption=path,
         overlap=f"IoU {' → '.join(dict.fromkeys((overlaps[0], overlaps[-1])))}" if overlaps else "",
         marks=tuple(marks),
-        heats=tuple(
-            Picture(source=_data_uri(overlay(small, look.maps[place])), alt=f"{path}, heatmap of {look.words}")
-            for look in looks
+        heatmaps=tuple(
+            Picture(
+                source=_data_uri(overlay(thumbnail, heatmaps.maps[position])),
+                alt=f"{path}, heatmap of {heatmaps.label}",
+            )
+            for heatmaps in overlays.heatmaps
         ),
     )
 
@@ -199,13 +220,11 @@ def _data_uri(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _rounded(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, width, height = (round(float(value), 4) for value in box)
+def _rounded(box: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
+    x, y, width, height = (round(float(side), 4) for side in box)
     return x, y, width, height
 
 
-def _read_true_boxes(path: Path, images: Sequence[str]) -> Mapping[str, list[list[float]]]:
-    """As ``saga-fast eval boxes`` reads them; none where there is no file, or none of these images is in it."""
-    if not path.is_file():
-        return {}
-    return {image: boxes.tolist() for image, boxes in find_boxes(path, images).items()}
+def _read_true_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
+    """The true boxes of those ``images`` that have any; empty if there is no file."""
+    return find_true_boxes(path, images) if path.is_file() else {}

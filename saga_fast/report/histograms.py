@@ -1,4 +1,4 @@
-"""Histograms of positive-pair similarity (SAGA, Fig. 4) as a picture, from the rows of ``saga-fast eval pairs``."""
+"""Histograms of positive-pair similarity (SAGA, Fig. 4) as a PNG file, from rows of ``saga-fast eval pairs``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from saga_fast.files import replacing
+from saga_fast.runtime.files import replacing
 
 STYLES = {"plain": ("plain crops", "#0b6bb8"), "attention": ("attention crops", "#c2570c")}
 
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[str, int], dict[str, Row]]:
-    """(checkpoint's name, epoch) -> kind of crop -> row."""
+    """Rows by (name of the checkpoint, epoch), then by kind of crop."""
     groups: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         groups.setdefault((str(row.get("name", "")), int(row["epoch"])), {})[str(row["views"])] = row
@@ -24,26 +24,26 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[str, int], dict[str, Row]]:
 
 
 def density(row: Row) -> list[float]:
-    """Fraction of the pairs in each bin."""
+    """The fraction of the pairs in each bin."""
     total = sum(row["counts"]) or 1
     return [count / total for count in row["counts"]]
 
 
 def draw_png(path: Path, rows: Sequence[Row]) -> None:
-    """One panel per checkpoint, one histogram per kind of crop, on common axes; written whole or not at all.
+    """Draw one panel per checkpoint with one histogram per kind of crop, on common axes.
 
     Args:
-        path: the PNG.
-        rows: ``name``, ``epoch``, ``views``, ``edges``, ``counts``, ``mean``.
+        path: the PNG file, written atomically.
+        rows: each with ``name``, ``epoch``, ``views``, ``edges``, ``counts``, ``mean``.
     """
     groups = grouped(rows)
     figure = Figure(figsize=(3.6 * len(groups), 3.2), layout="constrained")
     panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, ((name, epoch), kinds) in zip(panels, groups.items(), strict=True):
-        for views, (words, colour) in STYLES.items():
-            if (row := kinds.get(views)) is None:
+    for axes, ((name, epoch), by_views) in zip(panels, groups.items(), strict=True):
+        for views, (crops, colour) in STYLES.items():
+            if (row := by_views.get(views)) is None:
                 continue
-            label = f"{words}, mean {row['mean']:.3f}"
+            label = f"{crops}, mean {row['mean']:.3f}"
             axes.stairs(density(row), row["edges"], fill=True, alpha=0.3, color=colour)
             axes.stairs(density(row), row["edges"], color=colour, linewidth=1.5, label=label)
             axes.axvline(row["mean"], color=colour, linestyle="--", linewidth=1.2)
@@ -58,6 +58,6 @@ def draw_png(path: Path, rows: Sequence[Row]) -> None:
 
 
 def lowest_edge(rows: Sequence[Row]) -> float:
-    """The lowest edge of a bin that holds anything: the axes leave out what is empty."""
+    """The lowest edge of the non-empty bins, -1 if all are empty."""
     used = [edge for row in rows for edge, count in zip(row["edges"], row["counts"], strict=False) if count]
     return min(used, default=-1.0)

@@ -1,4 +1,4 @@
-"""How pages are made from templates."""
+"""The Jinja environment of the package's HTML templates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import jinja2
 
 
 def environment() -> jinja2.Environment:
-    """Templates of the package; what they are given is escaped, and what they miss is an error."""
-    # autoescape=True, not select_autoescape: that goes by the ending and would leave "*.html.j2" unescaped.
+    """The environment of the templates: variables are escaped, and a missing variable is an error."""
+    # select_autoescape() decides by the file's ending and would not escape in "*.html.j2".
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("saga_fast"),
+        loader=jinja2.PackageLoader("saga_fast.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,4 +1,4 @@
-"""The paper's tables with its own numbers, and a row for these runs in the same form (SAGA, Tables 1 and 2)."""
+"""The paper's Tables 1 and 2, with the published rows and one row per method of the report's runs."""
 
 from __future__ import annotations
 
@@ -29,50 +29,52 @@ NAMES = {
 
 
 def role(run: Run) -> str:
-    """The column of the paper's tables that a run belongs to, by its config."""
+    """The column of a run in the paper's tables, from its config: one of ROLES."""
     if run.is_saga:
         return "supervised" if run.setting("attention.provider") == "supervised" else "saga"
     return "finetune" if run.setting("saga.epochs") else "plain"
 
 
 def paper_tables(runs: Sequence[Run]) -> list[Table]:
-    """Tables 1 and 2: the paper's rows, and one row per method of these runs that has a figure to show."""
+    """Tables 1 and 2: the published rows, and one row per method of ``runs`` with at least one accuracy."""
     return [
         Table(
-            caption="Table 1 of the paper: linear top-1 (%), ImageNet, ResNet-50, 200 epochs and 60 more",
+            caption="Table 1 of the paper: linear top-1 (%), ImageNet, ResNet-50, 200 epochs, then 60 more",
             head=("Method", "200 epochs", "Fine-tuning", "SAGA"),
-            rows=(*_paper(TABLE_1), *_own(runs, _linear, ROLES[:3])),
+            rows=(*_published_rows(TABLE_1), *_run_rows(runs, _linear, ROLES[:3])),
         ),
         Table(
-            caption="Table 2 of the paper: kNN top-1 (%), ImageNet-100, 160 epochs and 80 more",
+            caption="Table 2 of the paper: kNN top-1 (%), ImageNet-100, 160 epochs, then 80 more",
             head=("Method", "160 epochs", "Fine-tuning", "SAGA", "Supervised attention"),
-            rows=(*_paper(TABLE_2), *_own(runs, _knn, ROLES)),
+            rows=(*_published_rows(TABLE_2), *_run_rows(runs, _knn, ROLES)),
         ),
     ]
 
 
-def _paper(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _published_rows(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [(f"{row[0]}, paper", *row[1:]) for row in rows]
 
 
-def _own(runs: Sequence[Run], value: Callable[[Run], str | None], roles: Sequence[str]) -> list[tuple[str, ...]]:
+def _run_rows(
+    runs: Sequence[Run], accuracy: Callable[[Run], str | None], roles: Sequence[str]
+) -> list[tuple[str, ...]]:
     rows = []
     for method in dict.fromkeys(str(run.setting("method.name")) for run in runs):
-        same = [run for run in runs if str(run.setting("method.name")) == method]
-        cells = [[text for run in same if role(run) == column and (text := value(run))] for column in roles]
+        method_runs = [run for run in runs if str(run.setting("method.name")) == method]
+        cells = [[text for run in method_runs if role(run) == column and (text := accuracy(run))] for column in roles]
         if any(cells):
             rows.append((f"{NAMES.get(method, method)}, here", *(" / ".join(texts) or NONE for texts in cells)))
     return rows
 
 
 def _linear(run: Run) -> str | None:
-    """The last linear probe's top-1; one on cached features is marked as the estimate that it is."""
+    """Top-1 of the last linear probe; an estimate from cached features has the mark ≈."""
     tests = [row for row in linear_tests(run) if row.get("views") == "whole"]
-    best = [row for row in tests if row.get("features") == "augmented"] or tests
-    if not best:
+    preferred = [row for row in tests if row.get("features") == "augmented"] or tests
+    if not preferred:
         return None
-    mark = "" if best[-1].get("features") == "augmented" else "≈\u2009"
-    return mark + figure(float(best[-1]["top1"]), 1, percent=True)
+    mark = "" if preferred[-1].get("features") == "augmented" else "≈\u2009"
+    return mark + figure(float(preferred[-1]["top1"]), 1, percent=True)
 
 
 def _knn(run: Run) -> str | None:

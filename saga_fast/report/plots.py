@@ -1,7 +1,7 @@
 """Line plots by epoch and histograms as inline SVG.
 
-The SVG holds no text that a user chose and no colour of its own: run names stand in the page's legend, and every
-colour is a CSS variable, so one plot serves light and dark mode.
+The SVG contains no run names, which are in the page's legend, and no fixed colours: each colour is a CSS variable, so
+one plot serves light and dark mode.
 """
 
 import io
@@ -22,7 +22,7 @@ MIN_SPAN = 0.1
 COLOURS = 8  # --run-0 to --run-7 in the template
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (8, 1.5, 1.5, 1.5), (1.5, 1.5))
 
-# matplotlib does not know CSS variables: it draws with colours that nothing else uses, replaced afterwards.
+# matplotlib cannot draw with CSS variables: it draws with these unused colours, which _inline() replaces.
 _INK, _GRID, _RUN = "#fe0100", "#fe0200", "#fe00{:02x}"
 _RC: dict[Any, Any] = {  # Any: matplotlib 3.11 types the keys as literals, 3.9 as str
     "svg.fonttype": "none",  # text stays text: selectable, small, in the page's font
@@ -47,7 +47,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A finished plot: its heading and its SVG."""
+    """A plot's heading and its SVG."""
 
     title: str
     svg: Markup
@@ -66,25 +66,25 @@ def dashes(style: int) -> tuple[float, ...]:
 def line_plot(
     title: str, series: Sequence[Series], *, key: str, unit: Unit = "number", markers: bool = False
 ) -> Plot | None:
-    """Draws the series that have points, None where no series has.
+    """A line plot of the series that have points, None if no series has any.
 
     Args:
         title: the heading, also the start of the text alternative.
         series: the runs' lines.
         key: a name unique in the page, the prefix of the SVG's ids.
-        unit: ``fraction`` for values in [0, 1], whose axis covers at least a tenth and ends at 0 and 1, so that noise
-            does not fill the plot; ``percent`` for the same times 100.
-        markers: whether to mark the single values, for curves of few points.
+        unit: ``fraction`` for values in [0, 1]: the axis covers at least 0.1, so that noise does not fill the plot, and
+            does not go beyond 0 and 1. ``percent`` draws the same values times 100.
+        markers: whether to mark each point, for curves of few points.
     """
-    drawn = [line for line in series if line.points]
-    if not drawn:
+    lines = [line for line in series if line.points]
+    if not lines:
         return None
     scale = 100.0 if unit == "percent" else 1.0
     with mpl.rc_context(_RC):
-        # 274 pt wide, shown at 270 px (four in a row) to 370 px: 10 pt labels stay readable at every width.
+        # 274 pt wide, shown at 270 px (four in a row) to 370 px: 10 pt labels stay readable at both widths.
         figure = Figure(figsize=(3.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        for line in drawn:
+        for line in lines:
             epochs, values = zip(*line.points, strict=True)
             axes.plot(
                 epochs,
@@ -102,32 +102,33 @@ def line_plot(
             axes.set_ylim(_fraction_limits(*axes.get_ylim(), scale))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        return Plot(title=title, svg=_finish(figure, key, _describe(title, drawn, unit)))
+        return Plot(title=title, svg=_finish(figure, key, _describe(title, lines, unit)))
 
 
 def histogram_plot(
     title: str, series: Sequence[tuple[int | None, Mapping[str, Any]]], *, key: str, limits: tuple[float, float]
 ) -> Plot:
-    """Draws histograms of positive-pair similarity over each other, the mean of each as a vertical line.
+    """Overlaid histograms of positive-pair similarity, each with its mean as a vertical line.
 
     Args:
         title: the heading, also the start of the text alternative.
-        series: (position of the run, which fixes the colour, or None for ink; row of ``saga-fast eval pairs``).
+        series: (position of the run, which fixes the colour, or None for the text colour; row of
+            ``saga-fast eval pairs``).
         key: see :func:`line_plot`.
-        limits: of the horizontal axis.
+        limits: limits of the horizontal axis.
     """
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(3.8, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for style, row in series:
-            colour_ = _INK if style is None else _RUN.format(style % COLOURS)
+            ink = _INK if style is None else _RUN.format(style % COLOURS)
             total = sum(row["counts"]) or 1
             heights = [100.0 * count / total for count in row["counts"]]
-            dashed = (0, (4, 2)) if style is None else "solid"
+            line_style = (0, (4, 2)) if style is None else "solid"
             if style is not None:
-                axes.stairs(heights, row["edges"], fill=True, alpha=0.25, color=colour_, linewidth=0.0)
-            axes.stairs(heights, row["edges"], color=colour_, linewidth=1.8, linestyle=dashed)
-            axes.axvline(row["mean"], color=colour_, linewidth=1.2, linestyle=dashed)
+                axes.stairs(heights, row["edges"], fill=True, alpha=0.25, color=ink, linewidth=0.0)
+            axes.stairs(heights, row["edges"], color=ink, linewidth=1.8, linestyle=line_style)
+            axes.axvline(row["mean"], color=ink, linewidth=1.2, linestyle=line_style)
         axes.set_xlim(*limits)
         axes.set_ylim(bottom=0.0)
         axes.grid(linewidth=0.8)
@@ -135,10 +136,10 @@ def histogram_plot(
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("pairs (%)")
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        words = "; ".join(
+        means = "; ".join(
             f"{row['views']} crops: mean {row['mean']:.3f}, deviation {row['std']:.3f}" for _, row in series
         )
-        return Plot(title=title, svg=_finish(figure, key, f"{title}, similarity of positive pairs. {words}."))
+        return Plot(title=title, svg=_finish(figure, key, f"{title}, similarity of positive pairs. {means}."))
 
 
 def _finish(figure: Figure, key: str, label: str) -> Markup:
@@ -149,34 +150,38 @@ def _finish(figure: Figure, key: str, label: str) -> Markup:
 
 
 def _fraction_limits(low: float, high: float, scale: float) -> tuple[float, float]:
+    """Axis limits around [low, high] that span at least ``MIN_SPAN * scale`` within [0, scale]."""
     missing = max(scale * MIN_SPAN - (high - low), 0.0)
     low, high = low - missing / 2, high + missing / 2
-    margin = 0.01 * scale  # a marker's radius: a line at 0 or 1 is not cut
+    margin = 0.01 * scale  # a marker's radius, so that a marker at 0 or 1 is not cut
     shift = max(-margin - low, 0.0) - max(high - scale - margin, 0.0)
     return max(low + shift, -margin), min(high + shift, scale + margin)
 
 
 def _describe(title: str, series: Sequence[Series], unit: Unit) -> str:
-    def value(point: Point) -> str:
+    """The text alternative: the first and the last point of each line."""
+
+    def describe_point(point: Point) -> str:
         return (
             f"{100 * point[1]:.1f} % at epoch {point[0]}"
             if unit == "percent"
             else f"{point[1]:.3g} at epoch {point[0]}"
         )
 
-    def ends(line: Series) -> str:
+    def describe_line(line: Series) -> str:
         first, last = line.points[0], line.points[-1]
-        return f"{line.name} {value(first)}" if first == last else f"{line.name} {value(first)}, {value(last)}"
+        points = (first,) if first == last else (first, last)
+        return f"{line.name} {', '.join(describe_point(point) for point in points)}"
 
-    return f"{title}, by epoch: {'; '.join(ends(line) for line in series)}."
+    return f"{title}, by epoch: {'; '.join(describe_line(line) for line in series)}."
 
 
 def _inline(svg: str, *, key: str, label: str) -> Markup:
-    """Makes matplotlib's SVG file a part of a page: own root, unique ids, the page's colours."""
+    """matplotlib's SVG file as an element of the page, with unique ids and the page's colours."""
     view_box = re.search(r'viewBox="([^"]+)"', svg)
     assert view_box is not None
     body = svg[svg.index(">", view_box.end()) + 1 : svg.rindex("</svg>")]
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # its "*" selector would reach the whole page
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)  # its "*" selector would apply to the whole page
     body = re.sub(r' id="([^"]+)"', rf' id="{key}-\1"', body)
     body = body.replace("url(#", f"url(#{key}-").replace('xlink:href="#', f'href="#{key}-')
     body = re.sub(r"#fe00([0-9a-f]{2})", lambda match: colour(int(match[1], 16)), body)

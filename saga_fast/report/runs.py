@@ -1,4 +1,4 @@
-"""A run folder as the report sees it: its config and the records of its ``metrics.jsonl``."""
+"""Run folders for the report: config, rows of ``metrics.jsonl`` and results of ``saga-fast eval``."""
 
 import json
 import math
@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from saga_fast.errors import SagaError
-from saga_fast.strict_yaml import read_yaml
+from saga_fast.runtime.metrics import read_metrics
+from saga_fast.runtime.strict_yaml import read_yaml
 
-# What tells two records of a kind apart.
+# The fields that identify a record among those of its kind.
 KEYS = {"epoch": ("epoch",), "knn": ("epoch", "layer", "k"), "renewal": ("epoch",)}
 
 Record = dict[str, Any]
@@ -20,7 +21,7 @@ Point = tuple[int, float]  # (finished epochs, value)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run; every tuple of records is sorted by epoch."""
+    """One training run. Epoch, kNN and renewal records are sorted by epoch."""
 
     name: str
     folder: Path
@@ -29,15 +30,15 @@ class Run:
     knn: tuple[Record, ...]
     renewals: tuple[Record, ...]
     evaluations: tuple[Record, ...] = ()
-    """Rows of ``saga-fast eval`` that lie in the run folder, in the files' order."""
+    """Rows of ``saga-fast eval`` in ``RUN/eval/*.json``, in alphabetical order of the files."""
 
     @property
     def is_saga(self) -> bool:
-        """Whether the run crops with attention boxes."""
+        """Whether the run crops from attention boxes."""
         return bool(self.setting("attention") or self.renewals)
 
     def setting(self, key: str) -> Any:
-        """The config's value under a dotted key, None where any part of it is missing."""
+        """The config's value at a dotted key, None if any part of the key is missing."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -49,19 +50,22 @@ class Run:
 
 
 def number(record: Record, key: str) -> float | None:
-    """A record's value as a float, None where it is absent or not a number; NaN and infinities are kept."""
+    """A record's value as a float, None if missing or not a number; NaN and infinities are kept."""
     value = record.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def points(records: Iterable[Record], key: str) -> list[Point]:
-    """(epoch, value) of the records whose value is a finite number."""
+    """(epoch, value) of the records with a finite value."""
     pairs = ((record["epoch"], number(record, key)) for record in records)
     return [(epoch, value) for epoch, value in pairs if value is not None and math.isfinite(value)]
 
 
 def short_path(text: str) -> str:
-    """An absolute path's last two parts: a report is passed on, the names of its author's folders are not."""
+    """The last two parts of an absolute path; other text is returned unchanged.
+
+    Reports are sent to other people, and full paths would show the author's user name.
+    """
     for kind in (PurePosixPath, PureWindowsPath):
         if (path := kind(text)).is_absolute():
             return "/".join(["…", *path.parts[1:][-2:]])
@@ -69,7 +73,7 @@ def short_path(text: str) -> str:
 
 
 def public_config(value: Any) -> Any:
-    """The config with every absolute path shortened, at any depth."""
+    """The config with all absolute paths shortened, at any depth."""
     if isinstance(value, Mapping):
         return {key: public_config(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -78,9 +82,9 @@ def public_config(value: Any) -> Any:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads run folders in the given order.
+    """Read run folders, in the given order.
 
-    A run is called after its folder; where two folders share a name, after its parent and its folder.
+    A run has the name of its folder; if two folders share a name, ``PARENT/FOLDER``.
 
     Raises:
         SagaError: no folder given, a folder without ``metrics.jsonl``, or a file in it that cannot be read.
@@ -96,8 +100,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def _read_run(folder: Path, name: str) -> Run:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
-        raise SagaError(f"{folder} holds no metrics.jsonl: name a run folder that `saga-fast train` has written")
-    records = _read_metrics(metrics)
+        raise SagaError(f"{folder} contains no metrics.jsonl: name a run folder of `saga-fast train`")
+    records = _records_by_kind(folder)
     return Run(
         name=name,
         folder=folder,
@@ -114,49 +118,40 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = read_yaml(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # a UnicodeDecodeError, too
-        raise SagaError(f"{path} is not readable YAML: mend or remove it ({' '.join(str(error).split())})") from error
+    except ValueError as error:  # UnicodeDecodeError is a subclass
+        reason = " ".join(str(error).split())
+        raise SagaError(f"{reason}: {path} is not readable YAML, correct or remove it") from error
     if not isinstance(config, dict | None):
-        raise SagaError(f"{path} holds a {type(config).__name__}, not a mapping: mend or remove it")
+        raise SagaError(f"{type(config).__name__} instead of a mapping in {path}: correct or remove it")
     return config or {}
 
 
 def _read_evaluations(folder: Path) -> tuple[Record, ...]:
-    """The rows of every JSON file in ``folder``, files in alphabetical order; none where there is no folder.
+    """The rows of all JSON files in ``folder``, in alphabetical order; none if there is no such folder.
 
     Raises:
-        SagaError: a file that is not JSON, or not one of ``saga-fast eval``.
+        SagaError: a file that is not JSON, or not a result of ``saga-fast eval``.
     """
     rows: list[Record] = []
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise SagaError(f"{path} is not JSON: mend or remove it ({error})") from error
-        found = content.get("rows") if isinstance(content, dict) else None
-        if not isinstance(found, list) or not all(isinstance(row, dict) and "protocol" in row for row in found):
-            raise SagaError(f"{path} holds no rows of `saga-fast eval`: remove it from {folder}")
-        rows += found
+            raise SagaError(f"{error}: {path} is not JSON, correct or remove it") from error
+        file_rows = content.get("rows") if isinstance(content, dict) else None
+        if not isinstance(file_rows, list) or not all(isinstance(row, dict) and "protocol" in row for row in file_rows):
+            raise SagaError(f"{path} contains no rows of `saga-fast eval`: remove it from {folder}")
+        rows += file_rows
     return tuple(rows)
 
 
-def _read_metrics(path: Path) -> dict[str, tuple[Record, ...]]:
-    """Records by kind. A resumed run writes some epochs twice: the later line counts."""
-    found: dict[str, dict[tuple[Any, ...], Record]] = {kind: {} for kind in KEYS}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for at, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if at == len(lines):  # no newline at the end: a run that was killed, or is writing right now
-                continue
-            raise SagaError(f"{path} line {at} is not JSON: {line[:60]!r}; remove that line") from error
-        kind = record.get("kind") if isinstance(record, dict) else None
-        if kind not in KEYS:
-            continue
-        if not isinstance(record.get("epoch"), int):
-            raise SagaError(f"{path} line {at}: epoch is {record.get('epoch')!r}, not an integer; remove that line")
-        found[kind][tuple(record.get(key) for key in KEYS[kind])] = record
-    return {kind: tuple(sorted(rows.values(), key=lambda row: row["epoch"])) for kind, rows in found.items()}
+def _records_by_kind(folder: Path) -> dict[str, tuple[Record, ...]]:
+    """The rows of ``metrics.jsonl`` by kind, sorted by epoch.
+
+    Of rows with equal keys the last one counts: a resumed run writes an epoch's rows again.
+    """
+    latest: dict[str, dict[tuple[Any, ...], Record]] = {kind: {} for kind in KEYS}
+    for row in read_metrics(folder):
+        if (keys := KEYS.get(row["kind"])) is not None:
+            latest[row["kind"]][tuple(row.get(key) for key in keys)] = row
+    return {kind: tuple(sorted(rows.values(), key=lambda row: row["epoch"])) for kind, rows in latest.items()}

@@ -1,4 +1,4 @@
-"""The report's tables as text. Runs are columns: they stand side by side, also on a phone."""
+"""The report's tables as text. Runs are columns, which fit side by side on a phone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class Table:
 
 
 def figure(value: float | None, digits: int = 0, *, percent: bool = False) -> str:
-    """A number as text: a dash where it is missing, words where it is not finite."""
+    """A number as text: a dash for None, "not finite" for NaN and infinities."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -29,7 +29,7 @@ def figure(value: float | None, digits: int = 0, *, percent: bool = False) -> st
 
 
 def results(runs: Sequence[Run]) -> Table:
-    """What each run reached and what it cost."""
+    """Accuracy, loss, throughput and time, one column per run."""
     rows: list[tuple[str, Callable[[Run], str]]] = [
         ("Method", lambda run: _setting(run, "method.name")),
         ("Views", lambda run: _setting(run, "attention.views")),
@@ -45,7 +45,7 @@ def results(runs: Sequence[Run]) -> Table:
 
 
 def settings(runs: Sequence[Run]) -> Table:
-    """The config's main keys."""
+    """The main config keys, one column per run."""
     keys = {
         "Encoder": "encoder.name",
         "Training images": "data.train",
@@ -54,7 +54,7 @@ def settings(runs: Sequence[Run]) -> Table:
         "SAGA epochs": "saga.epochs",
         "Renewal every (epochs)": "attention.period",
         "Threshold delta": "attention.delta",
-        "Mirror images looked at": "attention.mirror",
+        "Average with the mirror image": "attention.mirror",
         "Batch size": "batch_size",
         "Seed": "seed",
     }
@@ -106,7 +106,7 @@ def _top1(layer: str, k: int) -> Callable[[Run], str]:
         curve = run.top1(layer, k)
         if not curve:
             return NONE
-        # dict: a run evaluated once has one figure, not the same one twice.
+        # dict.fromkeys drops the second figure of a run that was evaluated once.
         ends = dict.fromkeys((curve[0], curve[-1]))
         return " → ".join(figure(value, 1, percent=True) for _, value in ends)
 
@@ -114,11 +114,11 @@ def _top1(layer: str, k: int) -> Callable[[Run], str]:
 
 
 def _time_average(records: Sequence[Record], key: str) -> float | None:
-    """Mean over time, not over epochs: for images/s that is all images over all seconds."""
+    """Mean of the records' values, weighted by their seconds: for images/s, all images over all seconds."""
     pairs = [(number(record, key), number(record, "seconds")) for record in records]
-    known = [(value, seconds) for value, seconds in pairs if value is not None and seconds]
-    total = sum(seconds for _, seconds in known)
-    return sum(value * seconds for value, seconds in known) / total if total else None
+    weighted = [(value, seconds) for value, seconds in pairs if value is not None and seconds]
+    total = sum(seconds for _, seconds in weighted)
+    return sum(value * seconds for value, seconds in weighted) / total if total else None
 
 
 def _total_seconds(run: Run) -> float | None:

@@ -1,4 +1,4 @@
-"""The comparison in words, generated from the numbers: kNN top-1 on the backbone, k = 20, at the last evaluation."""
+"""The verdict as text: kNN top-1 on the backbone, k = 20, at each run's last evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,20 @@ from typing import Literal
 from saga_fast.report.runs import Run
 
 BASELINE = "finetune"
-NOISE_POINTS = 1.0  # kNN top-1's noise between seeds on a prototype: the least that counts
+NOISE_POINTS = 1.0  # smallest difference that counts: the noise of kNN top-1 between seeds, measured on a prototype
 
 Outcome = Literal["win", "loss", "open", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """SAGA against the baseline.
+    """The comparison of the SAGA runs with the baseline.
 
-    ``outcome`` is ``open`` where the difference is within noise or the SAGA runs disagree, ``none`` where there is
-    nothing to compare. ``details`` has one sentence per run, then the caveats.
+    Attributes:
+        outcome: ``open`` if the difference is within noise or the SAGA runs disagree, ``none`` if there is nothing to
+            compare.
+        headline: one sentence.
+        details: one sentence per run, then the caveats.
     """
 
     outcome: Outcome
@@ -27,22 +30,22 @@ class Verdict:
 
 
 def judge(runs: Sequence[Run]) -> Verdict:
-    """Compares every run with the run named "finetune".
+    """Compare each run with the run named "finetune".
 
-    SAGA wins only when every SAGA run ends above the baseline by more than the noise; several runs are counted, so that
-    the best of many is never taken for the rule.
+    SAGA wins only if each SAGA run ends above the baseline by at least the noise: the best of several runs is not
+    enough.
     """
     baseline = next((run for run in runs if run.name == BASELINE and run.top1()), None)
-    others = [run for run in runs if run is not baseline]
+    remaining = [run for run in runs if run is not baseline]
     details = [_sentence(run, None if run is baseline else baseline) for run in runs]
     if baseline is not None:
         end = _last_epoch(baseline)
         details += [
             f"{run.name} was last evaluated at epoch {_last_epoch(run)}, {BASELINE} at {end}: not the same budget."
-            for run in others
+            for run in remaining
             if run.is_saga and run.top1() and _last_epoch(run) != end
         ]
-    outcome, headline = _headline(baseline, [run for run in others if run.is_saga])
+    outcome, headline = _headline(baseline, [run for run in remaining if run.is_saga])
     return Verdict(outcome=outcome, headline=headline, details=tuple(details))
 
 
@@ -51,18 +54,18 @@ def _headline(baseline: Run | None, saga_runs: Sequence[Run]) -> tuple[Outcome, 
     if not saga_runs:
         return "none", "No verdict: none of these runs trained with SAGA."
     if baseline is None:
-        return "none", f"No verdict: no run named “{BASELINE}” with a kNN evaluation to hold SAGA against."
+        return "none", f"No verdict: no run named “{BASELINE}” with a kNN evaluation to compare SAGA with."
     if not judged:
         return "none", "No verdict: no kNN evaluation (backbone, k = 20) of the SAGA runs."
     differences = [(_difference(run, baseline), _noise(run, baseline)) for run in judged]
     wins = sum(points >= noise for points, noise in differences)
     losses = sum(points <= -noise for points, noise in differences)
     outcome: Outcome = "win" if wins == len(judged) else "loss" if losses == len(judged) else "open"
-    words = "SAGA wins" if outcome == "win" else "SAGA does not win"
+    result = "SAGA wins" if outcome == "win" else "SAGA does not win"
     if len(judged) == 1:
-        return outcome, f"{words}: {judged[0].name} ends {_compared(*differences[0])}."
-    rest = len(judged) - wins - losses
-    return outcome, f"{words}: {len(judged)} SAGA runs, {wins} above {BASELINE}, {losses} below, {rest} within noise."
+        return outcome, f"{result}: {judged[0].name} ends {_compared(*differences[0])}."
+    open_ = len(judged) - wins - losses
+    return outcome, f"{result}: {len(judged)} SAGA runs, {wins} above {BASELINE}, {losses} below, {open_} within noise."
 
 
 def _sentence(run: Run, baseline: Run | None) -> str:
@@ -83,12 +86,13 @@ def _compared(points: float, noise: float) -> str:
 
 
 def _difference(run: Run, baseline: Run) -> float:
-    # Rounded before it is judged, so that the words never contradict the printed figure.
+    """Points of kNN top-1 above the baseline, at the last evaluations."""
+    # Rounded before the comparison, so that the verdict agrees with the printed figure.
     return round(100 * (run.top1()[-1][1] - baseline.top1()[-1][1]), 1)
 
 
 def _noise(run: Run, baseline: Run) -> float:
-    """Points that chance moves: between seeds, and by the number of images that were classified (95 %, binomial)."""
+    """The difference in points that is noise: 95 % interval of the binomial, and at least NOISE_POINTS."""
     images = run.knn[-1].get("images")
     if not isinstance(images, int) or images < 1:
         return NOISE_POINTS

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from saga_fast.config import TrainConfig
 from saga_fast.loaders import BoxTable, CropPlan
 from saga_fast.loaders.plan import MoreViews
 from saga_fast.methods import Method
-from saga_fast.train.config import TrainConfig
 
 
 def crop_plan(config: TrainConfig, model: Method, table: BoxTable | None = None) -> CropPlan:
@@ -29,4 +29,4 @@ def crop_plan(config: TrainConfig, model: Method, table: BoxTable | None = None)
     a = config.attention
     if table is None or a is None:
         return plan
-    return replace(plan, table=table, views=a.views, share=a.share, crop=a.crop, margin=a.margin, min_side=a.min_side)
+    return replace(plan, table=table, views=a.views, share=a.share, crop=a.crop, min_side=a.min_side)

@@ -1,4 +1,4 @@
-"""Whose attention makes D^att: a classifier's, or whoever made a table that is there already."""
+"""Providers of D^att other than the trained network: a classifier, or an existing box table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from saga_fast.attention_config import AttentionConfig
+from saga_fast.attention.config import AttentionConfig
 from saga_fast.checkpoint import load_model
 from saga_fast.loaders import BoxTable, Source
 from saga_fast.methods import Method
 
 
 def check_provider(attention: AttentionConfig | None, source: Source) -> None:
-    """Refuse what would fail at the first renewal, which may be days away.
+    """Check now what the first renewal, which may be days away, will need.
 
     Raises:
         SagaError: no such checkpoint, or no such table or one of another data set.
@@ -26,13 +26,13 @@ def check_provider(attention: AttentionConfig | None, source: Source) -> None:
 
 
 def classifier(ckpt: str, device: torch.device, *, channels_last: bool) -> Method:
-    """The network whose attention is taken in place of the own one's."""
+    """The classifier whose attention replaces the trained network's, on its device."""
     model = load_model(ckpt).to(device)
     return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def given_table(attention: AttentionConfig, source: Source) -> BoxTable | None:
-    """The table that is D^att as it is, if there is one.
+    """The given table that is used as D^att; None if the config names none.
 
     Raises:
         SagaError: see :meth:`BoxTable.open` and :meth:`BoxTable.check`.

@@ -4,39 +4,57 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from saga_fast.attention import box_iou, build_box_table, described
-from saga_fast.attention_config import AttentionConfig
-from saga_fast.attention_parts import Parts, parts_of
-from saga_fast.demo_data import read_true_boxes
-from saga_fast.distributed import barrier, broadcast, is_main
+from saga_fast.attention import AttentionConfig, build_box_table
+from saga_fast.attention.incremental import changed_images
+from saga_fast.attention.parts import Parts, parts_folder
+from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
-from saga_fast.files import sha256
-from saga_fast.incremental import images_to_renew
+from saga_fast.evaluate.boxes import box_quality
 from saga_fast.loaders import BoxTable, Loader, Source, WholePlan
+from saga_fast.loaders.boxes import box_iou
+from saga_fast.loaders.true_boxes import read_true_boxes, true_boxes_file
 from saga_fast.methods import Method
-from saga_fast.streaming import StreamedMaps
-from saga_fast.train.config import TrainConfig
+from saga_fast.runtime.distributed import barrier, broadcast, is_main
+from saga_fast.runtime.files import sha256
 from saga_fast.train.provider import classifier, given_table
 
-WATCHED = 5
-"""Epochs before the first renewal from which streaming looks on, at least. After one epoch 14 % of the demo's images
-had no map: their views had not shown the border, or the epoch had left them out with its last batch; after three 0.2 %.
-"""
+
+@dataclass(frozen=True, kw_only=True)
+class RenewalFigures:
+    """Figures of a renewal, as metrics.jsonl has them."""
+
+    table: str
+    """The table's path in the run folder."""
+    found_fraction: float
+    box_area: float
+    images_per_second: float
+    """Computed images per second of the whole renewal."""
+    seconds: float
+    computed: int
+    """Images that went through the attention pass."""
+    agreement: float | None
+    """Mean IoU with the boxes of the renewal before; None for the first one."""
+    iou: float | None
+    """Mean IoU with the true boxes, where ``data.true_boxes`` is set."""
+    corloc: float | None
+    """Fraction of the images whose IoU with a true box is at least 0.5."""
 
 
 class Renewals:
-    """The box tables of a run folder, the last of which training crops with.
+    """The box tables of a run folder; training crops with the last one.
 
     Args:
         config: the experiment.
         model: the network in training, on its device.
         source: the training images.
-        open_whole: a loader of them for the attention pass.
+        open_whole: opens a loader of them for the attention pass.
 
     Attributes:
         table: D^att, or None before the first renewal.
@@ -48,35 +66,22 @@ class Renewals:
         self._config, self._model, self._source, self._open_whole = config, model, source, open_whole
         self._folder = Path(config.out)
         self._entries: list[dict[str, str]] = []  # names and hashes of the last two tables
-        self._before: BoxTable | None = None  # the last table but one
+        self._before: BoxTable | None = None  # the table before the last one
         self.table: BoxTable | None = None
-        a = config.attention
-        self._stream: StreamedMaps | None = None
-        if a is not None and a.renew == "streaming" and config.saga.epochs > 0:
-            self._stream = StreamedMaps(model, len(source), size=config.attention_size, attention=a)
 
     def is_due(self, phase_epoch: int) -> bool:
-        """Whether D^att is renewed before this epoch of the SAGA phase; what does not change makes it once."""
-        a = self._config.attention
-        if a is None or phase_epoch % a.period != 0:
+        """Whether D^att is renewed before this epoch of the SAGA phase; boxes that never change are made once."""
+        attention = self._config.attention
+        if attention is None or phase_epoch % attention.period != 0:
             return False
-        return a.provider == "self" or self.table is None
+        return attention.provider == "self" or self.table is None
 
-    def stream(self, epoch: int) -> StreamedMaps | None:
-        """What takes the views of this epoch, counted over the run: from some epochs before the first renewal on."""
-        a = self._config.attention
-        return self._stream if a is not None and epoch >= self._config.plain.epochs - max(a.period, WATCHED) else None
-
-    def renew(self, epoch: int, *, progress: bool) -> dict[str, Any]:
-        """Algorithm 1: a new D^att from the network as it is now.
+    def renew(self, epoch: int, *, progress: bool) -> RenewalFigures:
+        """Algorithm 1: make a new D^att from the network's current weights, save it, and return its figures.
 
         Args:
             epoch: finished epochs of the run.
             progress: show a progress bar.
-
-        Returns:
-            Figures of the renewal: ``computed`` images went through an attention pass, ``images_per_second`` of them,
-            ``seconds`` all of it took, ``agreement`` is the mean IoU with the boxes before.
         """
         start, latest = time.perf_counter(), self.table
         name = f"att/epoch_{epoch:04d}.safetensors"
@@ -84,96 +89,76 @@ class Renewals:
         self._before, self.table = latest, table
         seconds = time.perf_counter() - start
         if is_main():
-            self.table.save(self._folder / name)
-            Parts(parts_of(self._folder / name)).remove()
+            table.save(self._folder / name)
+            Parts(parts_folder(self._folder / name)).remove()
         barrier()
         digest = broadcast(sha256(self._folder / name) if is_main() else "")
         self._entries = [*self._entries, {"name": name, "sha256": digest}][-2:]
-        figures: dict[str, Any] = {
-            "table": name,
-            "found_fraction": self.table.found_fraction,
-            "box_area": self.table.mean_area,
-            "images_per_second": computed / seconds,
-            "seconds": seconds,
-            "computed": computed,
-            "agreement": None if latest is None else float(box_iou(self.table.boxes, latest.boxes).mean()),
-            "iou": None,
-            "corloc": None,
-        }
+        quality: dict[str, Any] = {}
         if self._config.data.true_boxes:
-            overlap = box_iou(self.table.boxes, read_true_boxes(self._source.root, self._source.paths))
-            figures |= {"iou": float(overlap.mean()), "corloc": float(np.mean(overlap >= 0.5))}
-        return figures
+            truths = read_true_boxes(true_boxes_file(self._source.root), self._source.paths)
+            quality = box_quality(table, self._source.paths, truths)
+        return RenewalFigures(
+            table=name,
+            found_fraction=table.found_fraction,
+            box_area=table.mean_area,
+            images_per_second=computed / seconds,
+            seconds=seconds,
+            computed=computed,
+            agreement=None if latest is None else float(box_iou(table.boxes, latest.boxes).mean()),
+            iou=quality.get("iou"),
+            corloc=quality.get("corloc"),
+        )
 
     def _new_table(self, epoch: int, name: str, *, progress: bool) -> tuple[BoxTable, int]:
-        """The table, and how many images a pass has computed for it."""
-        a, looking = self._config.attention, self._config.looking
-        assert a is not None
-        if (given := given_table(a, self._source)) is not None:
+        """The new table, and the number of images that the attention pass computed for it."""
+        attention, options = self._config.attention, self._config.attention_pass
+        assert attention is not None
+        if (given := given_table(attention, self._source)) is not None:
             return given, 0
-        looked_at = Path(a.provider_ckpt or self._folder / "last.pt")
-        metadata = {"checkpoint": broadcast(sha256(looked_at) if is_main() else ""), "epoch": str(epoch)}
-        if a.renew != "all":
-            metadata["renew"] = a.renew
-        if self._stream is not None and self._stream.seen.any():
-            own = described(self._source, self._config.attention_size, looking | {"mirror": False})
-            return self._stream.table(own | metadata, others=self.table), 0
+        checkpoint = Path(attention.provider_ckpt or self._folder / "last.pt")
+        metadata = {"checkpoint": broadcast(sha256(checkpoint) if is_main() else ""), "epoch": str(epoch)}
+        if attention.renew != "all":
+            metadata["renew"] = attention.renew
         model = self._model
-        if a.provider_ckpt is not None:
-            model = classifier(
-                a.provider_ckpt, next(model.parameters()).device, channels_last=self._config.channels_last
-            )
-        loader = self._open_whole(WholePlan(size=self._config.attention_size))
-        loader.set_images(self._images(a, epoch))
-        # Of a renewal that was interrupted, parts are left; they name the checkpoint, so those of others are not taken.
-        table = build_box_table(
-            model,
-            loader,
-            **looking,
-            metadata=metadata,
-            progress=progress,
-            parts=Parts(parts_of(self._folder / name)),
-            resume=True,
-            others=self.table,
-        )
-        return table, len(table) if loader.images is None else len(loader.images)
+        if attention.provider_ckpt is not None:
+            device = next(model.parameters()).device
+            model = classifier(attention.provider_ckpt, device, channels_last=self._config.channels_last)
+        loader = self._open_whole(WholePlan(size=options.size))
+        images = self._images_to_compute(attention, epoch)
+        loader.set_images(images)
+        # An interrupted renewal leaves parts. They name the checkpoint, so parts of another one are not read.
+        parts = Parts(parts_folder(self._folder / name), resume=True)
+        table = build_box_table(model, loader, options, metadata=metadata, parts=parts, progress=progress)
+        if self.table is None or images is None:
+            return table, len(table)
+        return self.table.updated(table, images), len(images)
 
-    def _images(self, a: AttentionConfig, epoch: int) -> np.ndarray | None:
-        """The images to look at; None: all of them."""
-        if self.table is None or a.renew not in ("changed", "fraction"):
+    def _images_to_compute(self, attention: AttentionConfig, epoch: int) -> npt.NDArray[np.int64] | None:
+        """The images that the attention pass computes; None: all of them."""
+        if self.table is None or attention.renew == "all":
             return None
-        return images_to_renew(
-            a.renew,
-            self.table,
-            self._before,
-            fraction=a.fraction,
-            renewal=(epoch - self._config.plain.epochs) // a.period,
-            seed=self._config.seed,
-        )
+        renewal = (epoch - self._config.plain.epochs) // attention.period
+        return changed_images(self.table, self._before, renewal=renewal)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint. Processes first share what their streams have seen: all call it at the same steps."""
+        """The entries of a checkpoint: names and hashes of the tables that a resumed run opens."""
         state: dict[str, Any] = {"box_table": self._entries[-1] if self._entries else None}
-        a = self._config.attention
-        if a is not None and a.renew == "changed":
+        attention = self._config.attention
+        if attention is not None and attention.renew == "changed":
             state["box_table_before"] = self._entries[0] if len(self._entries) == 2 else None
-        if self._stream is not None:
-            self._stream.share()
-            state["attention_maps"] = self._stream.state() if is_main() else {}
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The counterpart.
+        """Restore what :meth:`state` returned.
 
         Raises:
-            SagaError: a table that the checkpoint names is missing, or another.
+            SagaError: a table that the checkpoint names is missing, or has another hash.
         """
         self._entries = [entry for entry in (state.get("box_table_before"), state["box_table"]) if entry is not None]
-        self._before, self.table = ([None, None] + [self._opened(entry) for entry in self._entries])[-2:]
-        if self._stream is not None:
-            self._stream.load_state(state["attention_maps"])
+        self._before, self.table = ([None, None] + [self._open(entry) for entry in self._entries])[-2:]
 
-    def _opened(self, entry: dict[str, str]) -> BoxTable:
+    def _open(self, entry: dict[str, str]) -> BoxTable:
         path = self._folder / entry["name"]
         if not path.is_file() or sha256(path) != entry["sha256"]:
             raise SagaError(f"cannot resume {self._folder}: {path} is missing or not the table of last.pt")

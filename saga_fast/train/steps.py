@@ -1,4 +1,4 @@
-"""The steps of an epoch under way: their figures, and what a loss that is not finite leads to."""
+"""The figures of an epoch's steps, and the check that they are finite."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from saga_fast.distributed import gather, mean, world_size
 from saga_fast.errors import SagaError
 from saga_fast.methods import Method, StepOutput
+from saga_fast.runtime.distributed import gather, mean, world_size
 
 CHECK_EVERY = 50
-"""Steps between two looks at the losses. Each waits for the GPU, some milliseconds in some seconds."""
+"""Steps between two checks of the losses. A check waits for the GPU, some milliseconds in some seconds."""
 
 
 class NonFiniteLossError(SagaError):
     """A loss, or the gradient of a finite one, is infinite or not a number.
 
     Attributes:
-        what: which of them.
-        step: of the epoch, from 0.
+        what: ``loss`` or ``gradient``.
+        step: its number in the epoch, from 0.
         indices: the images of its batch.
         value: the loss.
     """
@@ -37,29 +36,29 @@ class NonFiniteLossError(SagaError):
 class Steps:
     """Losses and similarities of an epoch's steps, (steps,) float32 on the device, and the time they took.
 
-    A process's own figures become the means over all processes when they are settled, and only then are they looked at.
+    The local figures are replaced by the means over all processes when they are settled, and checked only then.
 
     Attributes:
-        done: steps done, those of an earlier run that began this epoch among them.
+        done: finished steps, including those of an interrupted run of this epoch.
         skipped: steps skipped in the epoch.
     """
 
-    def __init__(self, count: int, model: Method, *, so_far: Mapping[str, Any] | None) -> None:
+    def __init__(self, count: int, model: Method, *, partial: Mapping[str, Any] | None) -> None:
         self._weights = list(model.parameters())
         device = self._weights[0].device
         self.losses, self.similarities = torch.zeros(count, device=device), torch.zeros(count, device=device)
         self.done, self.skipped, self.images = 0, 0, 0
         self.seconds, self.waited = 0.0, 0.0
-        if so_far:
-            self.done, self.skipped, self.images = so_far["done"], so_far["skipped"], so_far["images"]
-            self.seconds, self.waited = so_far["seconds"], so_far["waited"]
-            self.losses[: self.done], self.similarities[: self.done] = so_far["losses"], so_far["similarities"]
+        if partial:
+            self.done, self.skipped, self.images = partial["done"], partial["skipped"], partial["images"]
+            self.seconds, self.waited = partial["seconds"], partial["waited"]
+            self.losses[: self.done], self.similarities[: self.done] = partial["losses"], partial["similarities"]
         self._settled = self.done
         self._indices: list[Tensor] = []  # of the steps not yet settled
-        self._left_out: list[int] = []  # of these, those that were skipped
+        self._skipped: list[int] = []  # the skipped ones among them
 
     def add(self, output: StepOutput, index: Tensor) -> None:
-        """A step was made. Now and then its and the last steps' losses are looked at, see :meth:`settle`."""
+        """Add a step's figures; every CHECK_EVERY steps they are settled."""
         self.losses[self.done], self.similarities[self.done] = output.loss.detach(), output.positive_similarity
         self._indices.append(index)
         self._count(index)
@@ -67,10 +66,10 @@ class Steps:
             self.settle()
 
     def skip(self, index: Tensor) -> None:
-        """A step was not made, because of its loss."""
+        """Add a step that was skipped because of its loss."""
         self.losses[self.done] = self.similarities[self.done] = torch.nan
         self.skipped += 1
-        self._left_out.append(self.done - self._settled)
+        self._skipped.append(self.done - self._settled)
         self._indices.append(index)
         self._count(index)
 
@@ -79,10 +78,10 @@ class Steps:
         self.images += world_size() * len(index)
 
     def settle(self) -> None:
-        """Take the means over all processes of what is new, and look at the losses, and at the weights.
+        """Replace the new figures by their means over all processes, and check the losses and the weights.
 
-        A step's gradient may not be finite though its loss is. The next loss tells, but the next may come after a
-        checkpoint.
+        A gradient may be infinite although the loss is finite. The next loss shows it, but that may be computed after a
+        checkpoint, so the weights are checked too.
 
         Raises:
             NonFiniteLossError: on every process alike.
@@ -91,7 +90,7 @@ class Steps:
         both = mean(torch.stack([self.losses[new], self.similarities[new]]))
         self.losses[new], self.similarities[new] = both
         wrong = both[0].isfinite().logical_not()
-        wrong[self._left_out] = False
+        wrong[self._skipped] = False
         if bool(wrong.any()):
             at = int(wrong.nonzero()[0, 0])
             indices = gather(self._indices[at]).tolist()
@@ -101,13 +100,13 @@ class Steps:
             raise NonFiniteLossError(self.done - 1, gather(self._indices[-1]).tolist(), float(both[0][-1]))
         self._settled = self.done
         self._indices.clear()
-        self._left_out.clear()
+        self._skipped.clear()
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint. What is new is settled first.
+        """The entry of a checkpoint, after the new figures are settled.
 
         Raises:
-            NonFiniteLossError: see :meth:`settle`; what came of such a loss is not to be saved.
+            NonFiniteLossError: see :meth:`settle`; such a state must not be saved.
         """
         self.settle()
         return {
@@ -119,39 +118,3 @@ class Steps:
             "losses": self.losses[: self.done].cpu(),
             "similarities": self.similarities[: self.done].cpu(),
         }
-
-
-class Undo:
-    """What a forward pass in train mode changes, kept to be put back: batch-norm statistics and key encoders."""
-
-    def __init__(self, model: Method) -> None:
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        self._changing = [buffer for norm in norms for buffer in norm.buffers()]
-        self._changing += [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        self._kept = [torch.empty_like(tensor) for tensor in self._changing]
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """Before the forward pass."""
-        for kept, tensor in zip(self._kept, self._changing, strict=True):
-            kept.copy_(tensor)
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """After one that came to nothing."""
-        for kept, tensor in zip(self._kept, self._changing, strict=True):
-            tensor.copy_(kept)
-
-
-def is_finite(loss: Tensor, model: Method, *, gradients: bool) -> bool:
-    """Whether the loss of every process, and the gradients that they share, are finite. Waits for a GPU.
-
-    Args:
-        loss: this process's.
-        gradients: look at them, too; not where a loss scaler does.
-    """
-    found = mean(loss.detach()[None])
-    if gradients:
-        own = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        found = torch.cat([found, torch.nn.utils.get_total_norm(own)[None]])
-    return bool(found.isfinite().all())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from saga_fast import distributed
+from saga_fast.runtime import distributed
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start
 # Forked from a process that has imported what tests need: importing it takes seconds.

@@ -6,20 +6,19 @@ import torch
 from processes import run
 from torch import Tensor
 
-from saga_fast import distributed
-from saga_fast.distributed import (
-    Agreement,
-    agree,
+from saga_fast.errors import SagaError
+from saga_fast.loaders import BadImages, ImageFolder
+from saga_fast.runtime import distributed
+from saga_fast.runtime.distributed import (
+    StopRequest,
     check_same,
     gather,
     gather_uneven,
     gather_with_gradient,
+    local_rows,
     mean,
-    own_rows,
     rank,
 )
-from saga_fast.errors import SagaError
-from saga_fast.loaders import BadImages, ImageFolder
 
 
 def collect() -> list[Tensor]:
@@ -27,7 +26,7 @@ def collect() -> list[Tensor]:
     uneven = [torch.full((1, 2), 10 * rank() + part) for part in range(rank())]
     return [
         gather(own)[:, 0],
-        own_rows(torch.arange(6)),
+        local_rows(torch.arange(6)),
         mean(torch.tensor([float(rank()), 1.0])),
         gather_uneven(uneven)[:, 0],
         torch.tensor(distributed.broadcast(rank() + 7)),
@@ -48,9 +47,9 @@ def test_one_process_needs_none() -> None:
     assert gather_with_gradient(rows) is rows
     assert gather(rows).data_ptr() == rows.data_ptr()
     assert mean(rows) is rows
-    assert own_rows(rows) is rows
+    assert local_rows(rows) is rows
     assert gather_uneven([rows, rows]).shape == (8,)
-    assert Agreement().ask(True)
+    assert StopRequest().update(True)
 
 
 def gradient() -> tuple[Tensor, Tensor]:
@@ -71,11 +70,11 @@ def test_gradient_is_the_sum_over_all_losses() -> None:
 
 
 def answers() -> list[bool]:
-    agreement = Agreement()
-    return [agreement.ask(rank() == 1 and step == 2) for step in range(6)]
+    request = StopRequest()
+    return [request.update(rank() == 1 and step == 2) for step in range(6)]
 
 
-def test_agreement_comes_one_step_later_on_every_rank() -> None:
+def test_a_stop_request_reaches_every_rank_one_step_later() -> None:
     assert run(2, answers) == [[False, False, False, True, False, False]] * 2
 
 
@@ -84,7 +83,7 @@ def bad_lists(root: str, each: list[list[int]]) -> tuple[list[int], str]:
     for index in each[rank()]:
         bad.add(index, f"rank {rank()}")
     try:
-        agree(bad)
+        bad.share()
     except SagaError as error:
         return bad.indices.tolist(), str(error)
     return bad.indices.tolist(), ""

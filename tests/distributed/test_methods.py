@@ -11,13 +11,13 @@ import torch
 from processes import run
 from torch import Tensor, nn
 
-from saga_fast import distributed
-from saga_fast.distributed import own_rows, rank, wrapped
-from saga_fast.encoder import EncoderConfig
 from saga_fast.methods import METHODS, Method, build_method
 from saga_fast.methods.moco import MoCo
-from saga_fast.sync_batchnorm import is_own_batchnorm, synchronise_batchnorm
-from saga_fast.train.optimizer import OptimizerConfig, build_optimizer
+from saga_fast.models.encoder import EncoderConfig
+from saga_fast.models.sync_batchnorm import is_local_batchnorm, synchronise_batchnorm
+from saga_fast.optim import OptimizerConfig, build_optimizer
+from saga_fast.runtime import distributed
+from saga_fast.runtime.distributed import data_parallel, local_rows, rank
 
 ENCODER = EncoderConfig(name="resnet18", stem="small", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]})
 BANK = {"negatives": 32, "projection_dim": 12}
@@ -49,7 +49,7 @@ def steps(cases: list[str], synchronised: bool) -> dict[str, tuple[Tensor, dict[
         model = make(case).train()
         if synchronised:
             synchronise_batchnorm(model, CPU)
-        network, optimizer = wrapped(model, CPU), build_optimizer(OptimizerConfig(), model)
+        network, optimizer = data_parallel(model, CPU), build_optimizer(OptimizerConfig(), model)
         optimizer.param_groups[0]["lr"] = 0.02
         losses = []
         for step in range(STEPS):
@@ -57,7 +57,7 @@ def steps(cases: list[str], synchronised: bool) -> dict[str, tuple[Tensor, dict[
             index = torch.randperm(40, generator=generator)[:BATCH]
             sizes = [(model.num_views, 16), *((group.count, group.size) for group in model.more_views)]
             views = [torch.rand(BATCH, count, 3, side, side, generator=generator) for count, side in sizes]
-            output = network(own_rows(views[0]), own_rows(index), *map(own_rows, views[1:]))
+            output = network(local_rows(views[0]), local_rows(index), *map(local_rows, views[1:]))
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()
@@ -129,8 +129,12 @@ def shuffled() -> tuple[Tensor, Tensor, Tensor]:
     pooled = Pooled()
     model.key_encoder, model.key_projector = pooled, nn.Identity()  # type: ignore[assignment]
     views = torch.rand(32, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    keys = model._keys_of(own_rows(views))
-    return keys, own_rows(nn.functional.normalize(views.mean((2, 3)), dim=1)), pooled.seen - own_rows(views)[:, 0, 0, 0]
+    keys = model._keys_of(local_rows(views))
+    return (
+        keys,
+        local_rows(nn.functional.normalize(views.mean((2, 3)), dim=1)),
+        pooled.seen - local_rows(views)[:, 0, 0, 0],
+    )
 
 
 def test_shuffled_keys_come_back_in_order() -> None:
@@ -147,10 +151,10 @@ def synchronised_batchnorm() -> list[Tensor]:
     weight = torch.randn(8, 5, 3, 2)
     model = nn.Sequential(norm)
     synchronise_batchnorm(model, CPU)
-    assert not is_own_batchnorm(norm)
-    own = own_rows(x).clone().requires_grad_()
+    assert not is_local_batchnorm(norm)
+    own = local_rows(x).clone().requires_grad_()
     y = model(own)
-    (y * own_rows(weight)).sum().backward()
+    (y * local_rows(weight)).sum().backward()
     assert own.grad is not None
     assert norm.weight.grad is not None
     assert norm.bias.grad is not None
@@ -171,7 +175,7 @@ def unlike() -> bool:
     model = make("simclr")
     if rank() == 1:
         nn.init.ones_(next(model.parameters()))
-    wrapped(model, CPU)
+    data_parallel(model, CPU)
     return bool((next(model.parameters()) == 1).all())
 
 

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from processes import run
 
-from saga_fast import attention
+from saga_fast.attention import build as attention
 from saga_fast.attention import build_box_table
-from saga_fast.attention_parts import Parts, rows_of
-from saga_fast.distributed import rank
-from saga_fast.encoder import EncoderConfig
-from saga_fast.evaluate.knn import extract_features
-from saga_fast.loaders import BadImages, BoxTable, ImageFolder, WholePlan, open_loader
+from saga_fast.attention.parts import Parts, rows_of
+from saga_fast.evaluate.features import FrozenModel, extract_features
+from saga_fast.loaders import BadImages, BoxTable, ImageFolder, LoaderOptions, WholePlan, open_loader
 from saga_fast.methods import METHODS, Method, build_method
+from saga_fast.models.encoder import EncoderConfig
+from saga_fast.runtime.distributed import rank
 
 ENCODER = EncoderConfig(name="resnet18", stem="small", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]})
 Columns = dict[str, NDArray[Any]]
@@ -38,7 +38,7 @@ def table_of(
     """The columns, how many batches this process computed, and the bad images; ``kill`` is a rank and a batch."""
     source = ImageFolder(root)
     bad = BadImages(source, max_fraction=0.5)
-    loader = open_loader("folder", source, WholePlan(size=16), batch_size=4, threads=1, bad=bad)
+    loader = open_loader("folder", source, WholePlan(size=16), LoaderOptions(threads=1), batch_size=4, bad=bad)
     real, calls = attention.boxes_of_batch, 0
 
     def counting(*arguments: Any, **more: Any) -> Any:
@@ -49,10 +49,10 @@ def table_of(
         return real(*arguments, **more)
 
     attention.boxes_of_batch = counting
-    folder = Parts(Path(parts), seconds=0.0) if parts else None
+    folder = Parts(Path(parts), resume=resume, seconds=0.0) if parts else None
     table = BoxTable.whole(1)
     try:
-        table = build_box_table(make_model(), loader, parts=folder, resume=resume, delta=0.5, **options)
+        table = build_box_table(make_model(), loader, parts=folder, delta=0.5, **options)
     except Killed:
         calls = -calls
     finally:
@@ -143,20 +143,20 @@ def test_parts_of_another_pass_are_not_taken(
 ) -> None:
     origin = {"delta": "0.5", "checkpoint": "one", "batch_size": "4"}
     table, index = BoxTable.whole(5), np.arange(4)
-    parts = Parts(tmp_path / "parts")
-    parts.begin(keep=True)
+    parts = Parts(tmp_path / "parts", resume=True)
+    parts.begin()
     parts.write(rows_of(table, index), np.array([0]), origin)
     rows, batches = parts.read(origin)
     assert (rows["index"].tolist(), batches.tolist()) == ([0, 1, 2, 3], [0])
     assert not caplog.records
     rows, batches = parts.read(origin | options)
     assert (len(rows["index"]), len(batches)) == (0, 0)
-    assert f"is of another {named} and computed anew" in caplog.text
+    assert f"was computed from another {named}: computing its images again" in caplog.text
 
 
 def test_damaged_parts_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     parts = Parts(tmp_path / "parts")
-    parts.begin(keep=False)
+    parts.begin()
     parts.write(rows_of(BoxTable.whole(5), np.arange(4)), np.array([1]), {})
     parts.write(rows_of(BoxTable.whole(5), np.arange(4)), np.array([2]), {})
     path = parts.folder / "part_000000001.safetensors"
@@ -175,9 +175,14 @@ def test_damaged_parts_are_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFi
 def features_of(root: str) -> Any:
     source = ImageFolder(root)
     loader = open_loader(
-        "folder", source, WholePlan(size=16), batch_size=16, bad=BadImages(source, max_fraction=0.5), threads=1
+        "folder",
+        source,
+        WholePlan(size=16),
+        LoaderOptions(threads=1),
+        batch_size=16,
+        bad=BadImages(source, max_fraction=0.5),
     )
-    return extract_features(make_model(), loader)
+    return extract_features(FrozenModel(model=make_model()), loader)
 
 
 def test_features_are_those_of_one_process_in_order(broken: Path) -> None:

@@ -1,7 +1,6 @@
 """The command line under torchrun: a killed process is started again, and the run ends as if it had not been."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +11,13 @@ import numpy as np
 import psutil
 import pytest
 from processes import run
-from torch._C._distributed_c10d import TCPStore
 
 from saga_fast.checkpoint import read_checkpoint
 from saga_fast.cli import main
-from saga_fast.distributed import begin, restarted
+from saga_fast.config_file import load_config
 from saga_fast.loaders import BoxTable
-from saga_fast.train.config import load_config
+from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train.cycle import train
-from saga_fast.train.metrics import read_metrics
 
 sys.path.append(str(Path(__file__).parent.parent / "train"))
 from run_folders import assert_same_run
@@ -51,13 +48,13 @@ def wait_for_epoch(out: Path, number: int, launcher: subprocess.Popen[bytes]) ->
 
 
 def test_killed_rank_is_started_again(tiny_yaml: Path, tmp_path: Path) -> None:
-    """kill -9 of rank 1 in epoch 3 or soon after, then SIGTERM to the launcher, which hands it on, then ``--resume``.
+    """kill -9 of rank 1 in epoch 3 or soon after, then SIGTERM to the launcher, which hands it on, then a new start.
 
     The reference is a run in two processes that nothing happened to.
     """
     overrides = ["evaluate=null", "saga.epochs=13", "attention.period=4", "checkpoint.every_steps=2"]
     reference, out, log = tmp_path / "reference", tmp_path / "out", tmp_path / "log.txt"
-    common = ["train", "--config", str(tiny_yaml), "--set", *overrides]
+    common = ["train", "--resume", "--config", str(tiny_yaml), "--set", *overrides]
 
     launcher = torchrun(log, *common, "--out", str(out), restarts=1)
     wait_for_epoch(out, 3, launcher)
@@ -74,30 +71,6 @@ def test_killed_rank_is_started_again(tiny_yaml: Path, tmp_path: Path) -> None:
     run(2, run_folder, tiny_yaml, out, overrides, True)
     run(2, run_folder, tiny_yaml, reference, overrides, False)
     assert_same_run(out, reference)
-
-
-def test_restart_goes_on_with_its_own_work_alone(
-    finished_run: Path,
-    tiny_yaml: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """torchrun starts a refused command again, too: what was another run's folder at first is so at last."""
-    out = tmp_path / "out"
-    shutil.copytree(finished_run, out)
-    store = TCPStore("127.0.0.1", 0, is_master=True)
-    environment = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-    environment |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": "none"}
-    for count in (0, 1):
-        for name, value in (environment | {"TORCHELASTIC_RESTART_COUNT": count}).items():
-            monkeypatch.setenv(name, str(value))
-        assert main(["train", "--config", str(tiny_yaml), "--out", str(out)]) == 2
-        assert "holds a run already" in capsys.readouterr().err
-    assert not restarted(str(out))
-    begin(str(out))
-    assert restarted(str(out))
-    assert main(["train", "--config", str(tiny_yaml), "--out", str(out)]) == 0
 
 
 def test_build_att_and_eval(

@@ -13,11 +13,11 @@ import torch
 from processes import run
 
 from saga_fast.checkpoint import read_checkpoint
-from saga_fast.distributed import rank
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.loaders import Loader, WholePlan, open_loader
-from saga_fast.train import epoch
-from saga_fast.train.config import load_config
+from saga_fast.loaders import Loader, LoaderOptions, WholePlan, open_loader
+from saga_fast.runtime.distributed import rank
+from saga_fast.train import step
 from saga_fast.train.cycle import train
 
 sys.path.append(str(Path(__file__).parent.parent / "train"))
@@ -30,7 +30,7 @@ Kill = tuple[int, int]
 
 def run_folder(yaml: str, out: str, overrides: list[str], resume: bool, kill: Kill | None = None) -> str | None:
     """Train; the one line of an error, or ``exit N``."""
-    real, calls = epoch.device_views, 0
+    real, calls = step.views_of_batch, 0
 
     def dying(*arguments: Any) -> Any:
         nonlocal calls
@@ -39,7 +39,7 @@ def run_folder(yaml: str, out: str, overrides: list[str], resume: bool, kill: Ki
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    setattr(epoch, "device_views", dying)  # noqa: B010 - mypy
+    setattr(step, "views_of_batch", dying)  # noqa: B010 - mypy
     try:
         train(load_config(Path(yaml), [f"out={out}", *overrides]), resume=resume)
     except SagaError as error:
@@ -47,7 +47,7 @@ def run_folder(yaml: str, out: str, overrides: list[str], resume: bool, kill: Ki
     except SystemExit as error:
         return f"exit {error.code}"
     finally:
-        epoch.device_views = real
+        step.views_of_batch = real
     return None
 
 
@@ -92,9 +92,9 @@ def test_two_processes_train_like_one(runs: dict[str, Path]) -> None:
 
 
 def test_steps_take_the_same_images_for_any_number_of_processes(images: Path) -> None:
-    def order(**shares: Any) -> Loader:
-        options: dict[str, Any] = {"batch_size": 12, "shuffle": True, "seed": 3, "threads": 1}
-        return open_loader("folder", images / "train", WholePlan(size=8), **options, **shares)
+    def order(rank: int = 0, world_size: int = 1) -> Loader:
+        options = LoaderOptions(batch_size=12, shuffle=True, seed=3, threads=1, rank=rank, world_size=world_size)
+        return open_loader("folder", images / "train", WholePlan(size=8), options)
 
     whole = order().order()
     for world_size in (2, 3, 4):
@@ -115,7 +115,7 @@ def test_steps_take_the_same_images_for_any_number_of_processes(images: Path) ->
 
 def test_batch_size_has_to_be_split_evenly(images: Path) -> None:
     with pytest.raises(SagaError, match="batch_size 8 cannot be split evenly among 3 processes"):
-        open_loader("folder", images / "train", WholePlan(size=8), batch_size=8, rank=0, world_size=3)
+        open_loader("folder", images / "train", WholePlan(size=8), LoaderOptions(rank=0, world_size=3), batch_size=8)
 
 
 @pytest.mark.parametrize("kill", [(0, 3), (1, 12)])

@@ -11,8 +11,9 @@ from PIL import Image
 
 from saga_fast.cli import main
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.boxes import best_iou, box_quality, drift, read_boxes
+from saga_fast.evaluate.boxes import best_iou, box_quality, drift
 from saga_fast.loaders import BoxTable, ImageFolder
+from saga_fast.loaders.true_boxes import read_true_boxes
 
 IMAGES = ["a/0.jpg", "a/1.jpg", "b/2.jpg"]
 
@@ -76,16 +77,16 @@ def test_forms_of_true_boxes(tmp_path: Path) -> None:
     (tmp_path / "xml" / "a").mkdir(parents=True)
     (tmp_path / "xml" / "a" / "0.xml").write_text(XML)
     for path in (table, tmp_path / "b.json", tmp_path / "xml"):
-        found = read_boxes(path, IMAGES)
+        found = read_true_boxes(path, IMAGES)
         assert list(found) == ["a/0.jpg"]
         np.testing.assert_allclose(found["a/0.jpg"], TRUTHS["a/0.jpg"])
     (tmp_path / "one.json").write_text(json.dumps({"a/0.jpg": [0, 0, 0.5, 0.5]}))
-    assert read_boxes(tmp_path / "one.json", IMAGES)["a/0.jpg"].shape == (1, 4)
+    assert read_true_boxes(tmp_path / "one.json", IMAGES)["a/0.jpg"].shape == (1, 4)
 
 
 def test_an_image_with_an_empty_list_has_no_true_box(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps({"a/0.jpg": [[0, 0, 0.5, 0.5]], "a/1.jpg": [], "b/2.jpg": []}))
-    found = read_boxes(tmp_path / "b.json", IMAGES)
+    found = read_true_boxes(tmp_path / "b.json", IMAGES)
     assert list(found) == ["a/0.jpg"]
     assert box_quality(TABLE, IMAGES, found)["images"] == 1
 
@@ -96,15 +97,15 @@ def test_xml_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
     for folder, side in (("a", 50), ("b", 100)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.xml").write_text(XML.replace("<ymax>50", f"<ymax>{side}"))
-    found = read_boxes(tmp_path, images)
+    found = read_true_boxes(tmp_path, images)
     assert [found[image][0, 3] for image in images] == [0.5, 1.0]
     with pytest.raises(SagaError, match=r"a/0\.xml and .*b/0\.xml both have the name of c/0\.jpg"):
-        read_boxes(tmp_path, ["c/0.jpg"])
+        read_true_boxes(tmp_path, ["c/0.jpg"])
 
 
 def test_csv_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("path,x_min,y_min,w,h\na/0.jpg,0,0,1,1\n", encoding="utf-8-sig")  # a spreadsheet's
-    assert list(read_boxes(tmp_path / "b.csv", IMAGES)) == ["a/0.jpg"]
+    assert list(read_true_boxes(tmp_path / "b.csv", IMAGES)) == ["a/0.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +128,9 @@ def test_bad_true_boxes(tmp_path: Path, name: str, text: str, words: str) -> Non
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     with pytest.raises(SagaError, match=words):
-        read_boxes(path.parent if path.suffix == ".xml" else path, IMAGES)
+        read_true_boxes(path.parent if path.suffix == ".xml" else path, IMAGES)
     with pytest.raises(SagaError, match="no such file"):
-        read_boxes(tmp_path / "none.json", IMAGES)
+        read_true_boxes(tmp_path / "none.json", IMAGES)
 
 
 @pytest.fixture(scope="module")

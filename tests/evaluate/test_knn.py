@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.knn import LAYERS, align_labels, extract_features, knn_accuracy
-from saga_fast.loaders import BadImages, ImageFolder, WholePlan, open_loader
+from saga_fast.evaluate.features import LAYERS, FrozenModel, extract_features
+from saga_fast.evaluate.knn import align_labels, knn_accuracy
+from saga_fast.loaders import BadImages, ImageFolder, LoaderOptions, WholePlan, open_loader
 from saga_fast.methods import Method, build_method
 from saga_fast.methods.simclr import SimCLRConfig
+from saga_fast.models.encoder import EncoderConfig
 
 KS = (1, 3, 8, 20)
 
@@ -162,11 +163,16 @@ def test_extract_features(make_images: Callable[..., Path], tmp_path: Path, trai
     broken.write_bytes(broken.read_bytes()[:60])
     source = ImageFolder(root)
     loader = open_loader(
-        "folder", source, WholePlan(size=16), batch_size=4, bad=BadImages(source, max_fraction=0.5), threads=2
+        "folder",
+        source,
+        WholePlan(size=16),
+        LoaderOptions(threads=2),
+        batch_size=4,
+        bad=BadImages(source, max_fraction=0.5),
     )
     model = build().train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    features, labels = extract_features(model, loader)
+    features, labels = extract_features(FrozenModel(model=model), loader)
 
     assert labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]  # the broken one is left out
     assert tuple(features) == LAYERS
@@ -191,9 +197,9 @@ def test_extract_features(make_images: Callable[..., Path], tmp_path: Path, trai
 
 def test_mode_is_restored_after_an_error(images: Path) -> None:
     model = build()
-    loader = open_loader("folder", images / "val", WholePlan(size=16), batch_size=4, threads=1)
+    loader = open_loader("folder", images / "val", WholePlan(size=16), LoaderOptions(threads=1), batch_size=4)
     model.projector = torch.nn.Linear(3, 3)  # does not fit
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        extract_features(model, loader)
+        extract_features(FrozenModel(model=model), loader)
     assert model.training
     assert model.encoder.training

@@ -15,11 +15,11 @@ import torch
 from saga_fast import load_model
 from saga_fast.cli import main
 from saga_fast.errors import SagaError
-from saga_fast.evaluate import linear
-from saga_fast.evaluate.linear import Accuracy, Frozen, linear_probe
-from saga_fast.evaluate.probe_file import save_probe
+from saga_fast.evaluate.features import FrozenModel
+from saga_fast.evaluate.linear import Accuracy, ProbeLoaders, linear_probe
+from saga_fast.evaluate.probe_file import ProbeFile
 from saga_fast.evaluate.protocols import PROTOCOLS, choose_protocol
-from saga_fast.loaders import BadImages, CentrePlan, CropPlan, ImageFolder, Loader, open_loader
+from saga_fast.loaders import BadImages, CentrePlan, CropPlan, ImageFolder, Loader, LoaderOptions, open_loader
 from saga_fast.loaders.order import epoch_order
 
 Float64 = npt.NDArray[np.float64]
@@ -39,16 +39,20 @@ def six(make_images: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     return root
 
 
-def loaders(root: Path, batch_size: int) -> tuple[Loader, Loader, Loader]:
+def loaders(root: Path, batch_size: int, *, cached: bool = True) -> ProbeLoaders:
     train, val = ImageFolder(root / "train"), ImageFolder(root / "val")
     bad = BadImages(train, max_fraction=0.5)
     crops, centre = CropPlan(size=16, seed=0, num_views=1), CentrePlan(size=16)
-    options: dict[str, Any] = {"batch_size": batch_size, "threads": 1}
-    return (
-        open_loader("folder", train, crops, shuffle=True, bad=bad, **options),
-        open_loader("folder", train, centre, bad=bad, **options),
-        open_loader("folder", val, centre, **options),
+    options = LoaderOptions(batch_size=batch_size, threads=1)
+    return ProbeLoaders(
+        train=open_loader("folder", train, crops, options, shuffle=True, bad=bad),
+        val=open_loader("folder", val, centre, options),
+        cached=open_loader("folder", train, centre, options, bad=bad) if cached else None,
     )
+
+
+def features(frozen: FrozenModel, loader: Loader) -> Float64:
+    return torch.cat([frozen.features(batch)[0][0] for batch in loader]).double().numpy()
 
 
 def test_presets() -> None:
@@ -108,29 +112,29 @@ def softmax_regression(
 
 def test_cached_probe_is_softmax_regression(ckpt: Path, six: Path, tmp_path: Path) -> None:
     config = choose_protocol("moco", epochs=5, batch_size=8, lr=0.5)
-    train, cached, val = loaders(six, 8)
-    frozen = Frozen(model=load_model(ckpt))
-    history = linear_probe(frozen, train, val, config, cached=cached, seed=3, every=2, out=tmp_path)
+    images = loaders(six, 8)
+    frozen = FrozenModel(model=load_model(ckpt))
+    history = linear_probe(frozen, images, config, seed=3, every=2, out=tmp_path)
     assert [test.epoch for test in history] == [2, 4, 5]
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         layer = torch.nn.Linear(16, 6)
         torch.nn.init.normal_(layer.weight, std=0.01)
-    features = torch.cat([frozen.features(batch) for batch in cached]).double().numpy()
-    tests = torch.cat([frozen.features(batch) for batch in val]).double().numpy()
-    labels = cached.source.labels.astype(np.float64)
+    assert images.cached is not None
+    known, tests = features(frozen, images.cached), features(frozen, images.val)
+    labels = images.cached.source.labels.astype(np.float64)
     orders = [epoch_order(30, seed=3, epoch=e, shuffle=True, without=np.empty(0, np.int64)) for e in range(5)]
     batches = [order[begin : begin + 8] for order in orders for begin in range(0, 30, 8)]
     rates = [0.5] * 12 + [0.05] * 4 + [0.005] * 4  # milestones 60 and 80 of 100 are 3 and 4 of 5
     start = layer.weight.detach().double().numpy(), np.zeros(6)
-    weight, bias = softmax_regression(features, labels, *start, batches, rates)
+    weight, bias = softmax_regression(known, labels, *start, batches, rates)
     kept = torch.load(tmp_path / "probe.pt", weights_only=True)["classifier"]
     np.testing.assert_allclose(kept["weight"].numpy(), weight, rtol=1e-3, atol=1e-4)  # float32 against float64
     np.testing.assert_allclose(kept["bias"].numpy(), bias, rtol=1e-3, atol=1e-4)
 
     ranked = np.argsort(-(tests @ weight.T + bias), axis=1)
-    hits = ranked == val.source.labels[:, None]
+    hits = ranked == images.val.source.labels[:, None]
     assert (history[-1].top1, history[-1].top5) == (hits[:, 0].mean(), hits[:, :5].any(1).mean())
 
 
@@ -145,12 +149,11 @@ def test_a_killed_probe_ends_the_same(
     config = choose_protocol("lightly", epochs=4, batch_size=8, lr=0.3)
 
     def probe(out: Path | None) -> list[Accuracy]:
-        train, cached, val = loaders(images, 8)
-        frozen = Frozen(model=load_model(ckpt))
-        return linear_probe(frozen, train, val, config, cached=cached if use_cache else None, every=1, out=out)
+        frozen = FrozenModel(model=load_model(ckpt))
+        return linear_probe(frozen, loaders(images, 8, cached=use_cache), config, every=1, out=out)
 
     whole = probe(tmp_path / "whole")
-    save, calls = save_probe, 0
+    save, calls = ProbeFile.save, 0
 
     def stop(*arguments: Any) -> None:
         nonlocal calls
@@ -160,7 +163,7 @@ def test_a_killed_probe_ends_the_same(
         save(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(linear, "save_probe", stop)
+        patch.setattr(ProbeFile, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             probe(tmp_path / "killed")
     assert torch.load(tmp_path / "killed" / "probe.pt", weights_only=True)["epoch"] == 2
@@ -174,17 +177,16 @@ def test_a_killed_probe_ends_the_same(
 def test_the_encoder_is_frozen_and_in_eval_mode(ckpt: Path, six: Path) -> None:
     model = load_model(ckpt).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    train, _, val = loaders(six, 8)
-    linear_probe(Frozen(model=model), train, val, choose_protocol("moco", epochs=2, batch_size=8, lr=0.1))
+    protocol = choose_protocol("moco", epochs=2, batch_size=8, lr=0.1)
+    linear_probe(FrozenModel(model=model), loaders(six, 8, cached=False), protocol)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not model.training
 
 
 def test_a_loss_that_explodes_is_refused(ckpt: Path, six: Path) -> None:
     config = replace(choose_protocol("moco", epochs=9, batch_size=8, lr=1e30), weight_decay=1e9)
-    train, cached, val = loaders(six, 8)
     with pytest.raises(SagaError, match=r"not finite in epoch .* lower --lr"):
-        linear_probe(Frozen(model=load_model(ckpt)), train, val, config, cached=cached)
+        linear_probe(FrozenModel(model=load_model(ckpt)), loaders(six, 8), config)
 
 
 # ---------------------------------------------------------------- the command

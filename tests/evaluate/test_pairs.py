@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from saga_fast import load_model
-from saga_fast.attention_config import AttentionConfig
+from saga_fast.attention.config import AttentionConfig
 from saga_fast.checkpoint import checkpoint_config, read_checkpoint, save_checkpoint
 from saga_fast.cli import main
 from saga_fast.cli.subject import make_table
 from saga_fast.errors import SagaError
-from saga_fast.loaders import WholePlan, open_loader
+from saga_fast.loaders import LoaderOptions, WholePlan, open_loader
 
 
 def similarities(ckpts: list[Path], images: Path, out: Path) -> list[tuple[str, str, float]]:
@@ -52,7 +52,9 @@ def test_boxes_of_a_classifier(finished_run: Path, images: Path, tmp_path: Path)
     """A run whose boxes came from another network is evaluated with that one's, whatever the run's own weights."""
     ckpt = finished_run / "last.pt"
     config = checkpoint_config(read_checkpoint(ckpt), ckpt)
-    loader = open_loader("folder", images / "val", WholePlan(size=config.crop.size), batch_size=8, threads=1)
+    loader = open_loader(
+        "folder", images / "val", WholePlan(size=config.crop.size), LoaderOptions(threads=1), batch_size=8
+    )
     expected = make_table(load_model(ckpt), loader, config)
     other = load_model(ckpt)
     with torch.no_grad():

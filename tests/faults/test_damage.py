@@ -15,13 +15,13 @@ from safetensors.numpy import save_file
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.cli import main
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.loaders import BoxTable, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, LoaderOptions, Place, WholePlan, open_loader
 from saga_fast.loaders.box_table import FORMAT, WITHOUT_DIGEST
 from saga_fast.loaders.engines import require_engine
-from saga_fast.train.config import load_config
+from saga_fast.runtime.metrics import Metrics, read_metrics
 from saga_fast.train.cycle import train
-from saga_fast.train.metrics import Metrics, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +161,13 @@ def test_a_run_resumes_beside_garbage_in_its_metrics(finished_run: Path, tiny_ya
 
 @pytest.mark.parametrize("crop", ["cpu", "gpu"])
 def test_a_beton_file_that_is_cut_while_it_is_read_ends_the_epoch_and_not_the_process(
-    make_images: Callable[..., Path], tmp_path: Path, crop: Any
+    make_images: Callable[..., Path], tmp_path: Path, crop: Place
 ) -> None:
     require_engine("ffcv")
     path = tmp_path / "x.beton"
     assert main(["pack", str(make_images(tmp_path / "images")), str(path), "--mode", "raw"]) == 0
-    options: dict[str, Any] = {"batch_size": 2, "threads": 1, "prefetch": 0, "crop": crop}
-    batches = iter(open_loader("ffcv", path, WholePlan(size=4), **options))
+    options = LoaderOptions(batch_size=2, threads=1, prefetch=0, crop=crop)
+    batches = iter(open_loader("ffcv", path, WholePlan(size=4), options))
     next(batches)
     os.truncate(path, 5000)  # far below the next image: reading there would be SIGBUS
     with pytest.raises(SagaError, match=r"was cut from \d+ to 5000 bytes while in use"):

@@ -8,9 +8,9 @@ from run_folders import figures, leaves
 
 from saga_fast.checkpoint import read_checkpoint
 from saga_fast.cli import main
+from saga_fast.config_file import load_config
 from saga_fast.loaders import BoxTable
 from saga_fast.loaders.engines import require_engine
-from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from saga_fast import files
-from saga_fast.files import read_file, replacing, write_text
+from saga_fast.runtime import files
+from saga_fast.runtime.files import read_file, replacing, write_text
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from saga_fast.files import replacing
+from saga_fast.runtime.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print(flush=True)

@@ -9,9 +9,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import config_from_dict, config_to_dict, load_config
 from saga_fast.errors import SagaError
-from saga_fast.strict_yaml import read_yaml
-from saga_fast.train.config import TrainConfig, config_from_dict, config_to_dict, load_config
+from saga_fast.runtime.strict_yaml import read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)

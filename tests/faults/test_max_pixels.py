@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from saga_fast.cli import main
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.loaders import MAX_PIXELS, BadImages, WholePlan, open_loader, open_source
+from saga_fast.loaders import MAX_PIXELS, BadImages, LoaderOptions, WholePlan, open_loader, open_source
 from saga_fast.loaders.engines import require_engine
-from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
 
@@ -34,8 +33,9 @@ def test_larger_images_are_bad(root: Path, tmp_path: Path, engine: str) -> None:
     source = open_source(engine, data)
     for limit, expected in ((2999, [1, 7]), (3000, []), (480, [1, 7]), (479, list(range(8)))):
         bad = BadImages(source, max_fraction=1.0)
-        options: dict[str, Any] = {"batch_size": 3, "threads": 2, "bad": bad, "max_pixels": limit}
-        seen = [index for batch in open_loader(engine, source, WholePlan(size=4), **options) for index in batch.index]
+        options = LoaderOptions(batch_size=3, threads=2, max_pixels=limit)
+        loader = open_loader(engine, source, WholePlan(size=4), options, bad=bad)
+        seen = [index for batch in loader for index in batch.index]
         assert bad.indices.tolist() == expected
         assert sorted(map(int, seen)) == sorted(set(range(8)) - set(expected))
     bad.write(tmp_path / "bad.txt")
@@ -45,7 +45,7 @@ def test_larger_images_are_bad(root: Path, tmp_path: Path, engine: str) -> None:
 @pytest.mark.parametrize("limit", [0, -1, MAX_PIXELS + 1])
 def test_a_limit_out_of_range_is_refused(root: Path, tiny_yaml: Path, limit: int) -> None:
     with pytest.raises(SagaError, match=f"max_pixels must be in 1 to {MAX_PIXELS}, got {limit}"):
-        open_loader("folder", root, WholePlan(size=4), batch_size=1, max_pixels=limit)
+        open_loader("folder", root, WholePlan(size=4), LoaderOptions(max_pixels=limit), batch_size=1)
     with pytest.raises(SagaError, match=f"max_pixels must be in 1 to {MAX_PIXELS}, got {limit}"):
         load_config(tiny_yaml, [f"data.max_pixels={limit}"])
 

@@ -51,7 +51,7 @@ def test_no_file_reads_pickle(file: str) -> None:
 def test_the_loader_of_yaml_is_a_safe_one() -> None:
     import yaml
 
-    from saga_fast.strict_yaml import _Loader
+    from saga_fast.runtime.strict_yaml import _Loader
 
     assert issubclass(_Loader, yaml.SafeLoader)
     assert _Loader.yaml_constructors == yaml.SafeLoader.yaml_constructors

@@ -13,12 +13,12 @@ from PIL import Image
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.cli import main
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.files import sha256
-from saga_fast.loaders import BoxTable, ImageFolder, Shards, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, ImageFolder, LoaderOptions, Shards, WholePlan, open_loader
 from saga_fast.loaders.engines import require_engine
 from saga_fast.loaders.source import fingerprint
-from saga_fast.train.config import load_config
+from saga_fast.runtime.files import sha256
 from saga_fast.train.cycle import train
 
 OUTSIDE = ["../secret", "/etc/passwd", "../../x", "a/../../secret", "..", ".", ".hidden", "a/b", "att/../../x"]
@@ -69,7 +69,7 @@ def test_a_beton_files_paths_are_not_opened(
     about["fingerprint"] = fingerprint(about["paths"])
     (tmp_path / "x.beton.json").write_text(json.dumps(about))
     opened: list[str] = []
-    loader = open_loader("ffcv", beton, WholePlan(size=4), batch_size=2, threads=1)
+    loader = open_loader("ffcv", beton, WholePlan(size=4), LoaderOptions(threads=1), batch_size=2)
     real = Path.open
 
     def watched(self: Path, *arguments: Any) -> Any:

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from import_runs import refusal, run_import
-from layouts import LAYOUTS, rows
+from layout_parts import rows
+from layouts import LAYOUTS
 from networks import dim, encoder, randomize
 from safetensors.torch import save_file
 
 from saga_fast import load_model
 from saga_fast.checkpoint import checkpoint_config, read_checkpoint
 from saga_fast.cli import main
+from saga_fast.config_file import load_config
 from saga_fast.loaders import BoxTable, ImageFolder
-from saga_fast.train.config import load_config
 
 FAST = [
     "crop.size=32",

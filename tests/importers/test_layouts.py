@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from import_runs import run_import
-from layouts import LAYOUTS, Layout
+from layout_parts import Layout
+from layouts import LAYOUTS
 
 from saga_fast import load_model
 from saga_fast.checkpoint import checkpoint_config, read_checkpoint

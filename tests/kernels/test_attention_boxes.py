@@ -1,8 +1,8 @@
-"""attention_boxes: against torch's bicubic interpolation, against the oracle, and on the maps that have no box.
+"""attention_boxes against torch's bicubic interpolation and the oracle, and on maps without a box.
 
-A float32 kernel may decide a pixel otherwise than float64 only where the heatmap is within EPSILON of delta. Boxes grow
-as delta falls, so the kernel's box must contain the float64 box at delta + EPSILON and lie in the one at
-delta - EPSILON. That check has no exceptions; on top of it, nearly every edge must be equal.
+A float32 kernel may differ from float64 in a pixel only where the heatmap is within EPSILON of delta. Boxes grow as
+delta falls, so the kernel's box must contain the float64 box at delta + EPSILON and be contained in the one at
+delta - EPSILON. All boxes must pass that check; in addition, nearly all edges must be equal.
 """
 
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from saga_fast.kernels.attention_boxes import Normalize
 
 Layout = Literal["contiguous", "channels_last", "sliced", "transposed"]
 IMPLS = ("numba", "reference")
-# Scaled heatmaps are at most about 1.2; sums over some ten channels and 16 taps round by about 30 * 2^-24 = 2e-6 of
-# that, and more where channels cancel. float16 and bfloat16 features are widened to float32 first, which is exact.
+# Scaled heatmaps reach about 1.2. Sums over ten channels and 16 taps round by some 30 * 2^-24 = 2e-6 of that, and more
+# where channels cancel. float16 and bfloat16 features are converted to float32 first, which is exact.
 EPSILON = 1e-5
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 # Channels, rows and columns of the features, side of the heatmap.
@@ -27,7 +27,7 @@ SHAPES = [(1, 1, 1, 5), (1, 5, 7, 37), (3, 7, 7, 224), (5, 14, 9, 37), (17, 1, 7
 
 
 def gaussian_maps(batch: int, channels: int, u: int, v: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features with one smooth bump per image and channel, and weights of both signs; float32."""
+    """Return features with one smooth peak per image and channel, and weights of both signs; float32."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.rand(batch, channels, 2, 1, generator=generator) * 1.2 - 0.1
     width = torch.rand(batch, channels, 2, 1, generator=generator) * 0.3 + 0.15
@@ -41,7 +41,7 @@ def gaussian_maps(batch: int, channels: int, u: int, v: int, seed: int) -> tuple
 def torch_edges(
     features: torch.Tensor, weights: torch.Tensor, delta: float, size: int, normalize: str = "minmax"
 ) -> npt.NDArray[Any]:
-    """The independent implementation: left, top, right, bottom in pixels, (B, 4) int64; -1 where there is no box."""
+    """Return (B, 4) int64 left, top, right, bottom in pixels, computed by torch; -1 for no box."""
     maps = torch.relu(torch.einsum("bc,bcuv->buv", weights.double(), features.double()))
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     usable = maps.isfinite().all(-1).all(-1) & (high > low)[:, 0, 0]
@@ -58,7 +58,10 @@ def torch_edges(
 
 
 def edges_of(boxes: torch.Tensor, found: torch.Tensor, size: int) -> npt.NDArray[Any]:
-    """Boxes as :func:`torch_edges` gives them; they must lie on the pixel grid, and be the whole image if not found."""
+    """Convert boxes to the format of :func:`torch_edges`.
+
+    Asserts that they are on the pixel grid, and that boxes with found = False are the whole image.
+    """
     assert boxes.dtype == torch.float32 and found.dtype == torch.bool and boxes.shape == (len(found), 4)
     pixels = boxes.double().numpy() * size
     edges = np.rint(np.concatenate([pixels[:, :2], pixels[:, :2] + pixels[:, 2:]], 1)).astype(np.int64)
@@ -72,17 +75,18 @@ def edges_of(boxes: torch.Tensor, found: torch.Tensor, size: int) -> npt.NDArray
 def assert_between(
     edges: npt.NDArray[Any], features: torch.Tensor, weights: torch.Tensor, delta: float, size: int, normalize: str
 ) -> None:
-    """The module's first check: between the boxes of delta + EPSILON and delta - EPSILON."""
+    """Assert that the boxes are between those of delta + EPSILON and delta - EPSILON."""
     inner = torch_edges(features, weights, delta + EPSILON, size, normalize)
     outer = torch_edges(features, weights, delta - EPSILON, size, normalize)
-    found, sure, possible = edges[:, 0] >= 0, inner[:, 0] >= 0, outer[:, 0] >= 0
-    assert not (sure & ~found).any() and not (found & ~possible).any()
-    assert (edges[sure][:, :2] <= inner[sure][:, :2]).all() and (edges[sure][:, 2:] >= inner[sure][:, 2:]).all()
+    found, certain, possible = edges[:, 0] >= 0, inner[:, 0] >= 0, outer[:, 0] >= 0
+    assert not (certain & ~found).any() and not (found & ~possible).any()
+    assert (edges[certain][:, :2] <= inner[certain][:, :2]).all()
+    assert (edges[certain][:, 2:] >= inner[certain][:, 2:]).all()
     assert (edges[found][:, :2] >= outer[found][:, :2]).all() and (edges[found][:, 2:] <= outer[found][:, 2:]).all()
 
 
-def laid_out(values: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """The same (B, C, u, v) values in another memory layout."""
+def with_layout(values: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Return the same (B, C, u, v) values in another memory layout."""
     if layout == "channels_last":
         return values.contiguous(memory_format=torch.channels_last)
     if layout == "transposed":
@@ -114,7 +118,7 @@ def test_odd_shapes(shape: tuple[int, int, int, int], delta: float, normalize: N
 def test_dtypes_and_layouts(shape: tuple[int, int, int, int], dtype: torch.dtype, layout: Layout) -> None:
     channels, u, v, size = shape
     values, weights = (tensor.to(dtype) for tensor in gaussian_maps(31, channels, u, v, seed=4))
-    features = laid_out(values, layout)
+    features = with_layout(values, layout)
     assert torch.equal(features, values)
     edges = edges_of(*attention_boxes(features, weights, size=size, impl="numba"), size)
     assert_between(edges, values, weights, 0.7, size, "minmax")
@@ -124,22 +128,22 @@ def test_dtypes_and_layouts(shape: tuple[int, int, int, int], dtype: torch.dtype
 
 
 def test_pixel_edges_of_smooth_maps() -> None:
-    """2,000 images: at least 99.5 % of the boxes equal float64's in all four edges, and no edge is off by 2 pixels."""
-    wrong = 0
+    """Of 2,000 boxes, at least 99.5 % equal float64 in all four edges; no edge differs by 2 pixels."""
+    num_different = 0
     for seed in range(10):
         features, weights = gaussian_maps(200, 8, 7, 7, seed)
         edges = edges_of(*attention_boxes(features, weights, size=112, impl="numba"), 112)
         expected = torch_edges(features, weights, 0.7, 112)
         assert (expected >= 0).all(1).mean() > 0.9
         assert np.abs(edges - expected).max() <= 1
-        wrong += int((edges != expected).any(1).sum())
-    assert wrong <= 10
+        num_different += int((edges != expected).any(1).sum())
+    assert num_different <= 10
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("cell", [(0, 0), (0, 6), (4, 0), (4, 6), (2, 3), (0, 3)])
 def test_one_pixel_masks(cell: tuple[int, int], impl: str) -> None:
-    """At the map's own resolution bicubic upsampling changes nothing, so one hot cell is a box of one pixel."""
+    """With size = cells, bicubic upsampling is the identity, so one nonzero cell gives a box of one pixel."""
     row, column = cell
     features = torch.zeros(1, 2, 7, 7)
     features[0, 1, row, column] = 3.0
@@ -161,15 +165,15 @@ def test_a_box_spans_separate_peaks(impl: str) -> None:
 
 
 def not_found_maps() -> dict[str, torch.Tensor]:
-    bump = gaussian_maps(1, 1, 5, 7, seed=1)[0][0, 0]
+    peak = gaussian_maps(1, 1, 5, 7, seed=1)[0][0, 0]
     maps = {
         "zero": torch.zeros(5, 7),
         "constant": torch.full((5, 7), 0.3),
-        "negative": -bump - 0.1,
+        "negative": -peak - 0.1,
         "negative_constant": torch.full((5, 7), -2.0),
     }
     for name, value in (("nan", torch.nan), ("inf", torch.inf), ("minus_inf", -torch.inf)):
-        maps[name] = bump.clone()
+        maps[name] = peak.clone()
         maps[name][2, 3] = value
     return maps
 
@@ -183,13 +187,13 @@ def not_found_maps() -> dict[str, torch.Tensor]:
     ],
 )
 def test_maps_without_a_box(name: str, impl: str, normalize: Normalize, channels_last: bool) -> None:
-    """They give the whole image and found = False, in the middle of a batch whose other images keep their boxes."""
+    """They give the whole image and found = False; the remaining images of the batch keep their boxes."""
     features, _ = gaussian_maps(3, 2, 5, 7, seed=2)
     weights = torch.ones(3, 2)
     features[1] = 0.0
     features[1, 0] = not_found_maps()[name]
     layout: Layout = "channels_last" if channels_last else "contiguous"
-    boxes, found = attention_boxes(laid_out(features, layout), weights, size=37, normalize=normalize, impl=impl)
+    boxes, found = attention_boxes(with_layout(features, layout), weights, size=37, normalize=normalize, impl=impl)
     assert found.tolist() == [True, False, True]
     assert boxes[1].tolist() == WHOLE
     expected = torch_edges(features, weights, 0.7, 37, normalize)
@@ -198,7 +202,7 @@ def test_maps_without_a_box(name: str, impl: str, normalize: Normalize, channels
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_found_needs_a_pixel_above_delta(impl: str) -> None:
-    """Sampled between its cells, a sharp peak stays below its own height: found depends on delta."""
+    """Upsampling samples between the cells and lowers a sharp peak, so found depends on delta."""
     features = torch.zeros(1, 1, 7, 7)
     features[0, 0, 3, 3] = 1.0
     weights = torch.ones(1, 1)
@@ -212,7 +216,7 @@ def test_found_needs_a_pixel_above_delta(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_normalize_changes_the_threshold(impl: str) -> None:
-    """A map from 0.8 to 1 is above 0.7 of its maximum everywhere, but not above 0.7 of its range."""
+    """All of a map in [0.8, 1] is above 0.7 of its maximum, but not above 0.7 of its range."""
     maps = torch.linspace(0.8, 1.0, 7).expand(1, 1, 7, 7)
     weights = torch.ones(1, 1)
     by_max = attention_boxes(maps, weights, size=21, normalize="max", impl=impl)

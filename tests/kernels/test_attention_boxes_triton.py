@@ -1,8 +1,8 @@
-"""attention_boxes in Triton against the oracle, in the interpreter, with poisoned outputs.
+"""attention_boxes in Triton's interpreter against the oracle; unwritten outputs are NaN.
 
-float32 may decide a pixel otherwise than float64 only where the heatmap is within EPSILON of delta. Where the oracle's
-boxes at delta - EPSILON and delta + EPSILON are the same, the kernel's must be equal to the last bit; otherwise it must
-lie between them.
+float32 may differ from float64 in a pixel only where the heatmap is within EPSILON of delta. Where the oracle's boxes
+at delta - EPSILON and delta + EPSILON are equal, the kernel's box must be bit-identical. Elsewhere it must be between
+the two.
 """
 
 from typing import Any, Literal
@@ -13,16 +13,16 @@ from triton_worker import interpreted
 
 from saga_fast.kernels import attention_boxes
 
-EPSILON = 1e-5  # sums of some hundred channels round by 1e-6 of the largest value, the upsampling by 1e-6
+EPSILON = 1e-5  # rounding error: 1e-6 of the largest value for sums of hundreds of channels, 1e-6 for the upsampling
 WHOLE = [0.0, 0.0, 1.0, 1.0]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Images, channels, rows, columns, side of the heatmap. By what they are there for:
+# Images, channels, rows, columns, side of the heatmap; the comment names the case.
 SHAPES = [
-    (2, 1, 5, 7, 37),  # one channel; sides that divide nothing
-    (3, 5, 7, 7, 224),  # the usual map
+    (2, 1, 5, 7, 37),  # one channel; sides that do not divide a tile
+    (3, 5, 7, 7, 224),  # the map of a ResNet at 224 px
     (2, 3, 1, 1, 5),  # a map of one position has no box
     (1, 4, 2, 1, 7),  # fewer positions than a 16-byte load holds
-    (2, 600, 7, 7, 32),  # several programs share an image's channels
+    (2, 600, 7, 7, 32),  # the channels of an image split among several programs
     (1, 5, 33, 31, 40),  # almost the largest flat map
     (1, 5, 34, 31, 40),  # tiles of a contiguous map
     (2, 37, 9, 11, 300),  # two tiles of positions (channels last), two blocks of columns
@@ -30,13 +30,13 @@ SHAPES = [
 
 
 def maps(batch: int, channels: int, u: int, v: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and weights of both signs."""
+    """Return random features and weights of both signs."""
     generator = torch.Generator().manual_seed(batch + 2 * channels + 3 * u + 5 * v)
     features = torch.randn(batch, channels, u, v, generator=generator)
     return features.to(dtype), torch.randn(batch, channels, generator=generator)
 
 
-def assert_oracles(features: torch.Tensor, weights: torch.Tensor, size: int, **options: Any) -> None:
+def assert_matches_reference(features: torch.Tensor, weights: torch.Tensor, size: int, **options: Any) -> None:
     delta = options.pop("delta", 0.7)
     boxes, found = interpreted("attention_boxes", features, weights, delta=delta, size=size, impl="triton", **options)
     assert boxes.dtype == torch.float32
@@ -60,7 +60,7 @@ def test_shapes(shape: tuple[int, int, int, int, int], layout: Literal["contiguo
     features, weights = maps(*shape[:4], torch.float32)
     if layout == "channels_last":
         features = features.contiguous(memory_format=torch.channels_last)
-    assert_oracles(features, weights, shape[4])
+    assert_matches_reference(features, weights, shape[4])
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -70,21 +70,21 @@ def test_half_precision_features(dtype: torch.dtype, last: bool) -> None:
         features, weights = maps(*shape, dtype)
         if last:
             features = features.contiguous(memory_format=torch.channels_last)
-        assert_oracles(features, weights, 37)
-        assert_oracles(features, weights.to(dtype), 37)
+        assert_matches_reference(features, weights, 37)
+        assert_matches_reference(features, weights.to(dtype), 37)
 
 
 def test_settings() -> None:
     features, weights = maps(3, 5, 5, 7, torch.float32)
     for delta in (0.0, 0.3, 0.99):
-        assert_oracles(features, weights, 37, delta=max(delta, EPSILON))
-    assert_oracles(features + 3.0, weights.abs(), 37, normalize="max")
+        assert_matches_reference(features, weights, 37, delta=max(delta, EPSILON))
+    assert_matches_reference(features + 3.0, weights.abs(), 37, normalize="max")
 
 
-def test_strides_that_are_neither() -> None:
+def test_any_strides() -> None:
     features, weights = maps(2, 6, 10, 14, torch.float32)
-    assert_oracles(features[:, ::2, 1::2, ::2], weights[:, ::2], 37)
-    assert_oracles(features.transpose(2, 3), weights, 37)
+    assert_matches_reference(features[:, ::2, 1::2, ::2], weights[:, ::2], 37)
+    assert_matches_reference(features.transpose(2, 3), weights, 37)
 
 
 def test_maps_without_a_box() -> None:
@@ -103,20 +103,20 @@ def test_maps_without_a_box() -> None:
 
 
 def test_one_pixel_maps() -> None:
-    """One hot cell: corners, edges, inside; cells of many pixels, of one, and of less."""
-    hot = torch.tensor([0, 6, 13, 17, 28, 34])
-    features = torch.zeros(len(hot), 1, 35)
-    features[torch.arange(len(hot)), 0, hot] = 2.0
+    """One nonzero cell at a corner, an edge or inside; sizes above, at and below the map's."""
+    cell = torch.tensor([0, 6, 13, 17, 28, 34])
+    features = torch.zeros(len(cell), 1, 35)
+    features[torch.arange(len(cell)), 0, cell] = 2.0
     for size in (37, 7, 3):
-        assert_oracles(features.view(-1, 1, 5, 7), torch.ones(len(hot), 1), size)
+        assert_matches_reference(features.view(-1, 1, 5, 7), torch.ones(len(cell), 1), size)
 
 
-def test_an_empty_batch() -> None:
+def test_empty_batch() -> None:
     boxes, found = interpreted("attention_boxes", torch.zeros(0, 3, 5, 7), torch.zeros(0, 3), impl="triton")
     assert boxes.shape == (0, 4)
     assert found.shape == (0,)
 
 
-def test_an_explicit_choice_does_not_fall_back() -> None:
+def test_explicit_impl_never_falls_back() -> None:
     with pytest.raises(ValueError, match=r"impl must be one of .* for arrays on the CPU, got 'triton'"):
         attention_boxes(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1), impl="triton")

@@ -1,8 +1,8 @@
-"""bank_logits: against index_select and bmm with torch's autograd, and what it promises about memory and determinism.
+"""bank_logits against index_select, bmm and torch's autograd; its memory use and determinism.
 
-Features and bank rows are unit vectors, as the methods' are, and each sample's incoming gradients have absolute values
-that sum to 1, as a softmax's nearly have. A float32 sum of n products whose absolute values sum to at most 1 is off by
-at most n * 2^-24: 8e-6 at D 128 or M 129, and far less at a larger M, whose errors mostly cancel.
+Features and bank rows are unit vectors, as in the methods. The absolute values of each sample's incoming gradients sum
+to 1, close to those of a softmax. A float32 sum of n products whose absolute values sum to at most 1 has an error of at
+most n * 2^-24: 8e-6 at D 128 or M 129, and far less at a larger M, where errors mostly cancel.
 """
 
 import itertools
@@ -38,7 +38,7 @@ SHAPES = [*itertools.product((1, 5), (1, 37, 129), (1, 3, 128)), (2, 2500, 5), (
 
 
 def draw(batch: int, count: int, width: int) -> Arguments:
-    """Features, bank, incoming gradients (float32) and indices, which recur and take the first and the last row."""
+    """Return features, bank, incoming gradients (float32) and indices, with repeats and both end rows."""
     generator = torch.Generator().manual_seed(1000 * batch + count + width)
     features = F.normalize(torch.randn(batch, width, generator=generator))
     bank = F.normalize(torch.randn(NUM_ROWS, width, generator=generator))
@@ -49,7 +49,7 @@ def draw(batch: int, count: int, width: int) -> Arguments:
 
 
 def by_bmm(features: torch.Tensor, bank: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """The independent implementation, which gathers the rows."""
+    """Independent implementation that gathers the rows."""
     rows = bank.index_select(0, idx.flatten()).view(*idx.shape, -1)
     return torch.bmm(rows, features[:, :, None])[:, :, 0]
 
@@ -63,9 +63,9 @@ def with_gradient(
     dtype: torch.dtype = torch.float32,
     bank_dtype: torch.dtype = torch.float32,
 ) -> tuple[NDArray, NDArray]:
-    """Logits and the features' gradient; features and bank are rounded to their dtypes first.
+    """Return the logits and the features' gradient; features and bank are rounded to their dtypes first.
 
-    "bmm" computes in float64 from the rounded values. Arrays in and out, so that a child process can run it.
+    "bmm" computes in float64 from the rounded values. NumPy in and out, so that a child process can run it.
     """
     leaf, rows = torch.from_numpy(features).to(dtype), torch.from_numpy(bank).to(bank_dtype)
     if impl == "bmm":
@@ -79,27 +79,27 @@ def with_gradient(
     return logits.detach().double().numpy(), leaf.grad.double().numpy()
 
 
-def assert_equal_to_bmm(
-    found: tuple[NDArray, NDArray],
+def assert_matches_bmm(
+    actual: tuple[NDArray, NDArray],
     arguments: Arguments,
     dtype: torch.dtype = torch.float32,
     bank_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Within TOLERANCE, and a gradient in half precision within its own rounding."""
+    """Compare with TOLERANCE; a half-precision gradient may also differ by its rounding."""
     expected = with_gradient("bmm", *arguments, dtype, bank_dtype)
     rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
-    np.testing.assert_allclose(found[0], expected[0], rtol=0.0, atol=TOLERANCE)
-    np.testing.assert_allclose(found[1], expected[1], rtol=rounding, atol=TOLERANCE)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=0.0, atol=TOLERANCE)
+    np.testing.assert_allclose(actual[1], expected[1], rtol=rounding, atol=TOLERANCE)
 
 
 def fresh_process() -> ProcessPoolExecutor:
-    """One new Python process, with the environment as it is at the first submit."""
+    """Return a pool of one new Python process; its environment is the one at the first submit."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 @pytest.fixture(scope="module")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """A process in which Triton interprets its kernels: the variable must be set before Triton is imported."""
+    """Return a process with Triton's interpreter on, which must be set before Triton is imported."""
     with fresh_process() as process:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
@@ -111,45 +111,45 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_odd_shapes(shape: tuple[int, int, int], impl: str) -> None:
     arguments = draw(*shape)
-    assert_equal_to_bmm(with_gradient(impl, *arguments), arguments)
+    assert_matches_bmm(with_gradient(impl, *arguments), arguments)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_triton_odd_shapes(shape: tuple[int, int, int], interpreter: ProcessPoolExecutor) -> None:
     arguments = draw(*shape)
-    assert_equal_to_bmm(interpreter.submit(with_gradient, "triton", *arguments).result(), arguments)
+    assert_matches_bmm(interpreter.submit(with_gradient, "triton", *arguments).result(), arguments)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_features(dtype: torch.dtype, impl: str) -> None:
     arguments = draw(5, 37, 128)
-    assert_equal_to_bmm(with_gradient(impl, *arguments, dtype), arguments, dtype)
+    assert_matches_bmm(with_gradient(impl, *arguments, dtype), arguments, dtype)
 
 
 @pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_triton_halves(dtype: torch.dtype, bank_dtype: torch.dtype, interpreter: ProcessPoolExecutor) -> None:
-    """Sums are in float32 whatever comes in."""
+    """Sums are in float32 for all dtypes."""
     arguments = draw(5, 37, 128)
-    found = interpreter.submit(with_gradient, "triton", *arguments, dtype, bank_dtype).result()
-    assert_equal_to_bmm(found, arguments, dtype, bank_dtype)
+    actual = interpreter.submit(with_gradient, "triton", *arguments, dtype, bank_dtype).result()
+    assert_matches_bmm(actual, arguments, dtype, bank_dtype)
 
 
-def unchecked_by_triton(features: NDArray, bank: NDArray, grad: NDArray, idx: NDArray) -> tuple[NDArray, NDArray]:
-    """Forward and backward without the check of the indices, as on a GPU."""
+def triton_unchecked(features: NDArray, bank: NDArray, grad: NDArray, idx: NDArray) -> tuple[NDArray, NDArray]:
+    """Run forward and backward without the index check, as on a GPU."""
     f, rows, g, indices = (torch.from_numpy(array) for array in (features, bank, grad, idx))
     logits = _triton.bank_logits_triton(f, rows, indices)
     return logits.numpy(), _triton.bank_logits_backward_triton(g, rows, indices).numpy()
 
 
 def test_triton_marks_indices_outside_the_bank(interpreter: ProcessPoolExecutor) -> None:
-    """They read nothing and give NaN; the logits beside them are as ever."""
+    """They read nothing and give NaN; the remaining logits are unchanged."""
     arguments = draw(5, 37, 3)
     expected = with_gradient("bmm", *arguments)[0]
     arguments[3][0, 3], arguments[3][4, 0], arguments[3][2, 36] = -1, NUM_ROWS, 1 << 60
     expected[0, 3] = expected[4, 0] = expected[2, 36] = np.nan
-    logits, grad = interpreter.submit(unchecked_by_triton, *arguments).result()
+    logits, grad = interpreter.submit(triton_unchecked, *arguments).result()
     np.testing.assert_allclose(logits, expected, rtol=0.0, atol=TOLERANCE)
     assert np.isfinite(grad).all()
 
@@ -164,26 +164,26 @@ def test_gradient_in_float64(impl: str) -> None:
 
 
 def test_any_strides() -> None:
-    """Features, indices and the incoming gradient may be slices or expanded; only the bank must lie as it is."""
+    """Features, indices and the incoming gradient may be strided or expanded; only the bank may not."""
     features, bank, grad, idx = draw(5, 37, 3)
     grad[:] = 1 / 37
     leaf = torch.from_numpy(np.repeat(features, 2, 1)[:, ::2]).requires_grad_()
     logits = bank_logits(leaf, torch.from_numpy(bank), torch.from_numpy(np.repeat(idx, 2, 1)[:, ::2]))
-    (found,) = torch.autograd.grad(logits.sum() / 37, leaf)
-    assert_equal_to_bmm((logits.detach().numpy(), found.numpy()), (features, bank, grad, idx))
+    (gradient,) = torch.autograd.grad(logits.sum() / 37, leaf)
+    assert_matches_bmm((logits.detach().numpy(), gradient.numpy()), (features, bank, grad, idx))
 
 
 def test_same_bits_for_any_number_of_threads() -> None:
     arguments = draw(5, 2500, 128)
-    found = with_gradient("numba", *arguments)
+    parallel = with_gradient("numba", *arguments)
     threads = numba.get_num_threads()
     numba.set_num_threads(1)
     try:
-        alone = with_gradient("numba", *arguments)
+        serial = with_gradient("numba", *arguments)
     finally:
         numba.set_num_threads(threads)
-    np.testing.assert_array_equal(found[0], alone[0])
-    np.testing.assert_array_equal(found[1], alone[1])
+    np.testing.assert_array_equal(parallel[0], serial[0])
+    np.testing.assert_array_equal(parallel[1], serial[1])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -204,8 +204,8 @@ def test_empty(batch: int, count: int, impl: str) -> None:
     torch.testing.assert_close(grad, torch.zeros(batch, 3), rtol=0.0, atol=0.0)
 
 
-def test_a_bank_updated_before_the_backward_is_refused() -> None:
-    """The gradient would be that of the new rows."""
+def test_backward_refuses_an_updated_bank() -> None:
+    """Otherwise the gradient would be computed from the new rows."""
     features, bank, _, idx = (torch.from_numpy(array) for array in draw(5, 37, 3))
     logits = bank_logits(features.requires_grad_(), bank, idx)
     bank[0] += 1.0
@@ -226,7 +226,7 @@ def test_a_bank_updated_before_the_backward_is_refused() -> None:
         ({"idx": torch.full((5, 7), -1)}, r"idx must be in \[0, 41\), got -1"),
         ({"idx": torch.full((5, 7), 41)}, r"idx must be in \[0, 41\), got 41"),
         ({"bank": torch.ones(0, 3)}, r"idx must be in \[0, 0\), got 0"),
-        ({"bank": torch.ones(41, 3, requires_grad=True)}, "buffer without gradient"),
+        ({"bank": torch.ones(41, 3, requires_grad=True)}, "bank must not require a gradient"),
         ({"bank": torch.ones(3, 41).T}, "must be contiguous"),
         ({"bank": torch.ones(41, 3, dtype=torch.bfloat16)}, "float32 or float64 on the CPU, got torch.bfloat16"),
         ({"bank": torch.ones(41, 3, device="meta")}, r"one device, got \['cpu', 'meta'\]"),
@@ -235,19 +235,19 @@ def test_a_bank_updated_before_the_backward_is_refused() -> None:
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:
-    arguments = {"features": torch.ones(5, 3), "bank": torch.ones(41, 3), "idx": torch.zeros(5, 7, dtype=torch.int64)}
+    valid = {"features": torch.ones(5, 3), "bank": torch.ones(41, 3), "idx": torch.zeros(5, 7, dtype=torch.int64)}
     with pytest.raises(ValueError, match=message):
-        bank_logits(**{**arguments, **changes})
+        bank_logits(**{**valid, **changes})
 
 
 def peak_of_forward_and_backward() -> tuple[int, int, int]:
-    """Bytes by which resident memory grows at its peak, and bytes of inputs and of outputs."""
+    """Return the peak growth of resident memory, the size of the inputs and of the outputs, in bytes."""
     features, bank, idx = torch.randn(16, 128), torch.randn(65536, 128), torch.randint(65536, (16, 16385))
     grad = torch.randn(16, 16385)
     features.requires_grad_()
-    # Once small: the kernels are compiled, and torch's first backward imports 38 MB of Python modules.
+    # Warm-up: compiles the kernels, and torch's first backward imports 38 MB of Python modules.
     torch.autograd.grad(bank_logits(features[:1], bank, idx[:1, :5]), features, grad[:1, :5])
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the recorded peak
 
     def status(field: str) -> int:
         return next(int(x.split()[1]) * 1024 for x in Path("/proc/self/status").open() if x.startswith(field))
@@ -261,7 +261,7 @@ def peak_of_forward_and_backward() -> tuple[int, int, int]:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of peak memory")
 def test_peak_memory() -> None:
-    """Forward and backward need under 1.2 times their inputs and outputs; the gathered rows would be 3 times those."""
+    """Peak memory is under 1.2 times the inputs and outputs; gathered rows would need 3 times."""
     with fresh_process() as process:
         growth, inputs, outputs = process.submit(peak_of_forward_and_backward).result()
     assert outputs <= growth + 4096
@@ -272,14 +272,17 @@ def test_peak_memory() -> None:
 @pytest.mark.parametrize("width", [3, 128, 200])
 @pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_compile_without_spills(arch: int, width: int, dtype: str, tmp_path: Path) -> None:
-    for kernel, first in ((_triton.forward_kernel, dtype), (_triton.backward_kernel, "fp32")):
+    kernels = ((_triton.forward_kernel, dtype, _triton.FORWARD_WARPS), (_triton.backward_kernel, "fp32", 4))
+    for kernel, first, warps in kernels:
         types = [f"*{first}", f"*{dtype}", "*i64", "*fp32", "i32", "i32", "i32"]
         sizes = {"CHUNK": _triton.CHUNK, **dict(zip(("TILE_M", "TILE_D"), _triton.tile(width), strict=True))}
         constants = {name: sizes[name] for name in kernel.arg_names[len(types) :]}
         signature = dict(zip(kernel.arg_names, types + ["constexpr"] * len(constants), strict=True))
-        aligned = [0, 1, 2, 3] + [6] * (width % 16 == 0)  # torch's pointers, and the width where it is
+        aligned = [0, 1, 2, 3] + [6] * (width % 16 == 0)  # torch's pointers, and a width divisible by 16
         source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=_triton.FUSION)
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", arch, 32), options=_triton.FUSION | {"num_warps": warps}
+        )
         (tmp_path / "cubin").write_bytes(compiled.asm["cubin"])
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", tmp_path / "cubin"]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout

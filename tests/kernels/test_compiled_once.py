@@ -1,4 +1,4 @@
-"""A kernel gives the same bits in the process that compiles it and in those that find it compiled."""
+"""A kernel is bit-identical in the process that compiles it and in those that load it from the cache."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ for last in (False, True):
     results[f"augment {last}"] = kernels.augment(*arguments, channels_last=last, impl="numba").numpy()
 features, weights = torch.rand(24, 24, 5, 7), torch.randn(24, 24)
 for name, memory_format in (("nchw", torch.contiguous_format), ("nhwc", torch.channels_last)):
-    found = kernels.attention_boxes(features.to(memory_format=memory_format), weights, impl="numba")
-    results |= {f"boxes {name}": found[0].numpy(), f"found {name}": found[1].numpy()}
+    boxes, found = kernels.attention_boxes(features.to(memory_format=memory_format), weights, impl="numba")
+    results |= {f"boxes {name}": boxes.numpy(), f"found {name}": found.numpy()}
 query = torch.randn(8, 33, requires_grad=True)
 logits = kernels.bank_logits(query, torch.randn(90, 33), torch.randint(0, 90, (8, 20)), impl="numba")
 logits.square().sum().backward()
@@ -38,11 +38,11 @@ save_file({name: np.ascontiguousarray(value) for name, value in results.items()}
 
 
 def test_compiled_and_loaded_kernels_agree(tmp_path: Path) -> None:
-    """A run goes on in another process than the one that compiled, and must not part from an undisturbed one."""
+    """A resumed run loads compiled kernels and must equal the uninterrupted run that compiled them."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     for name in ("compiled", "loaded"):
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / name)]
-        ran = subprocess.run(command, env=environment, capture_output=True, timeout=300)
-        assert ran.returncode == 0, ran.stderr.decode()
+        completed = subprocess.run(command, env=environment, capture_output=True, timeout=300)
+        assert completed.returncode == 0, completed.stderr.decode()
     assert list((tmp_path / "cache").rglob("*.nbc"))
     assert (tmp_path / "compiled").read_bytes() == (tmp_path / "loaded").read_bytes()

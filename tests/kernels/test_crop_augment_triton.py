@@ -1,4 +1,4 @@
-"""crop_augment: the two ops in a row on the CPU; in Triton the oracle's augment of Triton's own crops."""
+"""crop_augment against crop_resize and augment run one after the other, on the CPU and in Triton."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ RECIPE = PhotometricRecipe(
 
 
 def batch(count: int, num_views: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images of 30 x 41 px and smaller in a padded batch, windows inside them, photometrics."""
+    """Return a padded batch of images of at most 30 x 41 px, windows inside them, and photometrics."""
     rng = np.random.default_rng(count)
     images = torch.from_numpy(rng.integers(0, 256, (count, 30, 41, 3), np.uint8))
     sizes = torch.from_numpy(np.stack([rng.integers(3, 31, count), rng.integers(3, 42, count)], 1))
@@ -35,15 +35,15 @@ def batch(count: int, num_views: int = 2) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 @pytest.mark.parametrize("impl", ["numba", "reference"])
-def test_the_cpu_does_both_ops_in_a_row(impl: str) -> None:
+def test_cpu_equals_both_ops(impl: str) -> None:
     images, windows, photometrics = batch(3)
     views = crop_resize(images, windows, SIDE, impl=impl)
     formats: list[dict[str, Any]] = [{}, {"channels_last": True, "dtype": torch.bfloat16}]
     for options in formats:
-        finished = crop_augment(images, windows, photometrics, SIDE, MEAN, STD, impl=impl, **options)
+        result = crop_augment(images, windows, photometrics, SIDE, MEAN, STD, impl=impl, **options)
         expected = augment(views, photometrics, MEAN, STD, impl=impl, **options)
-        assert torch.equal(finished, expected)
-        assert finished.stride() == expected.stride()
+        assert torch.equal(result, expected)
+        assert result.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("side", [3, 5, 37])
@@ -52,30 +52,30 @@ def test_triton(side: int) -> None:
     if side < 4:
         photometrics[..., PHOTOMETRIC_FIELDS.index("blur_sigma")] = 0.0
     views = interpreted("crop_resize", images, windows, side, impl="triton")
-    finished = interpreted("crop_augment", images, windows, photometrics, side, MEAN, STD, impl="triton")
+    result = interpreted("crop_augment", images, windows, photometrics, side, MEAN, STD, impl="triton")
     expected = augment(views, photometrics, MEAN, STD, impl="reference")
-    torch.testing.assert_close(finished, expected, rtol=0.0, atol=1.0 / 255.0 / min(STD))
+    torch.testing.assert_close(result, expected, rtol=0.0, atol=1.0 / 255.0 / min(STD))
     sharp = photometrics[..., PHOTOMETRIC_FIELDS.index("blur_sigma")] == 0.0
-    torch.testing.assert_close(finished[sharp], expected[sharp], rtol=0.0, atol=1e-4)
+    torch.testing.assert_close(result[sharp], expected[sharp], rtol=0.0, atol=1e-4)
 
 
-def test_triton_normalises_only() -> None:
+def test_triton_only_normalises() -> None:
     images, windows, _ = batch(2)
     options: dict[str, Any] = {"channels_last": True, "dtype": torch.float16, "impl": "triton"}
-    finished = interpreted("crop_augment", images, windows, None, SIDE, MEAN, STD, **options)
+    result = interpreted("crop_augment", images, windows, None, SIDE, MEAN, STD, **options)
     views = interpreted("crop_resize", images, windows, SIDE, impl="triton")
     expected = augment(views, None, MEAN, STD, channels_last=True, dtype=torch.float16, impl="reference")
-    assert finished.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(finished, expected, rtol=2.0**-10, atol=1e-5)
+    assert result.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result, expected, rtol=2.0**-10, atol=1e-5)
 
 
 def test_arrays_in_arrays_out() -> None:
     images, windows, photometrics = (x.numpy() for x in batch(2))
-    finished = crop_augment(images, windows, photometrics, SIDE, MEAN, STD)
-    assert isinstance(finished, np.ndarray)
-    assert finished.shape == (2, 2, 3, SIDE, SIDE)
+    result = crop_augment(images, windows, photometrics, SIDE, MEAN, STD)
+    assert isinstance(result, np.ndarray)
+    assert result.shape == (2, 2, 3, SIDE, SIDE)
     tensors = crop_augment(torch.from_numpy(images), windows, photometrics, SIDE, MEAN, STD)
-    np.testing.assert_array_equal(tensors.numpy(), finished)
+    np.testing.assert_array_equal(tensors.numpy(), result)
 
 
 @pytest.mark.parametrize(
@@ -84,17 +84,17 @@ def test_arrays_in_arrays_out() -> None:
         ({"images": np.zeros((2, 9, 9, 3), np.float32)}, "image must be uint8 .*, got float32"),
         ({"windows": np.zeros((1, 2, 4), np.int32)}, r"windows must be \(B, V, 4\) with B 2"),
         ({"windows": np.zeros((2, 4), np.int32)}, r"images must be \(B, Hmax, Wmax, 3\) and .*, got .* and \(2, 4\)"),
-        ({"windows": np.full((2, 2, 4), 8)}, r"window \[8, 8, 8, 8\] is empty or leaves the image of 9 x 9"),
+        ({"windows": np.full((2, 2, 4), 8)}, r"window \[8, 8, 8, 8\] is empty or extends beyond the image of 9 x 9"),
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"photometrics": np.zeros((2, 1, 13), np.float32)}, r"photometrics must be \(2, 2, 13\), got \(2, 1, 13\)"),
-        ({"std": (1.0, 1.0, -1.0)}, "std positive"),
-        ({"channels_last": True}, "channels_last is a memory format of tensors"),
+        ({"std": (1.0, 1.0, -1.0)}, "std > 0"),
+        ({"channels_last": True}, "channels_last=True needs tensors"),
         ({"dtype": torch.int32}, "dtype must be one of"),
         ({"impl": "triton"}, r"impl must be one of \['numba', 'reference'\] for arrays on the CPU, got 'triton'"),
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:
-    right: dict[str, Any] = {
+    valid: dict[str, Any] = {
         "images": np.zeros((2, 9, 9, 3), np.uint8),
         "windows": np.tile(np.array([0, 0, 5, 5]), (2, 2, 1)),
         "photometrics": None,
@@ -103,4 +103,4 @@ def test_errors(changes: dict[str, Any], message: str) -> None:
         "std": STD,
     }
     with pytest.raises(ValueError, match=message):
-        crop_augment(**right | changes)
+        crop_augment(**valid | changes)

@@ -1,4 +1,4 @@
-"""crop_resize: against Pillow, against the oracle, and what a window must never let in."""
+"""crop_resize against Pillow, torch and the oracle."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from saga_fast.kernels.crop_resize import crop_resize_image
 
 NDArray = npt.NDArray[Any]
 IMPLS = ("numba", "reference")
-# [top, left, height, width] in an image of 131 x 97 px: whole, odd, tall, wide, one pixel in each corner, one row, one
-# column, and windows that touch the far borders.
+# [top, left, height, width] in an image of 131 x 97 px: whole image, odd, tall, wide, one pixel in each corner, one
+# row, one column, and windows that touch the far borders.
 HEIGHT, WIDTH = 131, 97
 WINDOWS = np.array(
     [
@@ -36,12 +36,12 @@ WINDOWS = np.array(
     np.int32,
 )
 SIZES = (1, 5, 37, 64, 139)
-# float32 sums of values up to 255 (1 ulp is 1.5e-5) over up to 131 taps, twice, whose errors mostly cancel.
+# Error of float32 sums of values up to 255 (1 ulp is 1.5e-5) over up to 131 taps, twice; the errors mostly cancel.
 ROUNDING = 2e-4
 
 
 def images() -> dict[str, NDArray]:
-    """A photograph, its small detail, noise, and noise of black and white only; (HEIGHT, WIDTH, 3) uint8."""
+    """Return images (HEIGHT, WIDTH, 3) uint8: photograph, detail, noise, black and white noise."""
     photograph = skimage.data.astronaut()  # type: ignore[no-untyped-call]
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     return {
@@ -58,21 +58,21 @@ def image(request: pytest.FixtureRequest) -> NDArray:
 
 
 def by_pillow(image: NDArray, windows: NDArray, size: int) -> NDArray:
-    """(V, size, size, 3): Pillow's crop, then its resize."""
+    """Crop, then resize with Pillow: (V, size, size, 3) uint8."""
     picture = Image.fromarray(image)
     crops = [picture.crop((left, top, left + w, top + h)) for top, left, h, w in windows.tolist()]
     return np.stack([np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR)) for crop in crops])
 
 
 def by_torch(image: NDArray, windows: NDArray, size: int) -> NDArray:
-    """(V, size, size, 3) float64, not rounded: torch's antialiased bilinear interpolation."""
+    """Crop, then resize with torch's antialiased bilinear interpolation: (V, size, size, 3) float64."""
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].double()
     crops = [planes[..., top : top + h, left : left + w] for top, left, h, w in windows.tolist()]
     views = [F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False) for crop in crops]
     return np.asarray(torch.cat(views).permute(0, 2, 3, 1))
 
 
-def levels_apart(a: NDArray, b: NDArray) -> NDArray:
+def level_difference(a: NDArray, b: NDArray) -> NDArray:
     assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
     return np.abs(a.astype(np.int64) - b)
 
@@ -80,22 +80,22 @@ def levels_apart(a: NDArray, b: NDArray) -> NDArray:
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("size", SIZES)
 def test_within_one_level_of_pillow(image: NDArray, size: int, impl: str) -> None:
-    """Pillow rounds to 8 bits between its two passes, we do not: one level apart, and in most pixels none."""
-    apart = levels_apart(crop_resize(image, WINDOWS, size, impl=impl), by_pillow(image, WINDOWS, size))
-    assert apart.max() <= 1
-    assert apart.mean() < 0.15
+    """Some pixels differ by one level: only Pillow rounds to 8 bits between the two passes."""
+    difference = level_difference(crop_resize(image, WINDOWS, size, impl=impl), by_pillow(image, WINDOWS, size))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.15
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_both_round_torchs_float64_result(image: NDArray, size: int) -> None:
-    """The nearest level of the exact result, so numba equals the oracle but for ties at x.5, which float32 may miss."""
+def test_nearest_level_of_torch_float64(image: NDArray, size: int) -> None:
+    """Both implementations round the exact result, so they are equal except near ties at x.5."""
     exact = by_torch(image, WINDOWS, size)
     views, oracle = (crop_resize(image, WINDOWS, size, impl=impl) for impl in IMPLS)
     for result in (views, oracle):
         assert np.abs(result - exact).max() <= 0.5 + ROUNDING
-    clear = np.abs(exact % 1.0 - 0.5) > ROUNDING
-    assert clear.mean() > 0.9
-    np.testing.assert_array_equal(views[clear], oracle[clear])
+    no_tie = np.abs(exact % 1.0 - 0.5) > ROUNDING
+    assert no_tie.mean() > 0.9
+    np.testing.assert_array_equal(views[no_tie], oracle[no_tie])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -104,20 +104,20 @@ def test_random_windows(impl: str) -> None:
     sides = rng.integers(1, (HEIGHT + 1, WIDTH + 1), (60, 2))
     windows = np.concatenate([rng.integers(0, (HEIGHT, WIDTH) - sides + 1), sides], 1)
     for size in (7, 32):
-        apart = levels_apart(crop_resize(image, windows, size, impl=impl), by_pillow(image, windows, size))
-        assert apart.max() <= 1
+        difference = level_difference(crop_resize(image, windows, size, impl=impl), by_pillow(image, windows, size))
+        assert difference.max() <= 1
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_a_window_of_the_views_size_is_copied(image: NDArray, impl: str) -> None:
+def test_window_of_the_view_size_is_copied(image: NDArray, impl: str) -> None:
     view = crop_resize(image, np.array([[17, 41, 37, 37]]), 37, impl=impl)
     np.testing.assert_array_equal(view[0], image[17:54, 41:78])
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("level", [0, 1, 127, 128, 254, 255])
-def test_a_flat_image_stays_flat(level: int, impl: str) -> None:
-    """The weights sum to 1: no level is lost, and 255 does not wrap."""
+def test_constant_image_stays_constant(level: int, impl: str) -> None:
+    """The weights sum to 1, so no level is lost and 255 does not wrap around."""
     image = np.full((HEIGHT, WIDTH, 3), level, np.uint8)
     for size in SIZES:
         assert (crop_resize(image, WINDOWS, size, impl=impl) == level).all()
@@ -141,7 +141,7 @@ def test_an_image_of_one_pixel(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_padded_batch(impl: str) -> None:
-    """Each image of a batch gives the views that it gives alone; what pads it does not matter."""
+    """An image gives the same views in a batch and alone; the padding has no influence."""
     rng = np.random.default_rng(2)
     sizes = [(29, 53), (61, 17), (1, 1)]
     alone = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
@@ -152,12 +152,12 @@ def test_a_padded_batch(impl: str) -> None:
     views = crop_resize(batch, windows, 23, impl=impl)
     assert views.shape == (3, 2, 23, 23, 3)
     for n, image in enumerate(alone):
-        assert levels_apart(views[n], by_pillow(image, windows[n], 23)).max() <= 1
+        assert level_difference(views[n], by_pillow(image, windows[n], 23)).max() <= 1
         np.testing.assert_array_equal(views[n], crop_resize(image, windows[n], 23, impl=impl))
 
 
-def test_the_engines_entry_point_is_the_op(image: NDArray) -> None:
-    """What the decoding threads call gives the bytes of the public op, which is tested against Pillow above."""
+def test_crop_resize_image_equals_the_op(image: NDArray) -> None:
+    """The function for decoding threads gives the bytes of the public op, tested against Pillow above."""
     sides = np.array([37] * (len(WINDOWS) - 2) + [9, 50])
     views = np.empty(3 * (sides**2).sum(), np.uint8)
     crop_resize_image(image, WINDOWS, sides, views)
@@ -171,21 +171,21 @@ def test_shapes_follow_the_windows(image: NDArray) -> None:
     for windows, shape in ((WINDOWS, (12,)), (WINDOWS[None], (1, 12)), (WINDOWS[:0], (0,))):
         views = crop_resize(image, windows, 9)
         assert views.shape == (*shape, 9, 9, 3)
-        assert (levels_apart(views.reshape(-1, 9, 9, 3), expected[: shape[-1]]) <= 1).all()
+        assert (level_difference(views.reshape(-1, 9, 9, 3), expected[: shape[-1]]) <= 1).all()
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_strided_images(impl: str) -> None:
     larger = np.random.default_rng(3).integers(0, 256, (3, 2 * WIDTH, HEIGHT + 2), np.uint8)
     image = larger.transpose(2, 1, 0)[1:-1, ::2]
-    apart = levels_apart(crop_resize(image, WINDOWS, 13, impl=impl), by_pillow(image, WINDOWS, 13))
-    assert not image.flags.c_contiguous and apart.max() <= 1
+    difference = level_difference(crop_resize(image, WINDOWS, 13, impl=impl), by_pillow(image, WINDOWS, 13))
+    assert not image.flags.c_contiguous and difference.max() <= 1
 
 
 def test_tensors_in_tensors_out(image: NDArray) -> None:
     views = crop_resize(torch.from_numpy(image), torch.from_numpy(WINDOWS), 37)
     assert isinstance(views, torch.Tensor)
-    assert levels_apart(views.numpy(), by_pillow(image, WINDOWS, 37)).max() <= 1
+    assert level_difference(views.numpy(), by_pillow(image, WINDOWS, 37)).max() <= 1
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -205,14 +205,14 @@ def test_tensors_in_tensors_out(image: NDArray) -> None:
 )
 def test_windows_outside_the_image(window: list[int], impl: str) -> None:
     image, windows = np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.array([[0, 0, 5, 5], window], np.int32)
-    with pytest.raises(ValueError, match="is empty or leaves the image of 131 x 97 pixels") as error:
+    with pytest.raises(ValueError, match="is empty or extends beyond the image of 131 x 97 pixels") as error:
         crop_resize(image, windows, 7, impl=impl)
     assert str(window) in str(error.value)
 
 
 @pytest.mark.parametrize("window", [[2**32, 0, 5, 5], [0, 0, 2**32 + 5, 5]], ids=str)
 def test_windows_beyond_int32(window: list[int]) -> None:
-    with pytest.raises(ValueError, match="leaves the image"):
+    with pytest.raises(ValueError, match="extends beyond the image"):
         crop_resize(np.zeros((9, 9, 3), np.uint8), np.array([window]), 7)
 
 

@@ -1,6 +1,6 @@
-"""crop_resize in Triton against the oracle, in the interpreter, with poisoned outputs.
+"""crop_resize in Triton's interpreter against the oracle; unwritten outputs are 255.
 
-Both round exact values to levels; float32 may round a value that is half a level apart from two the other way.
+Both round to the nearest level; float32 may round a value near a tie the other way.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ SHAPES = [
 
 
 def random_windows(rng: np.random.Generator, batch: int, views: int, height: int, width: int) -> torch.Tensor:
-    """(batch, views, 4) int32 inside the image; the first view's is the whole image."""
+    """Return (batch, views, 4) int32 windows inside the image; the first view has the whole image."""
     h, w = rng.integers(1, height + 1, (batch, views)), rng.integers(1, width + 1, (batch, views))
     h[:, 0], w[:, 0] = height, width
     top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
@@ -34,12 +34,12 @@ def images(rng: np.random.Generator, batch: int, height: int, width: int) -> tor
     return torch.from_numpy(rng.integers(0, 256, (batch, height, width, 3), np.uint8))
 
 
-def assert_oracles(views: Any, oracle: torch.Tensor) -> None:
+def assert_matches_reference(views: Any, oracle: torch.Tensor) -> None:
     assert views.dtype == torch.uint8
     assert views.shape == oracle.shape
-    apart = (views.int() - oracle.int()).abs()
-    assert apart.max() <= 1
-    assert (apart > 0).float().mean() <= 0.01
+    difference = (views.int() - oracle.int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() <= 0.01
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -51,9 +51,9 @@ def test_shapes_and_flips(shape: tuple[int, int, int, int, int]) -> None:
     flip = torch.from_numpy(rng.integers(0, 2, (batch, num_views)).astype(np.bool_))
     flip[0, 0] = True
     mirrored = torch.where(flip[:, :, None, None, None], oracle.flip(3), oracle)
-    assert_oracles(interpreted("crop_resize", image, windows, size, flip=flip, impl="triton"), mirrored)
+    assert_matches_reference(interpreted("crop_resize", image, windows, size, flip=flip, impl="triton"), mirrored)
     for impl in ("numba", "reference"):
-        assert_oracles(crop_resize(image, windows, size, flip=flip, impl=impl), mirrored)
+        assert_matches_reference(crop_resize(image, windows, size, flip=flip, impl=impl), mirrored)
 
 
 def test_one_image() -> None:
@@ -62,10 +62,10 @@ def test_one_image() -> None:
     flip = torch.tensor([False, True])
     oracle = crop_resize(image, windows, 9, flip=flip, impl="reference")
     assert oracle.shape == (2, 9, 9, 3)
-    assert_oracles(interpreted("crop_resize", image, windows, 9, flip=flip, impl="triton"), oracle)
+    assert_matches_reference(interpreted("crop_resize", image, windows, 9, flip=flip, impl="triton"), oracle)
 
 
-def test_a_window_of_the_views_size_is_copied() -> None:
+def test_window_of_the_view_size_is_copied() -> None:
     image = images(np.random.default_rng(1), 1, 45, 50)
     view = interpreted("crop_resize", image, torch.tensor([[[3, 5, 37, 37]]]), 37, impl="triton")
     assert torch.equal(view[0, 0], image[0, 3:40, 5:42])
@@ -82,20 +82,20 @@ def test_strided_images() -> None:
     rng = np.random.default_rng(2)
     image, windows = images(rng, 2, 30, 40)[:, ::2, 1::2], random_windows(rng, 2, 1, 15, 20)
     oracle = crop_resize(image, windows, 11, impl="reference")
-    assert_oracles(interpreted("crop_resize", image, windows, 11, impl="triton"), oracle)
+    assert_matches_reference(interpreted("crop_resize", image, windows, 11, impl="triton"), oracle)
 
 
-def test_windows_that_leave_the_image_are_cut() -> None:
-    """On a GPU nobody waits to look at them, so the kernel must not read outside the image."""
+def test_windows_beyond_the_image_are_clipped() -> None:
+    """Windows are not checked on a GPU, so the kernel must not read outside the image."""
     image = images(np.random.default_rng(3), 1, 20, 31)
-    wild = torch.tensor([[[-3, 25, 10, 90], [18, -7, 9, 0], [500, 500, 5, 5]]], dtype=torch.int32)
-    cut = torch.tensor([[[0, 25, 10, 6], [18, 0, 2, 1], [19, 30, 1, 1]]], dtype=torch.int32)
+    windows = torch.tensor([[[-3, 25, 10, 90], [18, -7, 9, 0], [500, 500, 5, 5]]], dtype=torch.int32)
+    clipped = torch.tensor([[[0, 25, 10, 6], [18, 0, 2, 1], [19, 30, 1, 1]]], dtype=torch.int32)
     module = "saga_fast.kernels.crop_resize._triton"
-    views = interpreted("crop_resize_triton", image, wild, 9, None, module=module)
-    assert_oracles(views, crop_resize(image, cut, 9, impl="reference"))
+    views = interpreted("crop_resize_triton", image, windows, 9, None, module=module)
+    assert_matches_reference(views, crop_resize(image, clipped, 9, impl="reference"))
 
 
-def test_an_empty_batch() -> None:
+def test_empty_batch() -> None:
     empty = torch.zeros(0, 5, 5, 3, dtype=torch.uint8)
     views = interpreted("crop_resize", empty, torch.zeros(0, 2, 4, dtype=torch.int32), 7, impl="triton")
     assert views.shape == (0, 2, 7, 7, 3)

@@ -1,4 +1,4 @@
-"""jigsaw_patches: the oracle's patches exactly, whose geometry is read off images that hold their own coordinates."""
+"""jigsaw_patches: exact equality with the oracle; geometry checked on images of pixel coordinates."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ INDICES = np.array([0, 5, 2**31, 2**40 + 7, 5])
 
 
 def coordinates(batch: int, side: int) -> npt.NDArray[np.float32]:
-    """(B, 2, side, side): every pixel holds its row and its column."""
+    """Return (B, 2, side, side): the row and the column of each pixel."""
     rows, columns = np.mgrid[:side, :side]
     return np.tile(np.stack([rows, columns]), (batch, 1, 1, 1)).astype(np.float32)
 
 
 def cells_of(patches: npt.NDArray[Any], cell: int) -> npt.NDArray[Any]:
-    """(B, 9): which cell each patch lies in, which all its pixels have to agree on."""
+    """Return the cell (B, 9) of each patch; asserts that all its pixels are in one cell."""
     cells = (patches[:, :, 0] // cell * 3 + patches[:, :, 1] // cell).astype(np.int64)
     assert (cells == cells[:, :, :1, :1]).all()
     first: npt.NDArray[Any] = cells[:, :, 0, 0]
@@ -31,29 +31,29 @@ def cells_of(patches: npt.NDArray[Any], cell: int) -> npt.NDArray[Any]:
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("side", "patch"), [(255, 64), (64, 16), (29, 9), (29, 1), (3, 1), (27, 7)])
 def test_geometry(side: int, patch: int, impl: str) -> None:
-    """Nine squares of neighbouring pixels, one of each cell, and nothing of what 3 does not divide."""
+    """The patches are nine squares of adjacent pixels, one from each cell."""
     patches = jigsaw_patches(coordinates(5, side), patch=patch, seed=3, epoch=2, indices=INDICES, impl=impl)
     assert patches.shape == (5, 9, 2, patch, patch)
     offsets = patches - patches[..., :1, :1]
     assert (offsets == np.mgrid[:patch, :patch]).all()
     cells = cells_of(patches, side // 3)
     assert (np.sort(cells, 1) == np.arange(9)).all()
-    np.testing.assert_array_equal(patches[1], patches[4])  # of one index
+    np.testing.assert_array_equal(patches[1], patches[4])  # same index
 
 
-def test_places_and_orders_are_uniform() -> None:
-    count, side, patch = 4000, 12, 2  # 3 x 3 places in a cell
+def test_positions_and_orders_are_uniform() -> None:
+    count, side, patch = 4000, 12, 2  # 3 x 3 positions in a cell
     indices = np.arange(count)
     patches = jigsaw_patches(coordinates(count, side), patch=patch, seed=0, epoch=0, indices=indices)
     corners = patches[..., 0, 0].astype(np.int64)
     cells = corners[..., 0] // 4 * 3 + corners[..., 1] // 4
-    places = corners[..., 0] % 4 * 3 + corners[..., 1] % 4
-    for values in (cells[:, 0], cells[:, 4], cells[:, 8], places[:, 0], places[:, 8]):
-        share = np.bincount(values, minlength=9) / count
-        assert len(share) == 9
-        assert np.abs(share - 1 / 9).max() < 5 * np.sqrt(1 / 9 * 8 / 9 / count)
-    by_cell = np.take_along_axis(places, np.argsort(cells, 1), 1)
-    assert np.abs(np.corrcoef(by_cell.T) - np.eye(9)).max() < 5 / np.sqrt(count)  # the cells' draws are their own
+    positions = corners[..., 0] % 4 * 3 + corners[..., 1] % 4
+    for values in (cells[:, 0], cells[:, 4], cells[:, 8], positions[:, 0], positions[:, 8]):
+        frequency = np.bincount(values, minlength=9) / count
+        assert len(frequency) == 9
+        assert np.abs(frequency - 1 / 9).max() < 5 * np.sqrt(1 / 9 * 8 / 9 / count)
+    by_cell = np.take_along_axis(positions, np.argsort(cells, 1), 1)
+    assert np.abs(np.corrcoef(by_cell.T) - np.eye(9)).max() < 5 / np.sqrt(count)  # the cells' draws are independent
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
@@ -75,11 +75,11 @@ def test_a_draw_is_a_function_of_seed_epoch_and_index() -> None:
         images = coordinates(len(indices), 30)
         return jigsaw_patches(images, patch=4, seed=seed, epoch=epoch, indices=indices)
 
-    own = drawn()
+    expected = drawn()
     for n in range(5):
-        np.testing.assert_array_equal(drawn(indices=INDICES[n : n + 1])[0], own[n])
-    for other in (drawn(seed=2), drawn(epoch=3), drawn(indices=INDICES + 1)):
-        assert (other != own).any((1, 2, 3, 4)).all()
+        np.testing.assert_array_equal(drawn(indices=INDICES[n : n + 1])[0], expected[n])
+    for changed in (drawn(seed=2), drawn(epoch=3), drawn(indices=INDICES + 1)):
+        assert (changed != expected).any((1, 2, 3, 4)).all()
 
 
 def test_uniforms_torch_equal_the_oracle() -> None:
@@ -103,9 +103,12 @@ def test_empty(impl: str) -> None:
         ({"images": torch.zeros(2, 3, 30, 31)}, r"images must be \(B, C, S, S\), got \(2, 3, 30, 31\)"),
         ({"indices": torch.zeros(3, dtype=torch.int64)}, r"indices must be \(2,\) int64, got \(3,\)"),
         ({"indices": torch.zeros(2, dtype=torch.int32)}, "int64, got .* torch.int32"),
-        ({"indices": np.zeros(2, np.int64)}, "on one device, got cpu and cpu"),
-        ({"indices": torch.zeros(2, dtype=torch.int64, device="meta")}, "on one device, got cpu and meta"),
-        ({"patch": 0}, "patch must be in 1 to 10, a third of the image's side, got 0"),
+        ({"indices": np.zeros(2, np.int64)}, "of one type, on one device, got Tensor on cpu and ndarray on cpu"),
+        (
+            {"indices": torch.zeros(2, dtype=torch.int64, device="meta")},
+            "on one device, got Tensor on cpu and Tensor on meta",
+        ),
+        ({"patch": 0}, r"patch must be in \[1, 10\], at most a third of the side, got 0"),
         ({"patch": 11}, "got 11"),
         ({"seed": -1}, "seed must be"),
         ({"epoch": 2**32}, "epoch must be"),
@@ -113,7 +116,7 @@ def test_empty(impl: str) -> None:
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:
-    right: dict[str, Any] = {
+    valid: dict[str, Any] = {
         "images": torch.zeros(2, 3, 30, 30),
         "indices": torch.zeros(2, dtype=torch.int64),
         "patch": 4,
@@ -121,4 +124,4 @@ def test_errors(changes: dict[str, Any], message: str) -> None:
         "epoch": 0,
     }
     with pytest.raises(ValueError, match=message):
-        jigsaw_patches(**{**right, **changes})
+        jigsaw_patches(**{**valid, **changes})

@@ -1,4 +1,4 @@
-"""philox: the published known answers, in NumPy and in Numba, and what makes a draw independent of everything else."""
+"""philox: the published test vectors in NumPy and Numba, and draws that depend only on their key."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -13,7 +13,7 @@ from saga_fast.kernels.philox import draw, philox, philox_reference, uniforms_re
 
 Words = tuple[int, ...]
 
-# Random123's file kat_vectors, the lines of philox4x32 with 10 rounds: counter, key, answer.
+# Random123's file kat_vectors, lines of philox4x32 with 10 rounds: counter, key, answer.
 KNOWN_ANSWERS: list[tuple[Words, Words, Words]] = [
     ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -45,7 +45,7 @@ def test_known_answers_numba(counter: Words, key: Words, answer: Words) -> None:
 
 
 def test_the_counter_has_the_documented_layout() -> None:
-    """The fields that spell the counter and the key of the third known answer give the third known answer."""
+    """The fields packed in the counter and key of the third known answer give the third known answer."""
     counter, key, answer = KNOWN_ANSWERS[2]
     block, view, purpose = counter[0] >> 16, counter[0] >> 8 & 0xFF, counter[0] & 0xFF
     index, seed = counter[3] << 32 | counter[2], key[1] << 32 | key[0]
@@ -57,7 +57,7 @@ def test_the_counter_has_the_documented_layout() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**40 + 7, 2**64 - 1])
 @pytest.mark.parametrize(("epoch", "view", "purpose", "block"), [(0, 0, 1, 0), (37, 1, 2, 3), (2**32 - 1, 255, 5, 9)])
-def test_draw_is_the_reference_bitwise(seed: int, epoch: int, view: int, purpose: int, block: int) -> None:
+def test_draw_equals_reference(seed: int, epoch: int, view: int, purpose: int, block: int) -> None:
     drawn = draw(seed, epoch, INDICES, purpose=purpose, view=view, block=block)
     assert drawn.dtype == np.float64
     np.testing.assert_array_equal(drawn, reference_draws(seed, epoch, INDICES, view, purpose, block))
@@ -72,12 +72,12 @@ def test_a_draw_does_not_depend_on_its_batch() -> None:
     np.testing.assert_array_equal(draw(5, 3, indices[::-1], purpose=module.ORDER), whole[::-1])
 
 
-def test_an_empty_batch_draws_nothing() -> None:
+def test_empty_batch() -> None:
     assert draw(5, 3, np.zeros(0, np.int64), purpose=module.SHARE).shape == (0, 4)
 
 
-def test_every_field_of_the_key_changes_the_draw() -> None:
-    """All draws of a grid of seeds, epochs, views, purposes, blocks and indices are different."""
+def test_all_fields_of_the_key_change_the_draw() -> None:
+    """All draws of a grid of seeds, epochs, views, purposes, blocks and indices differ."""
     grid = product((0, 1, 2**32), (0, 1), (0, 1, 7), PURPOSES, (0, 1, 9))
     drawn = [draw(s, e, INDICES, purpose=p, view=v, block=b) for s, e, v, p, b in grid]
     assert len(set(PURPOSES)) == len(PURPOSES)
@@ -86,14 +86,14 @@ def test_every_field_of_the_key_changes_the_draw() -> None:
     assert 0.0 <= rows.min() < 0.01 and 0.99 < rows.max() < 1.0
 
 
-def test_threads_may_draw_at_the_same_time() -> None:
-    """Numba's simplest threading layer aborts the process when parallel kernels overlap; ours wait for each other."""
+def test_threads_can_draw_concurrently() -> None:
+    """Numba's workqueue layer would abort the process if draw were a parallel kernel without a lock."""
     indices = np.arange(1001)
 
-    def some(epoch: int) -> npt.NDArray[Any]:
+    def draw_epoch(epoch: int) -> npt.NDArray[Any]:
         return draw(1, epoch, indices, purpose=module.WINDOW)
 
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(some, range(40)))
-    for epoch, drawn in enumerate(together):
+        draws = list(pool.map(draw_epoch, range(40)))
+    for epoch, drawn in enumerate(draws):
         np.testing.assert_array_equal(drawn[::500], reference_draws(1, epoch, indices[::500], 0, module.WINDOW, 0))

@@ -1,7 +1,7 @@
 """rgb_to_lab and rgb_to_ydbdr against scikit-image in float64.
 
-L, a and b reach 100 and float32 has 24 bits: an error of 100 * 2^-24 = 6e-6 in each of some ten operations, and a and b
-amplify f's by 500. 2e-4 is 4e-6 of the channels' standard deviations.
+L, a and b reach 100 and float32 has 24 bits: an error of 100 * 2^-24 = 6e-6 in each of some ten operations. a and b
+multiply the error of f by 500. 2e-4 is 4e-6 of the channels' standard deviations.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ OPS: list[tuple[Op, Op]] = [(rgb_to_lab, rgb2lab), (rgb_to_ydbdr, rgb2ydbdr)]
 
 
 def colors() -> npt.NDArray[np.float32]:
-    """(3, 3, 21, 17): a grid with all corners of the cube, dark values about both thresholds, and random ones."""
+    """Return (3, 3, 21, 17): a grid of the RGB cube, dark colours near both thresholds, random colours."""
     grid = np.stack(np.meshgrid(*[np.linspace(0.0, 1.0, 7)] * 3), -1).reshape(-1, 3)
     thresholds = np.array([0.0, 0.04045, np.nextafter(0.04045, 1), 0.0393, 0.0395, 0.008, 0.0919, 0.0921])
     dark = np.stack(np.meshgrid(*[thresholds] * 3), -1).reshape(-1, 3)
@@ -77,7 +77,7 @@ def test_any_strides(op: Op, layout: str) -> None:
 
 
 @pytest.mark.parametrize("op", [rgb_to_lab, rgb_to_ydbdr])
-def test_autocast_and_gradients_leave_it_alone(op: Op) -> None:
+def test_autocast_and_gradients_have_no_effect(op: Op) -> None:
     images = torch.from_numpy(colors())
     with torch.autocast("cpu", torch.bfloat16):
         converted = op(images.clone().requires_grad_())
@@ -99,7 +99,7 @@ def test_empty(op: Op, impl: str) -> None:
         ((torch.zeros(3, 5, 5),), r"got torch.float32 \(3, 5, 5\)"),
         ((torch.zeros(2, 3, 5, 5, dtype=torch.float64),), "got torch.float64"),
         ((torch.zeros(2, 3, 5, 5), (0.0, 0.0), (1.0, 1.0, 1.0)), "three numbers"),
-        ((torch.zeros(2, 3, 5, 5), (0.0, 0.0, 0.0), (1.0, 0.0, 1.0)), "std positive"),
+        ((torch.zeros(2, 3, 5, 5), (0.0, 0.0, 0.0), (1.0, 0.0, 1.0)), "std > 0"),
     ],
 )
 def test_errors(op: Op, arguments: tuple[Any, ...], message: str) -> None:
@@ -107,6 +107,6 @@ def test_errors(op: Op, arguments: tuple[Any, ...], message: str) -> None:
         op(*arguments)
 
 
-def test_explicit_choice_never_falls_back() -> None:
+def test_explicit_impl_never_falls_back() -> None:
     with pytest.raises(ValueError, match=r"impl must be one of .*, got 'triton'"):
         rgb_to_lab(torch.zeros(1, 3, 2, 2), impl="triton")

@@ -1,4 +1,4 @@
-"""sample_photometrics: against the oracle, the ranges of torchvision's transforms, and the recipe's probabilities."""
+"""sample_photometrics against the oracle, torchvision's ranges and the recipe's probabilities."""
 
 from itertools import permutations
 from typing import Any
@@ -14,7 +14,7 @@ from saga_fast.kernels import PHOTOMETRIC_FIELDS, PhotometricRecipe, sample_phot
 
 NDArray = npt.NDArray[Any]
 JITTER = ("brightness", "contrast", "saturation", "hue")
-# A different number everywhere, so that no two of them can be swapped unseen.
+# All numbers differ, so that a swap of two of them fails a test.
 RECIPE = PhotometricRecipe(
     flip=0.5,
     brightness=0.4,
@@ -37,14 +37,14 @@ def column(values: NDArray, name: str) -> NDArray:
 
 
 def orders(values: NDArray) -> NDArray:
-    """(..., 4) the jitter's steps."""
+    """Return the order of the jitter steps (..., 4)."""
     first = PHOTOMETRIC_FIELDS.index("order_0")
     return values[..., first : first + 4].astype(int)
 
 
 @pytest.fixture(scope="module")
 def many() -> NDArray:
-    """(DRAWS, P) draws of RECIPE."""
+    """Return (DRAWS, P) draws of RECIPE."""
     return sample_photometrics(RECIPE, 3, 1, np.arange(DRAWS // 2), 2).reshape(DRAWS, -1)
 
 
@@ -58,7 +58,7 @@ def many() -> NDArray:
     ],
     ids=["all", "neutral", "grayscale first", "blur"],
 )
-def test_numba_is_the_oracle(recipe: PhotometricRecipe) -> None:
+def test_numba_equals_reference(recipe: PhotometricRecipe) -> None:
     indices = np.arange(123) * (2**33 + 1)
     for seed, epoch, num_views in ((0, 0, 1), (2**40 + 5, 11, 3)):
         drawn = sample_photometrics(recipe, seed, epoch, indices, num_views, impl="numba")
@@ -77,8 +77,8 @@ def test_a_neutral_recipe_changes_nothing(impl: str) -> None:
     np.testing.assert_array_equal(np.sort(orders(drawn)), np.broadcast_to(np.arange(4), (101, 2, 4)))
 
 
-def test_ranges_are_torchvisions(many: NDArray) -> None:
-    """Factors lie in ColorJitter's ranges and reach within 1 % of their ends; blur and solarize in the recipe's."""
+def test_ranges_of_torchvision(many: NDArray) -> None:
+    """Factors stay in the ranges of ColorJitter and the recipe, and reach within 1 % of their ends."""
     jitter = v2.ColorJitter(**{name: getattr(RECIPE, name) for name in JITTER})
     ranges = {name: getattr(jitter, name) for name in JITTER} | {"blur_sigma": RECIPE.blur_sigma}
     neutral = {"hue": 0.0, "blur_sigma": 0.0}
@@ -95,7 +95,7 @@ def test_ranges_are_torchvisions(many: NDArray) -> None:
 
 
 def test_frequencies_and_independence(many: NDArray) -> None:
-    """Each probability within four standard deviations, and no two events correlated; the seed is fixed."""
+    """Frequencies are within four standard deviations and events uncorrelated; the seed is fixed."""
     events = {
         "flip": column(many, "flip") == 1.0,
         "jitter": column(many, "brightness") != 1.0,
@@ -103,13 +103,13 @@ def test_frequencies_and_independence(many: NDArray) -> None:
         "blur": column(many, "blur_sigma") > 0.0,
         "solarize": column(many, "solarize") < 2.0,
     }
-    for name, happened in events.items():
+    for name, occurred in events.items():
         p = getattr(RECIPE, name)
-        assert abs(happened.mean() - p) < 4.0 * (p * (1.0 - p) / DRAWS) ** 0.5, name
+        assert abs(occurred.mean() - p) < 4.0 * (p * (1.0 - p) / DRAWS) ** 0.5, name
     for name in ("contrast", "saturation"):
         np.testing.assert_array_equal(column(many, name) != 1.0, events["jitter"])
     np.testing.assert_array_equal(column(many, "hue") != 0.0, events["jitter"])
-    # The five events, the four factors and the blur's width; among the jittered and blurred, whose draws are uniform.
+    # Events, factors and blur sigma of the views that are both jittered and blurred, where the draws are uniform.
     both = events["jitter"] & events["blur"]
     numbers = [events[name][both] for name in ("flip", "grayscale", "solarize")]
     numbers += [column(many, name)[both] for name in (*JITTER, "blur_sigma")]
@@ -128,7 +128,7 @@ def test_the_order_is_a_uniform_permutation(many: NDArray) -> None:
     assert (skipped == np.arange(4)).all()
 
 
-def test_the_recipe_reaches_every_field() -> None:
+def test_recipe_sets_all_fields() -> None:
     drawn = sample_photometrics(
         PhotometricRecipe(
             grayscale=1.0, grayscale_first=True, blur=1.0, blur_sigma=(1.5, 1.5), blur_kernel=5, solarize=1.0
@@ -151,12 +151,12 @@ def test_parameters_do_not_depend_on_their_batch() -> None:
     np.testing.assert_array_equal(alone[0, :2], whole[37])
 
 
-def test_every_part_of_the_key_changes_the_parameters() -> None:
+def test_all_parts_of_the_key_change_the_parameters() -> None:
     indices = np.arange(101)
     recipe = PhotometricRecipe(brightness=0.4)
     first = sample_photometrics(recipe, 1, 2, indices, 2)
     np.testing.assert_array_equal(sample_photometrics(recipe, 1, 2, indices, 2), first)
-    others = {
+    changed_draws = {
         "seed": sample_photometrics(recipe, 2, 2, indices, 2),
         "high word of the seed": sample_photometrics(recipe, 2**32 + 1, 2, indices, 2),
         "epoch": sample_photometrics(recipe, 1, 3, indices, 2),
@@ -164,8 +164,8 @@ def test_every_part_of_the_key_changes_the_parameters() -> None:
         "index": np.roll(first, 1, 0),
         "high word of the index": sample_photometrics(recipe, 1, 2, indices + 2**32, 2),
     }
-    for name, other in others.items():
-        assert (other != first).any(-1).mean() > 0.99, name
+    for name, changed in changed_draws.items():
+        assert (changed != first).any(-1).mean() > 0.99, name
 
 
 def test_tensors_in_tensors_out() -> None:
@@ -210,8 +210,8 @@ def test_recipe_errors(name: str, value: Any) -> None:
     ("indices", "num_views", "impl", "message"),
     [
         (np.zeros((2, 1), np.int64), 1, None, r"indices must be \(B,\), got \(2, 1\)"),
-        (np.arange(2), 0, None, "num_views must be in 1 to 256, got 0"),
-        (np.arange(2), 257, None, "num_views must be in 1 to 256, got 257"),
+        (np.arange(2), 0, None, r"num_views must be in \[1, 256\], got 0"),
+        (np.arange(2), 257, None, r"num_views must be in \[1, 256\], got 257"),
         (np.arange(2), 1, "triton", "impl must be one of .*, got 'triton'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Numba's thread pool keeps to itself."""
+"""Numba's thread pool does not change torch's number of threads and does not block process exit."""
 
 import os
 import subprocess
@@ -18,20 +18,20 @@ assert torch.get_num_threads() == 1
 
 def run(script: str, layer: str, threads: str = "2") -> None:
     environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": threads}
-    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr.decode()
+    completed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=120)
+    assert completed.returncode == 0, completed.stderr.decode()
 
 
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_torch_keeps_its_number_of_threads(layer: str) -> None:
-    """Numba's OpenMP layer sets it for the thread that starts it; results that depend on it would change."""
+    """Numba's OpenMP layer changes it in the thread that starts it; torch would round differently."""
     run(SCRIPT.format(layer=layer), layer)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="binding to one core needs Linux")
 @pytest.mark.parametrize("start", ["work()", "t = threading.Thread(target=work); t.start(); t.join()"])
-def test_a_process_on_one_core_ends(start: str) -> None:
-    """TBB, where it is installed, waits at the end for what the thread that started it left undone."""
+def test_process_on_one_core_exits(start: str) -> None:
+    """TBB, if installed, would hang at exit when a thread other than the main one started it."""
     lines = SCRIPT.replace('assert numba.threading_layer() == "{layer}"', "pass").strip().splitlines()
     body = "\n    ".join(lines)
     run(

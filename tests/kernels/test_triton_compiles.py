@@ -1,7 +1,7 @@
-"""Every Triton kernel compiled ahead of time for sm_80 and sm_90: nothing spilled, what is read once in 16-byte reads.
+"""All Triton kernels compile ahead of time for sm_80 and sm_90 without spills and with 16-byte reads.
 
-The launches are recorded at the sizes of training on ImageNet, from tensors without memory, so that what is compiled is
-what would run. Registers and shared memory per block are printed as a table.
+The launches are recorded on meta tensors with the sizes of ImageNet training, so the test compiles what a GPU would
+run. Registers and shared memory per block are printed as a table.
 """
 
 import re
@@ -39,7 +39,7 @@ class Launch(NamedTuple):
     keywords: dict[str, Any]
 
     def compile(self, capability: int) -> Any:
-        """Specialised as a launch would be: tensors and multiples of 16 aligned, ones folded into the code."""
+        """Compile with a launch's specialisation: tensors and multiples of 16 are aligned, ones are constants."""
         names = self.kernel.arg_names
         options = {name: value for name, value in self.keywords.items() if name not in names}
         values = dict(zip(names, self.arguments, strict=False)) | self.keywords
@@ -60,7 +60,7 @@ class Launch(NamedTuple):
 
 
 class Recorder:
-    """Stands in for a kernel: ``kernel[grid](...)`` is written down instead of launched."""
+    """Replaces a kernel: records ``kernel[grid](...)`` instead of launching it."""
 
     def __init__(self, kernel: Any, launches: list[Launch]) -> None:
         self.kernel, self.launches = kernel, launches
@@ -72,14 +72,14 @@ class Recorder:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    launched: list[Launch] = []
+    recorded_launches: list[Launch] = []
     for op in ("attention_boxes", "augment", "crop_augment", "crop_resize"):
         module = import_module(f"saga_fast.kernels.{op}._triton")
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel"):
                 assert isinstance(value, JITFunction), "TRITON_INTERPRET is set: nothing can be compiled"
-                monkeypatch.setattr(module, name, Recorder(value, launched))
-    return launched
+                monkeypatch.setattr(module, name, Recorder(value, recorded_launches))
+    return recorded_launches
 
 
 def new(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False) -> torch.Tensor:
@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_spills(name: str, launches: list[Launch], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_spills(name: str, launches: list[Launch], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     launch, arguments = CASES[name]
     launch(*arguments)
     assert launches
@@ -135,9 +135,9 @@ def test_nothing_spills(name: str, launches: list[Launch], tmp_path: Path, capsy
             cubin = tmp_path / "kernel.cubin"
             cubin.write_bytes(compiled.asm["cubin"])
             usage = subprocess.run([CUOBJDUMP, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
-            found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-            assert found, usage
-            registers, stack, local = map(int, found.groups())
+            match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+            assert match, usage
+            registers, stack, local = map(int, match.groups())
             with capsys.disabled():
                 line = f"{name:27}{recorded.kernel.__name__:20} sm_{capability} {registers:4} registers"
                 sys.stdout.write(f"\n{line} {stack:2} B spilled {compiled.metadata.shared:6} B shared")

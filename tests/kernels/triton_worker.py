@@ -1,7 +1,7 @@
-"""Runs Triton kernels in Triton's interpreter, in one other process for the whole test session.
+"""Runs Triton kernels in Triton's interpreter, in one worker process for the whole test session.
 
-Triton reads ``TRITON_INTERPRET`` when it is imported, and the compiler tests need it without. In the other process
-``torch.empty`` returns NaN and the largest integers (deterministic mode), so that nothing unwritten goes unnoticed.
+Triton reads ``TRITON_INTERPRET`` when it is imported, and the compiler tests need it unset. In the worker process,
+``torch.empty`` returns NaN and the largest integers (deterministic mode), so that tests detect unwritten outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _prepare() -> None:
 
 def _call(pickled: bytes) -> bytes:
     module, function, arguments, keywords = pickle.loads(pickled)
-    assert torch.isnan(torch.empty(3)).all(), "torch.empty is not poisoned"
+    assert torch.isnan(torch.empty(3)).all(), "torch.empty does not return NaN"
     return pickle.dumps(getattr(import_module(module), function)(*arguments, **keywords))
 
 
@@ -35,9 +35,9 @@ def _pool() -> ProcessPoolExecutor:
 
 
 def interpreted(function: str, *arguments: Any, module: str = "saga_fast.kernels", **keywords: Any) -> Any:
-    """``module.function(*arguments, **keywords)`` in the interpreter.
+    """Return ``module.function(*arguments, **keywords)`` as computed in the interpreter.
 
-    Tensors travel as pickles, which keep their strides.
+    Tensors are pickled, which keeps their strides.
     """
     call = pickle.dumps((module, function, arguments, keywords))
     return pickle.loads(_pool().submit(_call, call).result())

@@ -4,6 +4,7 @@ import io
 import os
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ from PIL import Image
 
 from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
-from saga_fast.loaders import BadImages, Batch, BoxTable, CropPlan, ImageFolder, Loader, WholePlan, open_loader
+from saga_fast.loaders import (
+    BadImages,
+    Batch,
+    BoxTable,
+    CropPlan,
+    ImageFolder,
+    Loader,
+    LoaderOptions,
+    Plan,
+    WholePlan,
+    open_loader,
+)
 
 NDArray = npt.NDArray[Any]
 N = 30
@@ -25,6 +37,7 @@ BOXES = np.tile(np.array([0.25, 0.25, 0.5, 0.5], np.float32), (N, 1))
 BOXES[:, 0] = np.arange(N) / 60
 TABLE = BoxTable(BOXES, np.ones(N, np.bool_), np.zeros(N, np.int32), np.zeros(N, np.float32))
 CROPS = CropPlan(size=SIZE, seed=5, table=TABLE)
+OPTIONS = LoaderOptions(batch_size=4, threads=2)
 
 
 def pixels_of(index: int) -> NDArray:
@@ -57,9 +70,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
     return ImageFolder(make_folder(tmp_path_factory.mktemp("corrupt")))
 
 
-def open_source(source: ImageFolder, *, max_fraction: float = 0.5, **options: Any) -> Loader:
-    usual: dict[str, Any] = {"batch_size": 4, "threads": 2, "bad": BadImages(source, max_fraction=max_fraction)}
-    return open_loader("folder", source, **({"plan": CROPS} | usual | options))
+def open_source(
+    source: ImageFolder,
+    options: LoaderOptions = OPTIONS,
+    *,
+    plan: Plan = CROPS,
+    batch_size: int | None = None,
+    shuffle: bool | None = None,
+    bad: BadImages | None = None,
+) -> Loader:
+    if bad is None:
+        bad = BadImages(source, max_fraction=0.5)
+    return open_loader("folder", source, plan, options, batch_size=batch_size, shuffle=shuffle, bad=bad)
 
 
 def indices_of(batches: Iterable[Batch]) -> list[int]:
@@ -74,9 +96,11 @@ def assert_views(batches: Iterable[Batch], epoch: int) -> None:
             np.testing.assert_array_equal(row, crop_resize(pixels, windows[0], SIZE))
 
 
-@pytest.mark.parametrize("options", [{}, {"threads": 7}, {"batch_size": N}, {"prefetch": 0}], ids=repr)
-def test_in_sequence_bad_images_are_left_out_and_no_index_shifts(source: ImageFolder, options: dict[str, Any]) -> None:
-    loader = open_source(source, **options)
+@pytest.mark.parametrize(("batch_size", "threads", "prefetch"), [(4, 2, 2), (4, 7, 2), (N, 2, 2), (4, 2, 0)])
+def test_in_sequence_bad_images_are_left_out_and_no_index_shifts(
+    source: ImageFolder, batch_size: int, threads: int, prefetch: int
+) -> None:
+    loader = open_source(source, LoaderOptions(batch_size=batch_size, threads=threads, prefetch=prefetch))
     for epoch in (0, 1):  # found on the way, then known
         loader.set_epoch(epoch)
         batches = list(loader)
@@ -95,7 +119,7 @@ def test_no_batch_is_empty(source: ImageFolder, batch_size: int) -> None:
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_shuffled_batches_keep_their_size_and_hold_no_bad_image(source: ImageFolder, drop_last: bool) -> None:
-    loader = open_source(source, shuffle=True, drop_last=drop_last)
+    loader = open_source(source, replace(OPTIONS, drop_last=drop_last), shuffle=True)
     batches = list(loader)
     assert [len(batch.index) for batch in batches] == [4] * 7 + [2] * (not drop_last)
     assert not set(BAD) & set(indices_of(batches))
@@ -136,13 +160,12 @@ def test_substitutes_are_drawn_for_each_place_and_epoch(
     assert len({index for epoch in drawn for index in epoch}) > 16
 
 
-@pytest.mark.parametrize(
-    "options", [{"threads": 1}, {"threads": 8}, {"prefetch": 0}, {"prefetch": 9}, {"threads": 5}], ids=repr
-)
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 2), (8, 2), (2, 0), (2, 9), (5, 2)])
 @pytest.mark.parametrize("batch_size", [4, 24])  # 24: as many as there are good images
-def test_substitutes_depend_on_no_thread(source: ImageFolder, options: dict[str, Any], batch_size: int) -> None:
+def test_substitutes_depend_on_no_thread(source: ImageFolder, threads: int, prefetch: int, batch_size: int) -> None:
+    changed = replace(OPTIONS, threads=threads, prefetch=prefetch)
     for epoch in range(4):
-        loaders = [open_source(source, shuffle=True, batch_size=batch_size, **more) for more in ({}, options)]
+        loaders = [open_source(source, options, batch_size=batch_size, shuffle=True) for options in (OPTIONS, changed)]
         for loader in loaders:
             loader.set_epoch(epoch)
         for ours, expected in zip(*loaders, strict=True):
@@ -199,19 +222,20 @@ def test_the_list_names_files_whose_names_are_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_too_many_stop_the_run(source: ImageFolder, shuffle: bool) -> None:
     with pytest.raises(SagaError) as error:
-        list(open_source(source, shuffle=shuffle, max_fraction=5 / N))
+        list(open_source(source, shuffle=shuffle, bad=BadImages(source, max_fraction=5 / N)))
     message = str(error.value)
     assert "\n" not in message
     assert f"6 of {N} images" in message
     assert str(source.root) in message and any(source.paths[index] in message for index in BAD)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("saga-fast")]
-    assert sorted(set(indices_of(open_source(source, shuffle=shuffle, max_fraction=6 / N)))) == GOOD
+    enough = BadImages(source, max_fraction=6 / N)
+    assert sorted(set(indices_of(open_source(source, shuffle=shuffle, bad=enough)))) == GOOD
 
 
 def test_one_percent_is_the_default(tmp_path: Path) -> None:
     def read(n: int, bad: Iterable[int]) -> list[int]:
         folder = ImageFolder(make_folder(tmp_path / f"{n} {len(list(bad))}", n, bad))
-        return indices_of(open_loader("folder", folder, WholePlan(size=2), batch_size=50, threads=2))
+        return indices_of(open_loader("folder", folder, WholePlan(size=2), LoaderOptions(threads=2), batch_size=50))
 
     assert read(100, [50]) == [index for index in range(100) if index != 50]
     for n, bad in ((100, [50, 51]), (99, [50])):

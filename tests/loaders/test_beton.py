@@ -11,7 +11,7 @@ import pytest
 
 from saga_fast.cli import main
 from saga_fast.errors import SagaError
-from saga_fast.loaders import ENGINES, BoxTable, CropPlan, ImageFolder, Source, open_loader, open_source
+from saga_fast.loaders import ENGINES, BoxTable, CropPlan, ImageFolder, LoaderOptions, Source, open_loader, open_source
 from saga_fast.loaders.engines import require_engine
 
 CROPS = CropPlan(size=8, seed=0)
@@ -34,8 +34,8 @@ def copy(packed: Path, tmp_path: Path) -> Path:
     return tmp_path / "x.beton"
 
 
-def open_ffcv(path: Path, **options: Any) -> Source:
-    return open_source("ffcv", path, **options)
+def open_ffcv(path: Path, *, classes: Path | None = None) -> Source:
+    return open_source("ffcv", path, classes=classes)
 
 
 def test_it_is_the_folder_it_was_packed_from(packed: Path) -> None:
@@ -53,7 +53,8 @@ def test_a_box_table_of_the_folder_fits_and_another_does_not(packed: Path) -> No
         table = BoxTable(own.boxes, own.found, own.pseudo_label, own.score, {"dataset": metadata})
         plan = CropPlan(size=8, seed=0, table=table)
         if fits:
-            assert len(list(open_loader("ffcv", packed / "x.beton", plan, batch_size=15, threads=1))) == 1
+            loader = open_loader("ffcv", packed / "x.beton", plan, LoaderOptions(threads=1), batch_size=15)
+            assert len(list(loader)) == 1
         else:
             with pytest.raises(SagaError, match=r"15-0123456789abcdef"):
                 open_loader("ffcv", packed / "x.beton", plan, batch_size=15)
@@ -203,7 +204,7 @@ def test_records_that_point_outside_are_refused(copy: Path) -> None:
 
 
 def test_a_file_that_is_cut_while_in_use_is_refused_at_the_next_iteration(copy: Path) -> None:
-    loader = open_loader("ffcv", copy, CROPS, batch_size=4, threads=1)
+    loader = open_loader("ffcv", copy, CROPS, LoaderOptions(threads=1), batch_size=4)
     assert len(list(loader)) == 4
     with copy.open("r+b") as file:
         file.truncate(4000)

@@ -142,9 +142,9 @@ def test_views_of_other_sizes_are_centred_too() -> None:
     np.testing.assert_array_equal(windows[:, 2], three[:, 2])
 
 
-def test_margin_widens_the_box_that_centres_are_drawn_in() -> None:
+def test_min_side_widens_the_box_that_centres_are_drawn_in() -> None:
     np.testing.assert_array_equal(
-        plan(margin=99.0).windows(0, INDICES, SIZES), plan(table=None).windows(0, INDICES, SIZES)
+        plan(min_side=1.0).windows(0, INDICES, SIZES), plan(table=None).windows(0, INDICES, SIZES)
     )
 
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, Plan, WholePlan, folder, open_loader
-from saga_fast.loaders.dali import DaliLoader
-from saga_fast.loaders.dali_decoder import Decoder
-from saga_fast.loaders.dali_jpeg import jpeg_size
+from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
+from saga_fast.loaders.dali.decoder import Decoder
+from saga_fast.loaders.dali.engine import DaliLoader
+from saga_fast.loaders.dali.jpeg import jpeg_size
 from saga_fast.loaders.decode import Pixels, decode_image
+from saga_fast.loaders.plan import Plan
 
 NDArray = npt.NDArray[Any]
 N = 60
@@ -83,10 +84,19 @@ def make_table(seed: int = 0) -> BoxTable:
 
 
 CROPS = CropPlan(size=SIZE, seed=5, table=make_table())
+OPTIONS = LoaderOptions(batch_size=7, threads=2)
 
 
-def open_source(source: ImageFolder, plan: Plan = CROPS, *, engine: str = "dali", **options: Any) -> Loader:
-    return open_loader(engine, source, plan, **({"batch_size": 7, "threads": 2} | options))
+def open_source(
+    source: ImageFolder,
+    plan: Plan = CROPS,
+    options: LoaderOptions = OPTIONS,
+    *,
+    engine: str = "dali",
+    batch_size: int | None = None,
+    shuffle: bool | None = None,
+) -> Loader:
+    return open_loader(engine, source, plan, options, batch_size=batch_size, shuffle=shuffle)
 
 
 def assert_same(ours: Iterable[Batch], expected: Iterable[Batch]) -> None:
@@ -121,7 +131,7 @@ def test_epochs_are_the_folder_engines(source: ImageFolder, builds: list[int], s
         CropPlan(size=SIZE, seed=5),
         CROPS,
         CropPlan(size=SIZE, seed=5, table=make_table(1)),  # the table alone is swapped
-        CropPlan(size=SIZE, seed=5, table=make_table(2), views="mixed", margin=0.2),
+        CropPlan(size=SIZE, seed=5, table=make_table(2), views="mixed", min_side=0.5),
         CropPlan(size=SIZE, seed=5, table=make_table(2), views="union"),
         CropPlan(size=33, seed=1, num_views=3, table=make_table(3)),
         WholePlan(size=40),
@@ -143,40 +153,33 @@ def test_dali_decodes_what_it_decodes_as_we_do(source: ImageFolder, monkeypatch:
         decoded.append(len(data))
         return decode_image(data, max_pixels)
 
-    monkeypatch.setattr(folder, "decode_image", count)
+    monkeypatch.setattr("saga_fast.loaders.cpu_crops.decode_image", count)
     assert sum(len(batch.index) for batch in open_source(source)) == N
     assert len(decoded) == OWN
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"threads": 1, "prefetch": 1},
-        {"threads": 5},
-        {"prefetch": 0},
-        {"prefetch": 30},
-        {"batch_size": 1},
-        {"batch_size": N},
-        {"batch_size": 100, "prefetch": 0},
-    ],
-    ids=repr,
+    ("batch_size", "threads", "prefetch"),
+    [(7, 1, 1), (7, 5, 2), (7, 2, 0), (7, 2, 30), (1, 2, 2), (N, 2, 2), (100, 2, 0)],
 )
-def test_threads_batches_and_prefetch_change_nothing(source: ImageFolder, options: dict[str, Any]) -> None:
-    assert_same(
-        open_source(source, shuffle=True, **options), open_source(source, engine="folder", shuffle=True, **options)
-    )
+def test_threads_batches_and_prefetch_change_nothing(
+    source: ImageFolder, batch_size: int, threads: int, prefetch: int
+) -> None:
+    options = LoaderOptions(batch_size=batch_size, threads=threads, prefetch=prefetch, shuffle=True)
+    assert_same(open_source(source, options=options), open_source(source, options=options, engine="folder"))
 
 
 def test_the_last_batch_is_partial_or_dropped(source: ImageFolder) -> None:
     assert [len(batch.index) for batch in open_source(source, batch_size=25)] == [25, 25, 10]
-    loader = open_source(source, batch_size=25, shuffle=True, drop_last=True)
+    options = replace(OPTIONS, batch_size=25, shuffle=True, drop_last=True)
+    loader = open_source(source, options=options)
     assert [len(batch.index) for batch in loader] == [25, 25]
-    assert_same(loader, open_source(source, engine="folder", batch_size=25, shuffle=True, drop_last=True))
+    assert_same(loader, open_source(source, options=options, engine="folder"))
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_an_epoch_may_be_entered_at_any_batch(source: ImageFolder, builds: list[int], prefetch: int) -> None:
-    loader = open_source(source, shuffle=True, prefetch=prefetch)
+    loader = open_source(source, options=replace(OPTIONS, prefetch=prefetch), shuffle=True)
     loader.set_epoch(3)
     whole = list(loader)
     for start in (0, 1, 5, len(whole) - 1, len(whole), len(whole) + 1):
@@ -203,7 +206,7 @@ def test_plan_and_epoch_are_taken_by_the_next_iteration(source: ImageFolder) -> 
 def test_stopping_early_leaves_no_thread_and_the_loader_usable(
     source: ImageFolder, builds: list[int], prefetch: int
 ) -> None:
-    loader = open_source(source, batch_size=4, shuffle=True, prefetch=prefetch)
+    loader = open_source(source, options=replace(OPTIONS, prefetch=prefetch), batch_size=4, shuffle=True)
     expected = list(loader)
     for stop in (1, 2, 5):
         for number, _ in enumerate(loader, 1):
@@ -231,7 +234,7 @@ def test_an_exception_in_a_thread_reaches_the_caller(
             raise ZeroDivisionError
         return read_file(source, index)
 
-    loader = open_source(source, prefetch=prefetch)
+    loader = open_source(source, options=replace(OPTIONS, prefetch=prefetch))
     expected = list(loader)
     with monkeypatch.context() as patch:
         patch.setattr(ImageFolder, "read", fail)
@@ -243,7 +246,8 @@ def test_an_exception_in_a_thread_reaches_the_caller(
 
 
 def test_two_iterations_and_two_loaders_at_once_do_not_disturb_each_other(source: ImageFolder) -> None:
-    loader, other = open_source(source, shuffle=True), open_source(source, shuffle=True, prefetch=0)
+    loader = open_source(source, shuffle=True)
+    other = open_source(source, options=replace(OPTIONS, prefetch=0), shuffle=True)
     expected = list(loader)
     for batches in zip(*zip(loader, loader, other, strict=True), strict=True):
         assert_same(batches, expected)
@@ -263,7 +267,8 @@ def test_prefetch_bounds_the_batches_in_flight(
     monkeypatch.setattr(ImageFolder, "read", count)
     jpegs = ImageFolder(source.root)  # of those that DALI takes: the others are read a second time
     jpegs.paths = [path for path in source.paths if jpeg_size((source.root / path).read_bytes())]
-    batches = iter(open_source(jpegs, CropPlan(size=SIZE, seed=5), batch_size=2, prefetch=prefetch))
+    options = replace(OPTIONS, batch_size=2, prefetch=prefetch)
+    batches = iter(open_source(jpegs, CropPlan(size=SIZE, seed=5), options))
     for taken in range(1, 4):
         next(batches)
         # The batches taken, those ahead, and one more that is read while they are decoded, come without being asked
@@ -295,9 +300,9 @@ def test_what_a_gpu_crops_is_merged_alike(source: ImageFolder, monkeypatch: pyte
     def without_gpu(**options: Any) -> Decoder:
         return Decoder(**(options | {"gpu": None, "decode_on_gpu": False}))
 
-    monkeypatch.setattr("saga_fast.loaders.dali.Decoder", without_gpu)
+    monkeypatch.setattr("saga_fast.loaders.dali.engine.Decoder", without_gpu)
     cpu = open_source(source, shuffle=True)
-    gpu = DaliLoader(source, CROPS, replace(cpu.options, crop="gpu"))
+    gpu = DaliLoader(source, CROPS, replace(cpu.options, crop="gpu"), cpu.bad)
     assert_same(gpu, open_source(source, engine="folder", shuffle=True))
     batches = iter(gpu)
     next(batches)

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import BadImages, Batch, CropPlan, ImageFolder, Loader, WholePlan, open_loader
-from saga_fast.loaders import dali as engine
-from saga_fast.loaders.dali import DaliLoader
-from saga_fast.loaders.dali_decoder import Decoder
-from saga_fast.loaders.dali_jpeg import jpeg_size
+from saga_fast.loaders import BadImages, Batch, CropPlan, ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
+from saga_fast.loaders.dali import engine as dali_engine
+from saga_fast.loaders.dali.decoder import Decoder
+from saga_fast.loaders.dali.engine import DaliLoader
+from saga_fast.loaders.dali.jpeg import jpeg_size
 from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.loaders.plan import Plan
 
 N = 30
 CROPS = CropPlan(size=12, seed=5, scale=(0.05, 0.2))  # small ones: DALI stops long before an image's end
@@ -82,9 +83,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
     return ImageFolder(root)
 
 
-def open_source(source: ImageFolder, engine: str = "dali", **options: Any) -> Loader:
-    usual: dict[str, Any] = {"plan": CROPS, "batch_size": 4, "threads": 2}
-    return open_loader(engine, source, **(usual | {"bad": BadImages(source, max_fraction=0.5)} | options))
+def open_source(
+    source: ImageFolder,
+    engine: str = "dali",
+    plan: Plan = CROPS,
+    *,
+    batch_size: int = 4,
+    prefetch: int = 2,
+    shuffle: bool = False,
+    max_fraction: float = 0.5,
+) -> Loader:
+    options = LoaderOptions(batch_size=batch_size, prefetch=prefetch, shuffle=shuffle, threads=2)
+    return open_loader(engine, source, plan, options, bad=BadImages(source, max_fraction=max_fraction))
 
 
 def assert_same(ours: Any, expected: Any) -> None:
@@ -102,9 +112,12 @@ def test_every_kind_is_broken(kind: str) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("options", [{}, {"prefetch": 0, "batch_size": 1}, {"batch_size": 40}], ids=repr)
-def test_epochs_are_the_folder_engines(source: ImageFolder, shuffle: bool, options: dict[str, Any]) -> None:
-    loader, expected = (open_source(source, engine, shuffle=shuffle, **options) for engine in ("dali", "folder"))
+@pytest.mark.parametrize(("batch_size", "prefetch"), [(4, 2), (1, 0), (40, 2)])
+def test_epochs_are_the_folder_engines(source: ImageFolder, shuffle: bool, batch_size: int, prefetch: int) -> None:
+    loader, expected = (
+        open_source(source, engine, batch_size=batch_size, prefetch=prefetch, shuffle=shuffle)
+        for engine in ("dali", "folder")
+    )
     for epoch in range(3):  # found on the way, then known
         for each in (loader, expected):
             each.set_epoch(epoch)
@@ -117,7 +130,7 @@ def test_what_dali_fails_at_is_said_and_not_tried_again(source: ImageFolder, cap
     with caplog.at_level(logging.WARNING):
         loader = open_source(source)
         list(loader)
-        assert [record.name for record in caplog.records] == ["saga_fast.loaders.dali"]
+        assert [record.name for record in caplog.records] == ["saga_fast.loaders.dali.engine"]
         assert "Failed to decode sample" in caplog.text and "\n" not in caplog.records[0].getMessage()
         caplog.clear()
         list(loader)
@@ -131,7 +144,7 @@ def test_what_dali_alone_fails_at_is_decoded_without_it(
         (tmp_path / f"{number}.jpg").write_bytes(make_jpeg(number))
     strange = (tmp_path / "6.jpg").read_bytes()
     # Windows below the image's end are what DALI will fail at.
-    monkeypatch.setattr(engine, "jpeg_size", lambda data, _: (1400, 96) if data == strange else jpeg_size(data))
+    monkeypatch.setattr(dali_engine, "jpeg_size", lambda data, _: (1400, 96) if data == strange else jpeg_size(data))
     pipelines: list[int] = []
     build = DaliLoader._build
 
@@ -140,8 +153,9 @@ def test_what_dali_alone_fails_at_is_decoded_without_it(
         return build(loader)
 
     monkeypatch.setattr(DaliLoader, "_build", count)
-    options: dict[str, Any] = {"plan": WholePlan(size=9), "batch_size": 2}
-    loader, expected = (open_source(ImageFolder(tmp_path), name, **options) for name in ("dali", "folder"))
+    loader, expected = (
+        open_source(ImageFolder(tmp_path), engine, WholePlan(size=9), batch_size=2) for engine in ("dali", "folder")
+    )
     for _ in range(3):
         assert_same(loader, expected)
     assert not loader.bad
@@ -151,7 +165,7 @@ def test_what_dali_alone_fails_at_is_decoded_without_it(
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_too_many_stop_the_run(source: ImageFolder, shuffle: bool) -> None:
-    loader = open_source(source, shuffle=shuffle, bad=BadImages(source, max_fraction=(len(KINDS) - 1) / N))
+    loader = open_source(source, shuffle=shuffle, max_fraction=(len(KINDS) - 1) / N)
     with pytest.raises(SagaError, match=f"{len(KINDS)} of {N} images"):
         list(loader)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("saga-fast")]

@@ -3,19 +3,20 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from nvidia.dali.pipeline import Pipeline
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import Loader, WholePlan, open_loader
-from saga_fast.loaders.dali_decoder import Decoder
+from saga_fast.loaders import Loader, LoaderOptions, WholePlan, open_loader
+from saga_fast.loaders.dali.decoder import Decoder
+
+OPTIONS = LoaderOptions(threads=2)
 
 
-def open_source(images: Path, **options: Any) -> Loader:
-    return open_loader("dali", images / "train", WholePlan(size=8), batch_size=4, threads=2, **options)
+def open_source(images: Path, options: LoaderOptions = OPTIONS) -> Loader:
+    return open_loader("dali", images / "train", WholePlan(size=8), options, batch_size=4)
 
 
 @pytest.mark.parametrize("decode_on_gpu", [False, True])
@@ -28,10 +29,10 @@ def test_the_gpus_graph_is_one_that_dali_accepts(monkeypatch: pytest.MonkeyPatch
 
 def test_places_that_do_not_go_together_are_refused(images: Path) -> None:
     with pytest.raises(SagaError, match="crop must be auto or gpu, got 'cpu'"):
-        open_source(images, device="cuda", decode="gpu", crop="cpu")
-    for place in ("decode", "crop"):
+        open_source(images, LoaderOptions(device="cuda", decode="gpu", crop="cpu"))
+    for options in (LoaderOptions(decode="gpu"), LoaderOptions(crop="gpu")):
         with pytest.raises(SagaError, match="needs a GPU"):
-            open_source(images, **{place: "gpu"})
+            open_source(images, options)
     assert (open_source(images).options.decode, open_source(images).options.crop) == ("cpu", "cpu")
 
 
@@ -43,8 +44,9 @@ def test_without_dali_the_error_says_how_to_install_it(images: Path, monkeypatch
 
 def test_python_exits_quietly_in_the_middle_of_an_epoch(images: Path) -> None:
     script = (
-        "import sys; from saga_fast.loaders import WholePlan, open_loader\n"
-        "batches = iter(open_loader('dali', sys.argv[1], WholePlan(size=8), batch_size=4, threads=2)); next(batches)"
+        "import sys; from saga_fast.loaders import LoaderOptions, WholePlan, open_loader\n"
+        "options = LoaderOptions(batch_size=4, threads=2)\n"
+        "batches = iter(open_loader('dali', sys.argv[1], WholePlan(size=8), options)); next(batches)"
     )
     run = subprocess.run([sys.executable, "-c", script, images / "train"], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

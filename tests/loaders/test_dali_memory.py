@@ -14,10 +14,11 @@ EPOCHS, WARM_UP = 30, 8
 SCRIPT = """
 import json, sys, threading
 import numpy as np, psutil
-from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, open_loader
+from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, LoaderOptions, open_loader
 
 folder, process = ImageFolder(sys.argv[1]), psutil.Process()
-loader = open_loader("dali", folder, CropPlan(size=96, seed=0), batch_size=16, shuffle=True, threads=2, prefetch=2)
+options = LoaderOptions(batch_size=16, shuffle=True, threads=2, prefetch=2)
+loader = open_loader("dali", folder, CropPlan(size=96, seed=0), options)
 memory, threads, python_threads = [], [], []
 for epoch in range(int(sys.argv[2])):
     boxes = np.tile(np.array([0.1, 0.2, 0.5, 0.6], np.float32), (len(folder), 1))

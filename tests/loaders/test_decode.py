@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from saga_fast.loaders.dali_jpeg import jpeg_size
+from saga_fast.loaders.dali.jpeg import jpeg_size
 from saga_fast.loaders.decode import DecodeError, decode_image
 
 NDArray = npt.NDArray[Any]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Plan, open_loader
+from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, LoaderOptions, Plan, open_loader
 from saga_fast.loaders.decode import decode_image
 from saga_fast.loaders.plan import MoreViews
 
@@ -40,10 +40,10 @@ def opened(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     for mode in ("raw", "jpg"):
         pack(ImageFolder(root), folder / f"{mode}.beton", PackOptions(mode=mode), workers=1)
 
-    def open_way(way: str, plan: Plan, **options: Any) -> Loader:
+    def open_way(way: str, plan: Plan, *, shuffle: bool = True) -> Loader:
         engine, _, mode = way.partition(" ")
         source = folder / f"{mode}.beton" if mode else root
-        return open_loader(engine, source, plan, **({"batch_size": 16, "shuffle": True, "threads": 2} | options))
+        return open_loader(engine, source, plan, LoaderOptions(batch_size=16, shuffle=shuffle, threads=2))
 
     return open_way
 

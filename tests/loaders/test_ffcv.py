@@ -6,37 +6,18 @@ FFCV is imported in fixtures and tests only: where it is missing, they fail with
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from packed_images import CROPS, OPTIONS, PLACES, SIZE, N, joined, make_folder, open_beton
 from PIL import Image
 
 from saga_fast.cli import main
-from saga_fast.errors import SagaError
-from saga_fast.loaders import BadImages, Batch, BoxTable, CropPlan, Loader, Plan, Source, WholePlan, open_loader
+from saga_fast.loaders import Batch, BoxTable, CropPlan, LoaderOptions, Place, Plan, WholePlan, open_loader
 from saga_fast.loaders.engines import require_engine
-
-NDArray = npt.NDArray[Any]
-N = 60
-SIZE = 16
-CROPS = CropPlan(size=SIZE, seed=5)
-Columns = tuple[NDArray, NDArray, NDArray]
-
-
-def make_folder(root: Path, suffixes: tuple[str, ...]) -> Path:
-    """60 images of many sizes in three classes; JPEGs with every chroma subsampling, some progressive, some grey."""
-    rng = np.random.default_rng(0)
-    for number in range(N):
-        path = root / f"class {number % 3}" / f"{number:02}{suffixes[number % len(suffixes)]}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        height, width = (1, 1) if number == 5 else rng.integers(1, 90, 2)
-        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-        jpeg: dict[str, Any] = {"subsampling": number % 3, "progressive": number % 5 == 0}
-        image.convert("L" if number % 7 == 1 else "RGB").save(path, **(jpeg if path.suffix == ".jpg" else {}))
-    return root
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,18 +50,6 @@ def make_table(n: int, *, seed: int = 0) -> BoxTable:
     return BoxTable(boxes, np.ones(n, np.bool_), np.zeros(n, np.int32), np.zeros(n, np.float32))
 
 
-def open_beton(path: Source | Path | str, plan: Plan = CROPS, **options: Any) -> Loader:
-    usual: dict[str, Any] = {"batch_size": 8, "threads": 2}
-    return open_loader("ffcv", path, plan, **(usual | options))
-
-
-def joined(batches: Iterable[Batch]) -> Columns:
-    """Views (M, V, S, S, 3), index (M,) and label (M,) of an epoch."""
-    parts = [(batch.views.numpy(), batch.index.numpy(), batch.label.numpy()) for batch in batches]
-    views, index, label = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return views, index, label
-
-
 def assert_same(ours: Iterable[Batch], expected: Iterable[Batch]) -> None:
     for one, other in zip(ours, expected, strict=True):
         assert one.index.tolist() == other.index.tolist()
@@ -95,22 +64,22 @@ def engine_threads() -> list[str]:
 PLANS: dict[str, Callable[[int], Plan]] = {
     "plain": lambda _: CROPS,
     "att": lambda seed: CropPlan(size=7, seed=1, num_views=3, table=make_table(N, seed=seed)),
-    "mixed": lambda seed: CropPlan(size=SIZE, seed=1, table=make_table(N, seed=seed), views="mixed", margin=0.2),
+    "mixed": lambda seed: CropPlan(size=SIZE, seed=1, table=make_table(N, seed=seed), views="mixed", min_side=0.5),
     "union": lambda seed: CropPlan(size=SIZE, seed=1, table=make_table(N, seed=seed), views="union"),
     "whole": lambda _: WholePlan(size=SIZE),
 }
 
 
-@pytest.mark.parametrize("crop", ["cpu", "gpu"])
+@pytest.mark.parametrize("crop", PLACES)
 @pytest.mark.parametrize("mode", ["raw", "jpg"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_batches_are_the_folder_engines(
-    folders: dict[str, Path], packed: dict[str, Path], mode: str, plan: Callable[[int], Plan], crop: Any
+    folders: dict[str, Path], packed: dict[str, Path], mode: str, plan: Callable[[int], Plan], crop: Place
 ) -> None:
     # JPEGs are stored as they are and decoded by the same rules, so both modes are equal to the byte.
     shuffle = mode == "raw"
-    ours = open_beton(packed[mode], plan(0), shuffle=shuffle, crop=crop)
-    expected = open_loader("folder", folders[mode], plan(0), batch_size=8, threads=2, shuffle=shuffle)
+    ours = open_beton(packed[mode], plan(0), replace(OPTIONS, crop=crop), shuffle=shuffle)
+    expected = open_loader("folder", folders[mode], plan(0), OPTIONS, shuffle=shuffle)
     for epoch in (0, 1):  # the second with another table
         for loader in (ours, expected):
             loader.set_plan(plan(epoch))
@@ -119,7 +88,7 @@ def test_batches_are_the_folder_engines(
 
 
 def test_cropping_for_a_gpu_without_one_is_said_once(packed: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    loader = open_beton(packed["raw"], crop="gpu")
+    loader = open_beton(packed["raw"], options=replace(OPTIONS, crop="gpu"))
     list(loader)
     list(loader)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -135,10 +104,10 @@ def test_images_are_padded_among_those_of_their_size(tmp_path: Path) -> None:
     for number, size in enumerate([(30, 20), (4000, 10), (17, 32), (10, 4000), (31, 31), (16, 16)]):
         Image.new("RGB", size, (number, 0, 0)).save(root / f"{number}.png")
     assert main(["pack", str(root), str(tmp_path / "x.beton"), "--mode", "raw"]) == 0
-    loader = open_beton(tmp_path / "x.beton", WholePlan(size=3), crop="gpu")
+    loader = open_beton(tmp_path / "x.beton", WholePlan(size=3), replace(OPTIONS, crop="gpu"))
     from saga_fast.loaders.ffcv import engine
 
-    parts = engine._parts(np.array([[16, 16], [20, 30], [32, 17], [31, 31], [10, 4000], [4000, 10]]))
+    parts = engine._class_runs(np.array([[16, 16], [20, 30], [32, 17], [31, 31], [10, 4000], [4000, 10]]))
     assert [(part.start, part.stop) for part in parts] == [(0, 1), (1, 4), (4, 5), (5, 6)]
     (batch,) = loader
     assert batch.index.tolist() == list(range(6))
@@ -148,16 +117,15 @@ def test_images_are_padded_among_those_of_their_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize(
-    "options",
-    [{"threads": 1}, {"threads": 9}, {"prefetch": 0}, {"prefetch": 50}, {"batch_size": 1}, {"batch_size": 100}],
-    ids=repr,
+    ("batch_size", "threads", "prefetch"), [(8, 1, 2), (8, 9, 2), (8, 2, 0), (8, 2, 50), (1, 2, 2), (100, 2, 2)]
 )
 def test_threads_batches_and_prefetch_change_nothing(
-    packed: dict[str, Path], options: dict[str, Any], shuffle: bool
+    packed: dict[str, Path], batch_size: int, threads: int, prefetch: int, shuffle: bool
 ) -> None:
+    options = LoaderOptions(batch_size=batch_size, threads=threads, prefetch=prefetch)
     plan = CropPlan(size=SIZE, seed=2, table=make_table(N), views="union")
     expected = joined(open_beton(packed["jpg"], plan, shuffle=shuffle))
-    for ours, theirs in zip(joined(open_beton(packed["jpg"], plan, shuffle=shuffle, **options)), expected, strict=True):
+    for ours, theirs in zip(joined(open_beton(packed["jpg"], plan, options, shuffle=shuffle)), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -171,7 +139,7 @@ def test_in_sequence_nothing_is_dropped_and_nothing_padded(packed: dict[str, Pat
 
 
 def test_drop_last_drops_the_batch_that_is_not_full(packed: dict[str, Path]) -> None:
-    loader = open_beton(packed["raw"], batch_size=16, shuffle=True, drop_last=True)
+    loader = open_beton(packed["raw"], options=replace(OPTIONS, drop_last=True), batch_size=16, shuffle=True)
     batches = list(loader)
     assert len(loader) == 3
     assert [len(batch.index) for batch in batches] == [16, 16, 16]
@@ -182,7 +150,7 @@ def test_drop_last_drops_the_batch_that_is_not_full(packed: dict[str, Path]) -> 
 
 
 def test_plan_and_epoch_are_taken_by_the_next_iteration(packed: dict[str, Path]) -> None:
-    loader = open_beton(packed["jpg"], shuffle=True, prefetch=1)
+    loader = open_beton(packed["jpg"], options=replace(OPTIONS, prefetch=1), shuffle=True)
     old = list(open_beton(packed["jpg"], shuffle=True))
     running = iter(loader)
     batches = [next(running)]
@@ -196,9 +164,9 @@ def test_plan_and_epoch_are_taken_by_the_next_iteration(packed: dict[str, Path])
     assert_same(loader, fresh)
 
 
-@pytest.mark.parametrize("crop", ["cpu", "gpu"])
-def test_an_epoch_can_be_entered_at_any_batch(packed: dict[str, Path], crop: Any) -> None:
-    loader = open_beton(packed["jpg"], shuffle=True, crop=crop)
+@pytest.mark.parametrize("crop", PLACES)
+def test_an_epoch_can_be_entered_at_any_batch(packed: dict[str, Path], crop: Place) -> None:
+    loader = open_beton(packed["jpg"], options=replace(OPTIONS, crop=crop), shuffle=True)
     loader.set_epoch(3)
     expected = list(loader)
     loader.set_epoch(3, start_batch=5)
@@ -246,7 +214,7 @@ def test_an_exception_in_a_thread_reaches_the_caller(packed: dict[str, Path], mo
 
 
 def test_a_batch_stays_valid_and_may_be_written_to(packed: dict[str, Path]) -> None:
-    loader = open_beton(packed["jpg"], prefetch=0, batch_size=4)
+    loader = open_beton(packed["jpg"], options=replace(OPTIONS, prefetch=0), batch_size=4)
     held = list(loader)
     copies = [batch.views.clone() for batch in held]
     for batch in loader:
@@ -260,8 +228,9 @@ def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Pa
     from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_padded
 
     for seed, (mode, path) in enumerate(packed.items()):
-        for crop in ("cpu", "gpu"):
-            loader = open_beton(path, batch_size=7 + seed, shuffle=mode == "raw", crop=crop, threads=1 + seed)
+        for crop in PLACES:
+            options = LoaderOptions(batch_size=7 + seed, shuffle=mode == "raw", crop=crop, threads=1 + seed)
+            loader = open_beton(path, options=options)
             for epoch, plan in enumerate((CROPS, *(make(seed) for make in PLANS.values()))):
                 loader.set_plan(plan)
                 loader.set_epoch(epoch)
@@ -310,62 +279,3 @@ def test_more_records_than_16_bits_count(tmp_path: Path) -> None:
     np.testing.assert_array_equal(levels @ [1, 256, 65536], np.stack([index, index], 1))
     np.testing.assert_array_equal(label, index % 1000)
     assert sorted(index.tolist()) == [i for i in range(count) if i != gone]
-
-
-@pytest.fixture
-def damaged(tmp_path: Path) -> tuple[Path, list[int]]:
-    """A file of which two images could not be packed, and in which a third was overwritten since."""
-    from saga_fast.loaders.ffcv.beton import Beton
-
-    root = tmp_path / "images"
-    make_folder(root, (".jpg",))
-    for number, content in ((3, b""), (41, b"<html>404</html>")):
-        (root / f"class {number % 3}" / f"{number:02}.jpg").write_bytes(content)
-    path = tmp_path / "damaged.beton"
-    assert main(["pack", str(root), str(path), "--max-bad-fraction", "0.1"]) == 0
-    source = Beton(path)
-    missing = sorted(source.bad)
-    assert [source.paths[index][-6:-4] for index in missing] == ["03", "41"]
-    later = 30
-    row = source.row[later]
-    with path.open("r+b") as file:
-        file.seek(int(source.begins[row]))
-        file.write(b"\0" * 20)
-    return path, [*missing, later]
-
-
-def test_images_that_were_not_packed_are_bad_from_the_start(damaged: tuple[Path, list[int]]) -> None:
-    from saga_fast.loaders.ffcv.beton import Beton
-
-    path, bad = damaged
-    with pytest.raises(SagaError, match=r"1 of 60 images.*damaged\.beton.*03.jpg"):
-        open_beton(path)  # one percent is the default
-    beton = Beton(path)
-    listed = BadImages(beton, max_fraction=0.1)
-    loader = open_beton(beton, bad=listed, batch_size=10)
-    assert listed.indices.tolist() == sorted(bad[:2])
-    assert len(loader) == 6
-    seen = joined(loader)[1].tolist()  # in sequence: the third is found on the way and left out
-    assert seen == [index for index in range(N) if index not in bad]
-    assert listed.indices.tolist() == sorted(bad)
-    listed.write(path.parent / "bad_images.txt")
-    reasons = [line.split("\t")[2] for line in (path.parent / "bad_images.txt").read_text().splitlines()]
-    assert sum("not an image" in reason for reason in reasons) == 2
-    assert sum("damaged JPEG in damaged.beton" in reason for reason in reasons) == 1
-
-
-@pytest.mark.parametrize("crop", ["cpu", "gpu"])
-def test_a_damaged_images_place_is_taken_in_training(damaged: tuple[Path, list[int]], crop: Any) -> None:
-    from saga_fast.loaders.ffcv.beton import Beton
-
-    path, bad = damaged
-    beton = Beton(path)
-    loader = open_beton(beton, shuffle=True, bad=BadImages(beton, max_fraction=0.1), crop=crop, batch_size=58)
-    views, index, _ = joined(loader)
-    assert len(index) == 58
-    assert not set(bad) & set(index.tolist())
-    doubled = next(i for i in range(N) if index.tolist().count(i) == 2)  # 58 places, 57 good images
-    first, second = np.flatnonzero(index == doubled)
-    np.testing.assert_array_equal(views[first], views[second])
-    assert len(loader) == 1
-    assert sorted(joined(loader)[1].tolist()) == [i for i in range(N) if i not in bad]

@@ -53,10 +53,7 @@ def decode_and_crop(data: bytes, windows: NDArray, size: int) -> NDArray | None:
     scratch = np.full(3 * height * width + len(data), 77, np.uint8)
     decoder.decode_and_crop(
         content.ctypes.data,
-        np.zeros(1, np.int64),
-        np.array([len(data)]),
-        np.ones(1, np.bool_),
-        np.array([[height, width]]),
+        decoder.Stored(np.zeros(1, np.int64), np.array([len(data)]), np.ones(1, np.bool_), np.array([[height, width]])),
         windows[None].astype(np.int32),
         sides,
         scratch,

@@ -16,11 +16,12 @@ EPOCHS, WARM_UP, THREADS = 30, 6, 4
 SCRIPT = """
 import json, sys, threading
 import numpy as np, psutil
-from saga_fast.loaders import BoxTable, CropPlan, open_loader
+from saga_fast.loaders import BoxTable, CropPlan, LoaderOptions, open_loader
 
 path, epochs, workers = sys.argv[1], *map(int, sys.argv[2:])
 process = psutil.Process()
-loader = open_loader("ffcv", path, CropPlan(size=96, seed=0), batch_size=16, shuffle=True, threads=workers, prefetch=3)
+options = LoaderOptions(batch_size=16, shuffle=True, threads=workers, prefetch=3)
+loader = open_loader("ffcv", path, CropPlan(size=96, seed=0), options)
 memory, threads, busy, seen = [], [], [], 0
 for epoch in range(2 * epochs):
     boxes = np.tile(np.array([0.1, 0.2, 0.5, 0.6], np.float32), (len(loader.source), 1))

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from PIL import Image
 
 from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
-from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, Plan, WholePlan, folder, open_loader
+from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
 from saga_fast.loaders.decode import Pixels, decode_image
+from saga_fast.loaders.plan import Plan
 
 NDArray = npt.NDArray[Any]
 N = 23
@@ -50,11 +52,18 @@ def make_table(n: int, *, seed: int = 0, dataset: str | None = None) -> BoxTable
 
 
 CROPS = CropPlan(size=SIZE, seed=5)
+OPTIONS = LoaderOptions(batch_size=4, threads=2)
 
 
-def open_source(source: ImageFolder | Path | str, plan: Plan = CROPS, **options: Any) -> Loader:
-    usual: dict[str, Any] = {"batch_size": 4, "threads": 2}
-    return open_loader("folder", source, plan, **(usual | options))
+def open_source(
+    source: ImageFolder | Path | str,
+    plan: Plan = CROPS,
+    options: LoaderOptions = OPTIONS,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool | None = None,
+) -> Loader:
+    return open_loader("folder", source, plan, options, batch_size=batch_size, shuffle=shuffle)
 
 
 def joined(batches: Iterable[Batch]) -> tuple[NDArray, NDArray, NDArray]:
@@ -82,7 +91,7 @@ def engine_threads() -> list[str]:
     [
         CROPS,
         CropPlan(size=7, seed=1, num_views=3, table=make_table(N)),
-        CropPlan(size=SIZE, seed=1, table=make_table(N), views="mixed", margin=0.2),
+        CropPlan(size=SIZE, seed=1, table=make_table(N), views="mixed", min_side=0.5),
         CropPlan(size=SIZE, seed=1, table=make_table(N), views="union"),
         WholePlan(size=SIZE),
     ],
@@ -126,7 +135,7 @@ def test_in_sequence_nothing_is_dropped_and_nothing_padded(source: ImageFolder) 
 
 def test_shuffled_epochs_are_permutations_of_their_own(source: ImageFolder) -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
-        loader = open_source(source, shuffle=True, seed=seed)
+        loader = open_source(source, options=replace(OPTIONS, seed=seed), shuffle=True)
         loader.set_epoch(epoch)
         return tuple(joined(loader)[1].tolist())
 
@@ -149,51 +158,43 @@ def test_one_loader_over_epochs_is_a_fresh_one_per_epoch(source: ImageFolder) ->
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"threads": 1},
-        {"threads": 8},
-        {"prefetch": 0},
-        {"prefetch": 50},
-        {"batch_size": 1},
-        {"batch_size": N},
-        {"batch_size": 100, "threads": 3},
-        {"threads": None},
-    ],
-    ids=repr,
+    ("batch_size", "threads", "prefetch"),
+    [(4, 1, 2), (4, 8, 2), (4, 2, 0), (4, 2, 50), (1, 2, 2), (N, 2, 2), (100, 3, 2), (4, None, 2)],
 )
 def test_threads_batches_and_prefetch_change_nothing(
-    source: ImageFolder, options: dict[str, Any], shuffle: bool
+    source: ImageFolder, batch_size: int, threads: int | None, prefetch: int, shuffle: bool
 ) -> None:
+    options = LoaderOptions(batch_size=batch_size, threads=threads, prefetch=prefetch)
     plan = CropPlan(size=SIZE, seed=2, table=make_table(N), views="union")
     expected = joined(open_source(source, plan, shuffle=shuffle))
-    for ours, theirs in zip(joined(open_source(source, plan, shuffle=shuffle, **options)), expected, strict=True):
+    for ours, theirs in zip(joined(open_source(source, plan, options, shuffle=shuffle)), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_drop_last_drops_the_batch_that_is_not_full(source: ImageFolder, shuffle: bool) -> None:
-    loader = open_source(source, batch_size=5, shuffle=shuffle, drop_last=True)
+    options = replace(OPTIONS, drop_last=True)
+    loader = open_source(source, options=options, batch_size=5, shuffle=shuffle)
     batches = list(loader)
     assert len(loader) == len(batches) == 4
     assert all(len(batch.index) == 5 for batch in batches)
     everything = joined(open_source(source, batch_size=5, shuffle=shuffle))[1]
     np.testing.assert_array_equal(joined(batches)[1], everything[:20])
-    assert len(list(open_source(source, batch_size=N, drop_last=True))) == 1
+    assert len(list(open_source(source, options=options, batch_size=N))) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"batch_size": 0}, "batch_size"),
-        ({"threads": 0}, "threads"),
-        ({"prefetch": -1}, "prefetch"),
-        ({"batch_size": N + 1, "drop_last": True}, f"{N} images"),
+        (LoaderOptions(batch_size=0), "batch_size"),
+        (LoaderOptions(threads=0), "threads"),
+        (LoaderOptions(prefetch=-1), "prefetch"),
+        (LoaderOptions(batch_size=N + 1, drop_last=True), f"{N} images"),
     ],
 )
-def test_values_out_of_range_are_refused(source: ImageFolder, options: dict[str, Any], named: str) -> None:
+def test_values_out_of_range_are_refused(source: ImageFolder, options: LoaderOptions, named: str) -> None:
     with pytest.raises(SagaError, match=named):
-        open_source(source, **options)
+        open_source(source, options=options)
 
 
 def test_unknown_engines_and_missing_folders_are_refused(source: ImageFolder, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_unknown_engines_and_missing_folders_are_refused(source: ImageFolder, tm
 
 
 def test_plan_and_epoch_are_taken_by_the_next_iteration(source: ImageFolder) -> None:
-    loader = open_source(source, shuffle=True, batch_size=6, prefetch=1)
+    loader = open_source(source, options=replace(OPTIONS, prefetch=1), batch_size=6, shuffle=True)
     old = joined(open_source(source, shuffle=True, batch_size=6))
     running = iter(loader)
     batches = [next(running)]
@@ -229,9 +230,9 @@ def test_a_new_box_table_moves_the_crops(source: ImageFolder) -> None:
         assert_views(views, index, source, plan, renewal)
 
 
-@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"shuffle": True, "drop_last": True}], ids=repr)
-def test_an_epoch_may_be_entered_at_any_batch(source: ImageFolder, options: dict[str, Any]) -> None:
-    loader = open_source(source, **options)
+@pytest.mark.parametrize(("shuffle", "drop_last"), [(False, False), (True, False), (True, True)])
+def test_an_epoch_may_be_entered_at_any_batch(source: ImageFolder, shuffle: bool, drop_last: bool) -> None:
+    loader = open_source(source, options=replace(OPTIONS, drop_last=drop_last), shuffle=shuffle)
     loader.set_epoch(3)
     whole = list(loader)
     for start in range(len(whole) + 2):
@@ -296,7 +297,7 @@ def test_an_exception_in_a_thread_reaches_the_caller(source: ImageFolder, monkey
 
     loader = open_source(source, batch_size=2)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "decode_image", fail)
+        patch.setattr("saga_fast.loaders.cpu_crops.decode_image", fail)
         with pytest.raises(ZeroDivisionError):
             next(iter(loader))
     assert not engine_threads()
@@ -322,8 +323,8 @@ def test_prefetch_bounds_the_batches_in_flight(
         decoded.release()
         return decode_image(data, max_pixels)
 
-    monkeypatch.setattr(folder, "decode_image", count)
-    batches = iter(open_source(source, batch_size=3, prefetch=prefetch))
+    monkeypatch.setattr("saga_fast.loaders.cpu_crops.decode_image", count)
+    batches = iter(open_source(source, options=replace(OPTIONS, prefetch=prefetch), batch_size=3))
     for taken in range(1, 4):
         next(batches)
         # The batches taken, and those ahead, are decoded without being asked for ...

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,20 @@ from PIL import Image
 
 from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
-from saga_fast.loaders import MAX_PIXELS, BadImages, Batch, CropPlan, ImageFolder, Loader, Place, WholePlan, open_loader
-from saga_fast.loaders.folder import FolderLoader
-from saga_fast.loaders.folder_device import crop_on_device, decode_jpegs
-from saga_fast.loaders.loader import LoaderOptions
+from saga_fast.loaders import (
+    BadImages,
+    Batch,
+    CropPlan,
+    ImageFolder,
+    Loader,
+    LoaderOptions,
+    Place,
+    WholePlan,
+    open_loader,
+)
+from saga_fast.loaders.folder.device import crop_on_device, decode_jpegs
+from saga_fast.loaders.folder.engine import FolderLoader
+from saga_fast.loaders.loader import ResolvedOptions
 
 NDArray = npt.NDArray[Any]
 CPU = torch.device("cpu")
@@ -43,20 +53,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_on_device(root: Path, *, decode: Place, shuffle: bool) -> Loader:
     """What :func:`open_loader` makes for a GPU, for the CPU, which it refuses."""
     source = ImageFolder(root)
-    options = LoaderOptions(
-        batch_size=8,
-        shuffle=shuffle,
-        drop_last=False,
-        seed=0,
-        bad=BadImages(source, max_fraction=0.2),
-        threads=2,
-        max_pixels=MAX_PIXELS,
-        prefetch=2,
-        device=CPU,
-        decode=decode,
-        crop="gpu",
-    )
-    return FolderLoader(source, CROPS if shuffle else WHOLE, options)
+    options = ResolvedOptions(batch_size=8, shuffle=shuffle, threads=2, device=CPU, decode=decode, crop="gpu")
+    return FolderLoader(source, CROPS if shuffle else WHOLE, options, BadImages(source, max_fraction=0.2))
 
 
 def joined(batches: Iterable[Batch]) -> tuple[NDArray, NDArray]:
@@ -72,7 +70,7 @@ def test_same_batches_as_cropped_by_threads(root: Path, decode: Place, levels: i
     own = open_on_device(root, decode=decode, shuffle=shuffle)
     bad = BadImages(ImageFolder(root), max_fraction=0.2)
     plan = CROPS if shuffle else WHOLE
-    other = open_loader("folder", root, plan, batch_size=8, shuffle=shuffle, threads=2, bad=bad)
+    other = open_loader("folder", root, plan, LoaderOptions(threads=2), batch_size=8, shuffle=shuffle, bad=bad)
     for epoch in (0, 1):
         own.set_epoch(epoch)
         other.set_epoch(epoch)
@@ -108,12 +106,12 @@ def test_one_refused_jpeg_does_not_spoil_the_others(root: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decode": "gpu"}, "decode: gpu needs a GPU, and this is device cpu"),
-        ({"crop": "gpu"}, "crop: gpu needs a GPU, and this is device cpu"),
-        ({"crop": "tpu"}, "crop must be auto, cpu or gpu, got 'tpu'"),
-        ({"decode": "gpu", "crop": "cpu", "device": "cuda"}, "crop must be auto or gpu, got 'cpu'"),
+        (LoaderOptions(decode="gpu"), "decode: gpu needs a GPU, and this is device cpu"),
+        (LoaderOptions(crop="gpu"), "crop: gpu needs a GPU, and this is device cpu"),
+        (LoaderOptions(crop=cast(Place, "tpu")), "crop must be auto, cpu or gpu, got 'tpu'"),
+        (LoaderOptions(decode="gpu", crop="cpu", device="cuda"), "crop must be auto or gpu, got 'cpu'"),
     ],
 )
-def test_what_cannot_be_is_refused(root: Path, options: dict[str, Any], message: str) -> None:
+def test_places_that_do_not_work_are_refused(root: Path, options: LoaderOptions, message: str) -> None:
     with pytest.raises(SagaError, match=message):
-        open_loader("folder", root, WHOLE, batch_size=4, **options)
+        open_loader("folder", root, WHOLE, options)

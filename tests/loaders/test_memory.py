@@ -16,12 +16,13 @@ EPOCHS, WARM_UP, THREADS, NUMBA_THREADS = 30, 5, 4, 8
 SCRIPT = """
 import json, sys, threading
 import numpy as np, psutil
-from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, open_loader
+from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, LoaderOptions, open_loader
 
 root, stop, epochs, workers = sys.argv[1], *map(int, sys.argv[2:])
 folder, process = ImageFolder(root), psutil.Process()
 plan = CropPlan(size=96, seed=0)
-loader = open_loader("folder", folder, plan, batch_size=16, shuffle=True, threads=workers, prefetch=3)
+options = LoaderOptions(batch_size=16, shuffle=True, threads=workers, prefetch=3)
+loader = open_loader("folder", folder, plan, options)
 memory, threads, busy, python_threads, seen = [], [], [], [], 0
 for epoch in range(epochs):
     boxes = np.tile(np.array([0.1, 0.2, 0.5, 0.6], np.float32), (len(folder), 1))

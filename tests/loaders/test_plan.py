@@ -170,38 +170,30 @@ def test_windows_change_with_epoch_seed_index_and_view() -> None:
         assert (first != other).any(2).mean() > 0.99
 
 
-def widened(box: tuple[float, ...], **options: float) -> NDArray:
-    boxes = plan(table=table_of([box]), num_views=1, **options).boxes(0, np.array([0]))
-    assert boxes.dtype == np.float32
-    return np.asarray(boxes[0, 0])
-
-
 @pytest.mark.parametrize(
-    ("box", "options", "expected"),
+    ("box", "min_side", "expected"),
     [
-        ((0.4, 0.3, 0.2, 0.4), {"margin": 0.5}, (0.3, 0.1, 0.4, 0.8)),
-        ((0.0, 0.1, 0.2, 0.2), {"margin": 1.0}, (0.0, 0.0, 0.4, 0.5)),
-        ((0.7, 0.9, 0.2, 0.1), {"margin": 1.0}, (0.5, 0.8, 0.5, 0.2)),
-        ((0.4, 0.4, 0.2, 0.2), {"margin": 9.0}, (0.0, 0.0, 1.0, 1.0)),
-        ((0.4, 0.4, 0.2, 0.1), {"min_side": 0.5}, (0.25, 0.2, 0.5, 0.5)),
-        ((0.9, 0.0, 0.1, 0.1), {"min_side": 0.5}, (0.5, 0.0, 0.5, 0.5)),
-        ((0.1, 0.4, 0.8, 0.2), {"min_side": 0.5}, (0.1, 0.25, 0.8, 0.5)),
-        ((0.9, 0.4, 0.1, 0.2), {"min_side": 1.0}, (0.0, 0.0, 1.0, 1.0)),
-        ((0.4, 0.4, 0.2, 0.04), {"margin": 0.5, "min_side": 0.2}, (0.3, 0.32, 0.4, 0.2)),
+        ((0.4, 0.4, 0.2, 0.1), 0.5, (0.25, 0.2, 0.5, 0.5)),
+        ((0.9, 0.0, 0.1, 0.1), 0.5, (0.5, 0.0, 0.5, 0.5)),
+        ((0.1, 0.4, 0.8, 0.2), 0.5, (0.1, 0.25, 0.8, 0.5)),
+        ((0.9, 0.4, 0.1, 0.2), 1.0, (0.0, 0.0, 1.0, 1.0)),
+        ((0.4, 0.4, 0.2, 0.04), 0.2, (0.4, 0.32, 0.2, 0.2)),
     ],
 )
-def test_margin_and_min_side(box: tuple[float, ...], options: dict[str, float], expected: tuple[float, ...]) -> None:
-    np.testing.assert_allclose(widened(box, **options), expected, atol=1e-6)
+def test_min_side(box: tuple[float, ...], min_side: float, expected: tuple[float, ...]) -> None:
+    boxes = plan(table=table_of([box]), num_views=1, min_side=min_side).boxes(0, np.array([0]))
+    assert boxes.dtype == np.float32
+    np.testing.assert_allclose(boxes[0, 0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"margin": 0.3}, {"min_side": 0.4}, {"margin": 0.1, "min_side": 0.7}], ids=repr)
-def test_widened_boxes_hold_the_box_and_stay_in_the_image(options: dict[str, float]) -> None:
-    wide = plan(num_views=1, **options)
+@pytest.mark.parametrize("min_side", [0.2, 0.4, 0.7])
+def test_widened_boxes_hold_the_box_and_stay_in_the_image(min_side: float) -> None:
+    wide = plan(num_views=1, min_side=min_side)
     boxes = wide.boxes(0, INDICES)[:, 0]
     assert len(table_of(boxes)) == N  # the table's own check: finite and in [0, 1]
     assert (boxes[:, :2] <= BOXES[:, :2] + 1e-6).all()
     assert (boxes[:, :2] + boxes[:, 2:] >= BOXES[:, :2] + BOXES[:, 2:] - 1e-6).all()
-    assert (boxes[:, 2:] >= options.get("min_side", 0.0) - 1e-6).all()
+    assert (boxes[:, 2:] >= min_side - 1e-6).all()
     assert (boxes != BOXES).any(1).mean() > 0.5
     assert_inside(wide.windows(0, INDICES, SIZES), boxes, SIZES)
 
@@ -210,7 +202,7 @@ def test_widened_boxes_hold_the_box_and_stay_in_the_image(options: dict[str, flo
 def test_whole_images_are_not_widened(views: Views) -> None:
     np.testing.assert_array_equal(
         (plan(views=views).boxes(0, INDICES) == WHOLE).all(2),
-        (plan(views=views, margin=0.1).boxes(0, INDICES) == WHOLE).all(2),
+        (plan(views=views, min_side=0.1).boxes(0, INDICES) == WHOLE).all(2),
     )
 
 
@@ -221,9 +213,8 @@ def test_whole_images_are_not_widened(views: Views) -> None:
         {"share": -0.1},
         {"share": 1.1},
         {"share": math.nan},
-        {"margin": -0.1},
-        {"margin": math.nan},
         {"min_side": -0.1},
+        {"min_side": math.nan},
         {"min_side": 1.1},
         {"size": 0},
         {"num_views": 0},

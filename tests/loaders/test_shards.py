@@ -9,7 +9,16 @@ import pytest
 from PIL import Image
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import BadImages, CropPlan, ImageFolder, Shards, WholePlan, open_loader, open_source
+from saga_fast.loaders import (
+    BadImages,
+    CropPlan,
+    ImageFolder,
+    LoaderOptions,
+    Shards,
+    WholePlan,
+    open_loader,
+    open_source,
+)
 
 
 def make_jpeg(number: int) -> bytes:
@@ -51,7 +60,7 @@ def test_a_tarred_folder_is_the_folder(folder: ImageFolder, tmp_path: Path, engi
     assert (source.paths, source.classes, source.fingerprint) == (folder.paths, folder.classes, folder.fingerprint)
     assert source.labels.tolist() == folder.labels.tolist() and source.labels.dtype == np.int64
     plan = CropPlan(size=9, seed=0)
-    ours = open_loader(engine, tmp_path, plan, batch_size=5, shuffle=True, threads=2)
+    ours = open_loader(engine, tmp_path, plan, LoaderOptions(threads=2), batch_size=5, shuffle=True)
     for batch, other in zip(ours, open_loader("folder", folder, plan, batch_size=5, shuffle=True), strict=True):
         assert batch.index.tolist() == other.index.tolist() and batch.label.tolist() == other.label.tolist()
         np.testing.assert_array_equal(batch.views, other.views)

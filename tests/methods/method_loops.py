@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saga_fast.encoder import EncoderConfig
 from saga_fast.methods import METHODS, Method, build_method
+from saga_fast.models.encoder import EncoderConfig
 
 ENCODER = EncoderConfig(name="resnet18", stem="small", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]})
 SIDE = 16

@@ -12,10 +12,10 @@ from method_loops import ENCODER, Row, Rows, assert_gradient, build, dot, gradie
 from torch import Tensor
 
 from saga_fast.checkpoint import load_model, save_checkpoint
+from saga_fast.config_file import config_to_dict, load_config
 from saga_fast.errors import SagaError
 from saga_fast.methods import METHODS, build_method, num_bank_rows
-from saga_fast.methods.bank import BankConfig, MemoryBank, last_occurrence
-from saga_fast.train.config import config_to_dict, load_config
+from saga_fast.methods.bank import BankConfig, MemoryBank, _last_occurrence
 
 N, DIM, TAU = 9, 5, 0.2
 
@@ -160,9 +160,9 @@ def test_three_updates_with_repeated_indices(momentum: float) -> None:
     assert torch.equal(bank.rows[untouched], make_bank().rows[untouched])
 
 
-def test_last_occurrence() -> None:
-    assert last_occurrence(torch.tensor([7, 3, 7, 0, 3, 7])).tolist() == [5, 4, 5, 3, 4, 5]
-    assert last_occurrence(torch.tensor([2, 1, 0])).tolist() == [0, 1, 2]
+def test__last_occurrence() -> None:
+    assert _last_occurrence(torch.tensor([7, 3, 7, 0, 3, 7])).tolist() == [5, 4, 5, 3, 4, 5]
+    assert _last_occurrence(torch.tensor([2, 1, 0])).tolist() == [0, 1, 2]
 
 
 def test_drawn_rows() -> None:

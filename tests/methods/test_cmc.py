@@ -10,9 +10,9 @@ from skimage.color import rgb2lab, rgb2ydbdr
 from test_bank import estimated_z, nce_loops, softmax_loops
 from torch import Tensor
 
-from saga_fast.encoder import Encoder, EncoderConfig
 from saga_fast.methods import METHODS
 from saga_fast.methods.cmc import CMC, CMCConfig, Color, ColorPair
+from saga_fast.models.encoder import Encoder, EncoderConfig
 
 INDEX = torch.tensor([4, 0, 11, 4])
 

@@ -9,7 +9,7 @@ import torch
 from method_loops import build, random_views
 
 from saga_fast.attention import build_box_table
-from saga_fast.loaders import WholePlan, open_loader
+from saga_fast.loaders import LoaderOptions, WholePlan, open_loader
 from saga_fast.methods import METHODS, Method
 
 
@@ -38,7 +38,7 @@ def test_it_learns_and_gives_boxes(written: type[Method], images: Path) -> None:
         model.after_step()
         losses.append(output.loss.item())
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    loader = open_loader("folder", images / "train", WholePlan(size=16), batch_size=8, threads=1)
+    loader = open_loader("folder", images / "train", WholePlan(size=16), LoaderOptions(threads=1), batch_size=8)
     assert build_box_table(model, loader).found.any()
 
 

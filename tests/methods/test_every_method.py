@@ -11,10 +11,10 @@ from method_loops import build, random_views
 from torch import Tensor
 
 from saga_fast.attention import build_box_table
-from saga_fast.evaluate.knn import extract_features
-from saga_fast.loaders import WholePlan, open_loader
+from saga_fast.evaluate.features import FrozenModel, extract_features
+from saga_fast.loaders import LoaderOptions, WholePlan, open_loader
 from saga_fast.methods import METHODS, Method, StepOutput
-from saga_fast.train.optimizer import OptimizerConfig, build_optimizer
+from saga_fast.optim import OptimizerConfig, build_optimizer
 
 BANK = {"negatives": 64, "num_images": 200, "projection_dim": 12}
 JIGSAW = {"jigsaw_size": 27, "jigsaw_patch": 8}
@@ -102,7 +102,7 @@ def test_attention_pass_and_features(case: str, images: Path) -> None:
     views, more = images_for(model)
     for _ in range(2):
         model(views, INDEX, *more)  # batch-norm statistics
-    loader = open_loader("folder", images / "train", WholePlan(size=32), batch_size=8, threads=1)
+    loader = open_loader("folder", images / "train", WholePlan(size=32), LoaderOptions(threads=1), batch_size=8)
     with torch.no_grad():
         for branch in model.branches(views[:, 0]):
             for weight in list(branch.projector.parameters())[::2]:
@@ -112,7 +112,7 @@ def test_attention_pass_and_features(case: str, images: Path) -> None:
     assert len(table) == 41
     assert table.found_fraction > 0.8
     assert len(np.unique(table.boxes, axis=0)) > 5
-    features, labels = extract_features(model, loader)
+    features, labels = extract_features(FrozenModel(model=model), loader)
     assert features["backbone"].shape == (41, model.encoder.dim)
     for feature in features.values():
         torch.testing.assert_close(feature.norm(dim=1), torch.ones(41))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saga_fast.methods import METHODS
 from saga_fast.methods.moco import MoCo, MoCoConfig
-from saga_fast.train.optimizer import OptimizerConfig, build_optimizer
+from saga_fast.optim import OptimizerConfig, build_optimizer
 
 
 def build(seed: int = 0, **fields: Any) -> MoCo:

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.encoder import EncoderConfig
 from saga_fast.errors import SagaError
 from saga_fast.methods import METHODS, Method, MethodConfig, build_method
 from saga_fast.methods.simclr import SimCLRConfig, nt_xent
+from saga_fast.models.encoder import EncoderConfig
 
 ENCODER = EncoderConfig(name="resnet18", stem="small", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]})
 

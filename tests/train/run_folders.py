@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saga_fast.checkpoint import read_checkpoint
 from saga_fast.loaders import BoxTable
-from saga_fast.train.metrics import read_metrics
+from saga_fast.runtime.metrics import read_metrics
 
 MOCO = "method={name: mocov2, temperature: 0.2, projection_dim: 12, queue_size: 20, momentum: 0.9}"  # 20 % 8 != 0
 TIMING = ("images_per_second", "data_wait", "seconds")

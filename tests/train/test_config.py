@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from saga_fast.attention_config import AttentionConfig
+from saga_fast.attention.config import AttentionConfig
+from saga_fast.config import CheckpointConfig, TrainConfig
+from saga_fast.config_file import config_from_dict, config_to_dict, load_config
 from saga_fast.errors import SagaError
 from saga_fast.methods.mocov2 import MoCoV2Config
 from saga_fast.methods.simclr import SimCLRConfig
-from saga_fast.train.config import (
-    CheckpointConfig,
-    TrainConfig,
-    config_from_dict,
-    config_to_dict,
-    load_config,
-)
 
 Values = Callable[[], dict[str, Any]]
 

@@ -17,16 +17,17 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from saga_fast import load_model
-from saga_fast.attention import build_box_table
+from saga_fast.attention import AttentionPass, build_box_table
 from saga_fast.checkpoint import read_checkpoint
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.files import sha256
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, WholePlan, open_loader
-from saga_fast.loaders.folder import FolderLoader
+from saga_fast.loaders.folder.engine import FolderLoader
+from saga_fast.runtime.files import sha256
+from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train import cycle, epoch, renewal
-from saga_fast.train.config import TrainConfig, load_config
 from saga_fast.train.cycle import train
-from saga_fast.train.metrics import read_metrics
 
 
 def test_run_folder(finished_run: Path, tiny_yaml: Path) -> None:
@@ -96,12 +97,14 @@ def test_renewal_rows_describe_the_tables(finished_run: Path) -> None:
 def test_table_is_the_networks_own(tiny_yaml: Path, tmp_path: Path) -> None:
     """The table of a renewal holds the boxes of the checkpoint it names."""
     run = tmp_path / "run"
-    train(load_config(tiny_yaml, [f"out={run}", "saga.epochs=1", "checkpoint.keep_every=1", "attention.score=norm"]))
+    train(
+        load_config(tiny_yaml, [f"out={run}", "saga.epochs=1", "checkpoint.keep_every=1", "attention.score=activation"])
+    )
     table = BoxTable.open(run / "att/epoch_0001.safetensors")
     model = load_model(run / "epoch_0001.pt").to(memory_format=torch.channels_last)
     config = load_config(run / "config.yaml")
     loader = open_loader("folder", config.data.train, WholePlan(size=16), batch_size=8)
-    again = build_box_table(model, loader, score="norm", channels_last=True)
+    again = build_box_table(model, loader, AttentionPass(size=16, score="activation", channels_last=True))
     for column in ("boxes", "found", "pseudo_label", "score"):
         np.testing.assert_array_equal(getattr(table, column), getattr(again, column))
     assert table.metadata["dataset"] == loader.source.fingerprint
@@ -182,12 +185,12 @@ def test_attention_views(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan],
 
 def test_crop_settings_reach_the_loader(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan]) -> None:
     overrides = [f"out={tmp_path / 'run'}", "evaluate=null", "saga.epochs=1", "seed=3", "crop.ratio=[0.5, 2.0]"]
-    train(load_config(tiny_yaml, [*overrides, "attention={margin: 0.2, min_side: 0.6, share: 0.3, crop: centred}"]))
+    train(load_config(tiny_yaml, [*overrides, "attention={min_side: 0.6, share: 0.3, crop: centred}"]))
     for plan in plans:
         assert (plan.size, plan.seed, plan.num_views) == (16, 3, 2)
         assert (plan.scale, plan.ratio) == ((0.2, 1.0), (0.5, 2.0))
     assert (plans[0].crop, plans[1].crop) == ("inside", "centred")
-    assert (plans[1].margin, plans[1].min_side, plans[1].share) == (0.2, 0.6, 0.3)
+    assert (plans[1].min_side, plans[1].share) == (0.6, 0.3)
 
 
 def test_attention_null_is_fine_tuning(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from run_folders import MOCO, Crash, assert_same_run, crash_at, rows_of, spoiled_copy
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.train import epoch
-from saga_fast.train.config import load_config
+from saga_fast.train import step
 from saga_fast.train.cycle import train
 
 EVERY = "checkpoint.every_steps=2"  # of 5 steps: after the second and the fourth
@@ -26,7 +26,7 @@ def test_killed_after_some_steps(tiny_yaml: Path, tmp_path: Path, monkeypatch: p
     config = load_config(tiny_yaml, [f"out={out}", method, EVERY])
     for kill, position in ((4, (0, 2)), (6, (1, 2)), (4, (2, 0)), (5, (2, 4)), (5, (3, 2)), (5, (4, 0))):
         with monkeypatch.context() as patch:
-            crash_at(patch, epoch, "sample_photometrics", kill)
+            crash_at(patch, step, "sample_photometrics", kill)
             with pytest.raises(Crash):
                 train(config, resume=True)
         state = read_checkpoint(out / "last.pt")
@@ -52,36 +52,36 @@ def test_bad_images_found_before_the_kill(
     for call in (4, 5, 9):
         config = load_config(tiny_yaml, [f"out={tmp_path / f'run{call}'}", *overrides])
         with monkeypatch.context() as patch:
-            crash_at(patch, epoch, "sample_photometrics", call)
+            crash_at(patch, step, "sample_photometrics", call)
             with pytest.raises(Crash):
                 train(config)
         train(config, resume=True)
         assert_same_run(tmp_path / f"run{call}", tmp_path / "reference")
 
 
-@pytest.mark.parametrize("step", [2, 5, 10])
+@pytest.mark.parametrize("last", [2, 5, 10])
 def test_sigterm(
-    tiny_yaml: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    tiny_yaml: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     """The step is finished and saved; 5 is an epoch's last, after which nothing is done twice."""
-    out, real, calls = tmp_path / "run", epoch.device_views, 0
+    out, real, calls = tmp_path / "run", step.views_of_batch, 0
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == step:
+        if calls == last:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
     config = load_config(tiny_yaml, [f"out={out}"])
     with monkeypatch.context() as patch:
-        patch.setattr(epoch, "device_views", interrupted)
+        patch.setattr(step, "views_of_batch", interrupted)
         with pytest.raises(SystemExit) as caught:
             train(config)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     state = read_checkpoint(out / "last.pt")
-    assert 5 * state["epoch"] + state["so_far"]["done"] == step
+    assert 5 * state["epoch"] + state["so_far"]["done"] == last
     train(config, resume=True)
     assert_same_run(out, finished_run)
 
@@ -89,7 +89,7 @@ def test_sigterm(
 def test_sigterm_in_the_attention_pass(
     tiny_yaml: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saga_fast import attention
+    from saga_fast.attention import build as attention
 
     out, real, calls = tmp_path / "run", attention.boxes_of_batch, []
 

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import config_from_dict
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
 from saga_fast.loaders import Batch
 from saga_fast.methods import Method, ViewGroup, build_method
-from saga_fast.train.config import TrainConfig, config_from_dict
-from saga_fast.train.epoch import device_views
+from saga_fast.optim import build_optimizer
+from saga_fast.train.step import Training, views_of_batch
 
 
 def make_batch(*shapes: tuple[int, int]) -> Batch:
@@ -33,12 +35,23 @@ def model(config: TrainConfig) -> Method:
     return build_method(config.method, config.encoder, num_images=200)
 
 
+def training(config: TrainConfig, model: Method) -> Training:
+    optimizer = build_optimizer(config.optimizer, model)
+    return Training(
+        config=config,
+        model=model,
+        network=model,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+
+
 def test_photometrics_of_each_group(config: TrainConfig, model: Method) -> None:
     """The main views draw as they do alone; the others go on with the next views' draws and their own recipe."""
     blurred = PhotometricRecipe(blur=1.0, blur_kernel=3)
     model.more_views = (*model.more_views, ViewGroup(size=9, count=2, photometric=blurred))
     batch = make_batch((1, 16), (1, 15), (2, 9))
-    found = device_views(config, model, batch, 3)
+    found = views_of_batch(training(config, model), batch, 3)
     recipes = (config.photometric, PhotometricRecipe(flip=0.5), blurred)
     numbers = (slice(0, 1), slice(1, 2), slice(2, 4))
     for views, own, recipe, number in zip(found, (batch.views, *batch.more), recipes, numbers, strict=True):
@@ -53,7 +66,7 @@ def test_photometrics_of_each_group(config: TrainConfig, model: Method) -> None:
 
 def test_a_step_with_them(config: TrainConfig, model: Method) -> None:
     batch = make_batch((1, 16), (1, 15))
-    views = device_views(config, model, batch, 0)
+    views = views_of_batch(training(config, model), batch, 0)
     output = model(views[0], batch.index, *views[1:])
     output.loss.backward()
     assert bool(output.loss.isfinite())

@@ -9,11 +9,11 @@ import torch
 from run_folders import MOCO, crash_at, rows_of
 
 from saga_fast.checkpoint import read_checkpoint
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.train import epoch, steps
-from saga_fast.train.config import load_config
+from saga_fast.train import step, steps
 from saga_fast.train.cycle import train
-from saga_fast.train.steps import Undo
+from saga_fast.train.step import Undo
 
 INSDIS_NCE = "method={name: insdis, projection_dim: 12, negatives: 16, loss: nce}"
 BASE = ["attention=null", "evaluate=null"]
@@ -21,16 +21,16 @@ BASE = ["attention=null", "evaluate=null"]
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *bad: int, value: float = math.nan) -> list[list[int]]:
     """Spoil the views of these steps of the run, from 1; the indices of every step's batch."""
-    real, seen = epoch.device_views, []
+    real, seen = step.views_of_batch, []
 
-    def spoiled(config: Any, model: Any, batch: Any, number: int) -> Any:
+    def spoiled(training: Any, batch: Any, number: int) -> Any:
         seen.append(batch.index.tolist())
-        views = real(config, model, batch, number)
+        views = real(training, batch, number)
         if len(seen) in bad:
             views[0][0] = value
         return views
 
-    monkeypatch.setattr(epoch, "device_views", spoiled)
+    monkeypatch.setattr(step, "views_of_batch", spoiled)
     return seen
 
 
@@ -61,7 +61,7 @@ def test_found_at_the_epochs_end(tiny_yaml: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("step", "options", "said"),
+    ("bad", "options", "said"),
     [
         (5, [], "since step 4 of epoch 1: .* last.pt holds epoch 0$"),  # an epoch's last
         (7, ["checkpoint.every_steps=2"], "since step 1 of epoch 2: .* last.pt holds epoch 1$"),
@@ -69,7 +69,7 @@ def test_found_at_the_epochs_end(tiny_yaml: Path, tmp_path: Path, monkeypatch: p
     ],
 )
 def test_gradient_of_a_finite_loss(
-    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, options: list[str], said: str | None
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, options: list[str], said: str | None
 ) -> None:
     """Its step has a good loss and leaves weights that are not numbers, just before they would be saved."""
     out, calls = tmp_path / "run", 0
@@ -78,7 +78,7 @@ def test_gradient_of_a_finite_loss(
     def spoiled(loss: torch.Tensor, *arguments: Any, **more: Any) -> None:
         nonlocal calls
         calls += 1
-        real(loss * math.nan if calls == step else loss, *arguments, **more)
+        real(loss * math.nan if calls == bad else loss, *arguments, **more)
 
     monkeypatch.setattr(torch.Tensor, "backward", spoiled)
     config = load_config(tiny_yaml, [f"out={out}", *BASE, *options])
@@ -99,9 +99,9 @@ def test_skipped_step_leaves_no_trace(
     """The very first one, too, which gives NCE its constant and follows no other."""
     out = tmp_path / "run"
     states: list[dict[str, torch.Tensor]] = []
-    real = Undo.put_back
+    real = Undo.restore
 
-    def put_back(undo: Undo) -> None:
+    def restore(undo: Undo) -> None:
         real(undo)
         states.append({name: tensor.clone() for name, tensor in model[0].state_dict().items()})
 
@@ -112,7 +112,7 @@ def test_skipped_step_leaves_no_trace(
         model[:] = [method]
         begin(undo, method)
 
-    monkeypatch.setattr(Undo, "put_back", put_back)
+    monkeypatch.setattr(Undo, "restore", restore)
     monkeypatch.setattr(Undo, "__init__", remember)
     spoil(monkeypatch, 1, 8, value=value)
     overrides = [f"out={out}", *BASE, method, "skip_nonfinite=2", "saga.epochs=1", "checkpoint.keep_every=1"]
@@ -152,7 +152,7 @@ def test_kill_after_a_skipped_step(tiny_yaml: Path, tmp_path: Path, monkeypatch:
     out, overrides = tmp_path / "run", [*BASE, "skip_nonfinite=1", "checkpoint.every_steps=1"]
     with monkeypatch.context() as patch:
         spoil(patch, 2)
-        crash_at(patch, epoch, "sample_photometrics", 4)
+        crash_at(patch, step, "sample_photometrics", 4)
         with pytest.raises(BaseException):  # noqa: B017
             train(load_config(tiny_yaml, [f"out={out}", *overrides]))
     assert read_checkpoint(out / "last.pt")["so_far"]["skipped"] == 1

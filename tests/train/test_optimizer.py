@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from saga_fast.encoder import EncoderConfig
 from saga_fast.methods import build_method
 from saga_fast.methods.simclr import SimCLRConfig
-from saga_fast.train.optimizer import OptimizerConfig, PhaseConfig, build_optimizer, learning_rate
+from saga_fast.models.encoder import EncoderConfig
+from saga_fast.optim import OptimizerConfig, PhaseConfig, build_optimizer, learning_rate
 
 
 @pytest.mark.parametrize(

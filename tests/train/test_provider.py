@@ -8,13 +8,13 @@ import pytest
 import torch
 from run_folders import Crash, assert_same_run, crash_at, rows_of
 
-from saga_fast.attention import build_box_table
+from saga_fast.attention import AttentionPass, build_box_table
 from saga_fast.checkpoint import load_model, read_checkpoint
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.files import sha256
 from saga_fast.loaders import BoxTable, WholePlan, open_loader, open_source
+from saga_fast.runtime.files import sha256
 from saga_fast.train import cycle
-from saga_fast.train.config import load_config
 from saga_fast.train.cycle import train
 
 
@@ -36,7 +36,7 @@ def test_boxes_are_the_classifiers(classifier: Path, tiny_yaml: Path, images: Pa
     table = BoxTable.open(run / "att/epoch_0001.safetensors")
     assert table.metadata["checkpoint"] == sha256(classifier)
     loader = open_loader("folder", images / "train", WholePlan(size=16), batch_size=8)
-    expected = build_box_table(load_model(classifier), loader, channels_last=True)
+    expected = build_box_table(load_model(classifier), loader, AttentionPass(size=16, channels_last=True))
     np.testing.assert_allclose(table.boxes, expected.boxes, atol=0.07)  # a cell of the map, where rounding decides
     assert np.mean(table.boxes == expected.boxes) > 0.95
 

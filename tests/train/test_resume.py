@@ -16,10 +16,10 @@ from run_folders import MOCO, Crash, assert_same_run, crash_at, leaves, rows_of,
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.cli import main
+from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BoxTable, ImageFolder
-from saga_fast.train import cycle, epoch, renewal
-from saga_fast.train.config import load_config
+from saga_fast.train import cycle, renewal, step
 from saga_fast.train.cycle import train
 
 
@@ -78,10 +78,10 @@ def half_written(_: Any, file: Any) -> None:
 
 CRASHES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     # 5 steps per epoch: the third step of the first, second and fourth epoch
-    "first epoch": lambda m: crash_at(m, epoch, "sample_photometrics", 3),
-    "after a renewal": lambda m: crash_at(m, epoch, "sample_photometrics", 8),
-    "between renewals": lambda m: crash_at(m, epoch, "sample_photometrics", 13),
-    "last epoch": lambda m: crash_at(m, epoch, "sample_photometrics", 23),
+    "first epoch": lambda m: crash_at(m, step, "sample_photometrics", 3),
+    "after a renewal": lambda m: crash_at(m, step, "sample_photometrics", 8),
+    "between renewals": lambda m: crash_at(m, step, "sample_photometrics", 13),
+    "last epoch": lambda m: crash_at(m, step, "sample_photometrics", 23),
     "in the attention pass": lambda m: crash_at(m, renewal, "build_box_table", 2),
     "before a table is saved": lambda m: crash_at(m, renewal, "build_box_table", 2, after=True),
     "in an evaluation": lambda m: crash_at(m, cycle, "knn_accuracy", 4),
@@ -112,7 +112,7 @@ def test_crash_twice(finished_run: Path, tiny_yaml: Path, tmp_path: Path, monkey
     config = load_config(tiny_yaml, [f"out={run}"])
     for call in (8, 7):
         with monkeypatch.context() as patch:
-            crash_at(patch, epoch, "sample_photometrics", call)
+            crash_at(patch, step, "sample_photometrics", call)
             with pytest.raises(Crash):
                 train(config, resume=True)
     train(config, resume=True)
@@ -125,7 +125,7 @@ def test_crash_while_a_checkpoint_is_written(
     run = tmp_path / "run"
     config = load_config(tiny_yaml, [f"out={run}"])
     with monkeypatch.context() as patch:
-        crash_at(patch, epoch, "sample_photometrics", 11)  # epochs 1 and 2 are done
+        crash_at(patch, step, "sample_photometrics", 11)  # epochs 1 and 2 are done
         with pytest.raises(Crash):
             train(config)
     before = (run / "last.pt").read_bytes()
@@ -156,7 +156,7 @@ def test_crash_with_undecodable_images(
         run = tmp_path / f"run{call}"
         config = load_config(tiny_yaml, [f"out={run}", *overrides])
         with monkeypatch.context() as patch:
-            crash_at(patch, epoch, "sample_photometrics", call)
+            crash_at(patch, step, "sample_photometrics", call)
             with pytest.raises(Crash):
                 train(config)
         train(config, resume=True)
@@ -168,7 +168,7 @@ def interrupted(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A run that died in its fourth epoch, the last on the table of epoch 1's successor."""
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        crash_at(patch, epoch, "sample_photometrics", 13)
+        crash_at(patch, step, "sample_photometrics", 13)
         with pytest.raises(Crash):
             train(load_config(tiny_yaml, [f"out={run}"]))
     return run

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from run_folders import Crash, assert_same_run, crash_at, rows_of
 
-from saga_fast.train import epoch
-from saga_fast.train.config import load_config
+from saga_fast.config_file import load_config
+from saga_fast.train import step
 from saga_fast.train.cycle import train
 
 METHODS = {
@@ -27,7 +27,7 @@ def test_crash_and_resume(name: str, tiny_yaml: Path, tmp_path: Path, monkeypatc
     train(load_config(tiny_yaml, [f"out={reference}", *overrides]))
     with monkeypatch.context() as patch:
         groups = 2 if name == "pirl" else 1
-        crash_at(patch, epoch, "sample_photometrics", 13 * groups)
+        crash_at(patch, step, "sample_photometrics", 13 * groups)
         with pytest.raises(Crash):
             train(load_config(tiny_yaml, [f"out={run}", *overrides]))
     assert len(rows_of(run, "epoch")) == 2

@@ -1,4 +1,4 @@
-"""attention_boxes: features and channel weights to one crop box per image (SAGA, Eq. 3 to 4)."""
+"""attention_boxes: one crop box per image from features and channel weights (SAGA, Eq. 3 to 4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from saga_fast.kernels.attention_boxes._numba import attention_boxes_numba
 from saga_fast.kernels.attention_boxes.reference import attention_boxes_reference
 
 
-def _by_triton(*arguments: Any) -> Any:
+def _lazy_triton(*arguments: Any) -> Any:
+    """Import Triton on the first call."""
     from saga_fast.kernels.attention_boxes._triton import attention_boxes_triton
 
     return attention_boxes_triton(*arguments)
@@ -18,7 +19,7 @@ def _by_triton(*arguments: Any) -> Any:
 IMPLEMENTATIONS = {
     "reference": attention_boxes_reference,
     "numba": attention_boxes_numba,
-    "triton": _by_triton,
+    "triton": _lazy_triton,
 }
 Normalize = Literal["minmax", "max"]
 AnyArray = TypeVar("AnyArray", bound=Array)
@@ -33,28 +34,28 @@ def attention_boxes(
     normalize: Normalize = "minmax",
     impl: str | None = None,
 ) -> tuple[AnyArray, AnyArray]:
-    """The smallest rectangle around each image's thresholded attention map.
+    """Return the smallest rectangle around each image's thresholded attention map.
 
-    L = ReLU(sum_k weights[:, k] * features[:, k]) on the coarse grid (Eq. 3); L scaled to [0, 1]; upsampled to
-    (size, size) as ``torch.nn.functional.interpolate(mode="bicubic", align_corners=False)``; box around all pixels
-    > delta (Eq. 4). The (B, size, size) heatmaps never exist in memory.
+    L = ReLU(sum_k weights[:, k] * features[:, k]) on the coarse grid (Eq. 3). L is scaled to [0, 1] and upsampled to
+    (size, size) as by ``torch.nn.functional.interpolate(mode="bicubic", align_corners=False)``. The box covers all
+    pixels > delta (Eq. 4). The (B, size, size) heatmaps are never stored.
 
     Args:
         features: (B, C, u, v) last convolutional activations; float32, float16 or bfloat16, any strides
-            (contiguous and channels_last are read as they lie).
-        weights: (B, C) channel weights alpha (Eq. 2), the features' kind of array.
+            (contiguous and channels_last features are not copied).
+        weights: (B, C) channel weights alpha (Eq. 2), the same array type as features.
         delta: threshold on the scaled heatmap, in [0, 1).
-        size: side of the upsampled map in pixels: the grid that box edges lie on.
+        size: side of the upsampled map in pixels; box edges lie on this pixel grid.
         normalize: ``"minmax"`` maps [min, max] of each coarse map to [0, 1]; ``"max"`` divides by its maximum.
-        impl: ``None`` picks by device; ``"numba"`` (CPU), ``"triton"`` (GPU) or ``"reference"`` (float64 NumPy) never
-            falls back.
+        impl: ``None`` picks by device; ``"numba"`` (CPU), ``"triton"`` (GPU) and ``"reference"`` (float64 NumPy) never
+            fall back.
 
     Returns:
         boxes (B, 4) float32 [x_min, y_min, w, h], normalised to [0, 1], and found (B,) bool. A map that is zero,
         constant or not finite, or has no pixel above delta, gives the whole image and found = False.
 
     Raises:
-        ValueError: a wrong shape, delta, size, normalize or impl.
+        ValueError: invalid shape, delta, size, normalize or impl.
     """
     if features.ndim != 4 or weights.ndim != 2 or tuple(features.shape[:2]) != tuple(weights.shape):
         raise ValueError(

@@ -1,27 +1,30 @@
-"""attention_boxes on the GPU: the features read once, one launch for a large batch, two for a small one.
+"""attention_boxes on the GPU: one launch for a large batch, two for a small one.
 
-The channel sum (Eq. 3) is bound by memory. Contiguous features are read as one flat run: a step is a whole number of
-channels, so a lane meets the same position at every step and keeps one sum, loads are 16 bytes wide although 7 * 7 = 49
-is odd, and the lanes of one position are added at the end. Channels-last features are read in tiles of positions x
-channels. Where the batch alone does not fill the GPU, several programs share an image's channels; their sums are stored
-and a second kernel adds them in a fixed order, so that a result never depends on timing. (It may depend on the size of
-the batch, in the last bits: that decides how many programs share an image.)
+The features are read once. The channel sum (Eq. 3) is memory-bound. Contiguous features are read as one flat run in
+steps of whole channels: a lane holds the same position at every step and keeps one sum, and loads are 16 bytes wide
+although 7 * 7 = 49 is odd. The sums of lanes with the same position are added at the end. Channels-last features are
+read in tiles of positions x channels.
+
+If the batch alone does not fill the GPU, an image's channels are split among several programs. Their sums are stored,
+and a second kernel adds them in a fixed order, so a result never depends on timing. The last bits may depend on the
+batch size, which decides the number of splits.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors, refuse_cpu
+from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors, require_gpu
 from saga_fast.kernels.attention_boxes._triton_box import store_box
 from saga_fast.kernels.attention_boxes.reference import bicubic_matrix
 
-STEP_BYTES = 16384  # features in flight per program: two programs per SM cover the latency of HBM3 (16 kB per SM)
-FLAT_POSITIONS = 1024  # larger maps have rows long enough for tiles
+STEP_BYTES = 16384  # of features in flight per program: two programs per SM cover the latency of HBM3 (16 kB per SM)
+FLAT_POSITIONS = 1024  # largest map read as a flat run; larger maps have rows long enough for tiles
 
 
 @jit
@@ -37,9 +40,9 @@ def _sum_flat(
     STEP_PAD: tl.constexpr,
     P_PAD: tl.constexpr,
 ) -> tl.tensor:
-    """(P_PAD,) sum_c weights[c] * features[c] over channels [first, last), positions contiguous.
+    """Return (P_PAD,) sum_c weights[c] * features[c] over channels [first, last) of contiguous positions.
 
-    VEC neighbouring elements touch at most two channels (VEC <= P, or VEC = 1), so two weights serve them all.
+    VEC adjacent elements belong to at most two channels (VEC <= P, or VEC = 1), so two weights per vector suffice.
     """
     start = tl.arange(0, LANES // VEC)[:, None] * VEC
     lane = tl.arange(0, VEC)[None, :]
@@ -49,10 +52,11 @@ def _sum_flat(
     for c in range(first, last, STEP):
         inside = (start + lane < STEP * P) & (start + lane < (last - c) * P)
         a = tl.load(features_CP + c * P + (start + lane), mask=inside, other=0.0, eviction_policy="evict_first")
-        this = tl.load(weights_C + c + channel, mask=c + channel < last, other=0.0)
-        following = tl.load(weights_C + c + channel + 1, mask=c + channel + 1 < last, other=0.0)
-        w = tl.where(lane < boundary, this.to(tl.float32), following.to(tl.float32))
-        sums += w * a.to(tl.float32)  # lanes past the step collect what nobody reads, lanes past the end 0 * 0
+        w_this = tl.load(weights_C + c + channel, mask=c + channel < last, other=0.0)
+        w_next = tl.load(weights_C + c + channel + 1, mask=c + channel + 1 < last, other=0.0)
+        w = tl.where(lane < boundary, w_this.to(tl.float32), w_next.to(tl.float32))
+        # Lanes past the step are dropped by `valid` below; lanes past the last channel add 0 * 0.
+        sums += w * a.to(tl.float32)
     step, p = tl.arange(0, STEP_PAD)[:, None], tl.arange(0, P_PAD)[None, :]
     valid = (step < STEP) & (p < P)
     index = tl.where(valid, step * P + p, 0)
@@ -73,7 +77,7 @@ def _sum_tiles(
     P_PAD: tl.constexpr,
     C_TILE: tl.constexpr,
 ) -> tl.tensor:
-    """(P_PAD,) sum_c weights[c] * features[c] over channels [first, last) of positions from first_position."""
+    """Return (P_PAD,) sum_c weights[c] * features[c] over channels [first, last), from first_position on."""
     p, lane = first_position + tl.arange(0, P_PAD)[:, None], tl.arange(0, C_TILE)[None, :]
     sums = tl.zeros([P_PAD, C_TILE], tl.float32)
     for c in range(first, last, C_TILE):
@@ -100,7 +104,7 @@ def _sum_kernel(
     found: tl.tensor,
     delta: tl.tensor,
     C: tl.tensor,
-    share: tl.tensor,
+    split_channels: tl.tensor,
     stride_p: tl.tensor,
     stride_c: tl.tensor,
     u: tl.constexpr,
@@ -118,22 +122,25 @@ def _sum_kernel(
     YB: tl.constexpr,
     XB: tl.constexpr,
 ) -> None:
-    """Program (image n, share k of the channels, tile t of the positions): its channel sum, with FUSED the box too.
+    """Sum the channels of split k for tile t of the positions of image n; FUSED also stores the box.
 
-    sums (B, K, P) float32. VEC = 0 reads tiles of P_PAD positions x STEP channels, else flat runs.
+    Grid (B, splits, tiles); sums (B, splits, P) float32. VEC = 0 reads tiles of P_PAD positions x STEP channels,
+    otherwise flat runs.
     """
     n, k, t = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     P: tl.constexpr = u * v
-    first = k * share
-    last = tl.minimum(first + share, C)
+    first = k * split_channels
+    last = tl.minimum(first + split_channels, C)
     image, weights_C = features + n * C * P, weights_BC + n * C
     if VEC == 0:
         coarse_P = _sum_tiles(image, weights_C, t * P_PAD, first, last, P, stride_p, stride_c, P_PAD, STEP)
     else:
         coarse_P = _sum_flat(image, weights_C, first, last, P, STEP, VEC, LANES, STEP_PAD, P_PAD)
     if FUSED:
-        own = scratch + n * u * (v + SIDE + 1)
-        store_box(coarse_P, n, own, rows_t, columns_t, boxes, found, delta, u, v, SIZE, SIDE, MINMAX, P_PAD, UB, YB, XB)
+        scratch_n = scratch + n * u * (v + SIDE + 1)
+        store_box(
+            coarse_P, n, scratch_n, rows_t, columns_t, boxes, found, delta, u, v, SIZE, SIDE, MINMAX, P_PAD, UB, YB, XB
+        )
     else:
         p = t * P_PAD + tl.arange(0, P_PAD)
         tl.store(sums + (n * tl.num_programs(1) + k) * P + p, coarse_P, mask=p < P)
@@ -148,7 +155,7 @@ def _box_kernel(
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
-    shares: tl.tensor,
+    splits: tl.tensor,
     u: tl.constexpr,
     v: tl.constexpr,
     SIZE: tl.constexpr,
@@ -159,38 +166,37 @@ def _box_kernel(
     YB: tl.constexpr,
     XB: tl.constexpr,
 ) -> None:
-    """Program n: adds image n's partial sums (shares, P) in their order, then the box."""
+    """Add the partial sums (splits, P) of image n in a fixed order and store its box; grid (B,)."""
     n = tl.program_id(0).to(tl.int64)
     P: tl.constexpr = u * v
     p = tl.arange(0, P_PAD)
     coarse_P = tl.zeros([P_PAD], tl.float32)
-    for k in range(shares):
-        coarse_P += tl.load(sums + (n * shares + k) * P + p, mask=p < P, other=0.0)
-    own = scratch + n * u * (v + SIDE + 1)
-    store_box(coarse_P, n, own, rows_t, columns_t, boxes, found, delta, u, v, SIZE, SIDE, MINMAX, P_PAD, UB, YB, XB)
+    for k in range(splits):
+        coarse_P += tl.load(sums + (n * splits + k) * P + p, mask=p < P, other=0.0)
+    scratch_n = scratch + n * u * (v + SIDE + 1)
+    store_box(
+        coarse_P, n, scratch_n, rows_t, columns_t, boxes, found, delta, u, v, SIZE, SIDE, MINMAX, P_PAD, UB, YB, XB
+    )
 
 
-@lru_cache(maxsize=16)
-def _matrix_t(size: int, side: int, cells: int, device: torch.device) -> torch.Tensor:
-    table = torch.zeros(cells, side)
-    table[:, :size] = torch.from_numpy(bicubic_matrix(size, cells).T)
-    return table.to(device)
+class _Split(NamedTuple):
+    """How the programs of ``_sum_kernel`` divide the features of a batch."""
+
+    lanes: int  # elements per program and step
+    vector: int  # elements per load of a flat run; 0 for tiles
+    step: int  # channels per step
+    p_tile: int  # positions per program, a power of two
+    tiles: int  # programs along the positions of an image
+    splits: int  # programs along the channels of an image
+    split_channels: int  # channels per program
 
 
-def attention_boxes_triton(
-    features: torch.Tensor, weights: torch.Tensor, delta: float, size: int, normalize: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """See :func:`saga_fast.kernels.attention_boxes`."""
-    refuse_cpu(features)
+def _split(features: torch.Tensor, channels_last: bool) -> _Split:
+    """Choose the division for features (B, C, u, v)."""
     batch, channels, u, v = features.shape
     positions = u * v
-    last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
-    if not last:
-        features = features.contiguous()  # a copy for strides that are neither
-    weights = weights.contiguous()
-    flat = not last and positions <= FLAT_POSITIONS
     lanes = STEP_BYTES // features.element_size()
-    if flat:
+    if not channels_last and positions <= FLAT_POSITIONS:
         vector = 16 // features.element_size()
         vector = vector if vector <= positions else 1
         step = lanes // positions
@@ -198,64 +204,68 @@ def attention_boxes_triton(
         p_tile = triton.next_power_of_2(positions)
     else:
         vector = 0
-        p_tile = min(triton.next_power_of_2(positions), 64 if last else 1024)
+        p_tile = min(triton.next_power_of_2(positions), 64 if channels_last else 1024)
         step = max(lanes // p_tile, 16)
     tiles = triton.cdiv(positions, p_tile)
-    shares = max(1, min(2 * multiprocessors(features.device) // max(batch * tiles, 1), triton.cdiv(channels, step)))
-    share = triton.cdiv(triton.cdiv(channels, shares), step) * step
-    shares = triton.cdiv(channels, share)
-    fused = shares == 1 and tiles == 1
+    splits = max(1, min(2 * multiprocessors(features.device) // max(batch * tiles, 1), triton.cdiv(channels, step)))
+    split_channels = triton.cdiv(triton.cdiv(channels, splits), step) * step
+    return _Split(lanes, vector, step, p_tile, tiles, triton.cdiv(channels, split_channels), split_channels)
+
+
+@lru_cache(maxsize=16)
+def _upsampling_matrix_t(size: int, side: int, cells: int, device: torch.device) -> torch.Tensor:
+    """Transposed bicubic matrix (cells, side) float32; columns from ``size`` on are zero."""
+    matrix_t = torch.zeros(cells, side)
+    matrix_t[:, :size] = torch.from_numpy(bicubic_matrix(size, cells).T)
+    return matrix_t.to(device)
+
+
+def attention_boxes_triton(
+    features: torch.Tensor, weights: torch.Tensor, delta: float, size: int, normalize: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`saga_fast.kernels.attention_boxes`."""
+    require_gpu(features)
+    batch, channels, u, v = features.shape
+    positions, device = u * v, features.device
+    channels_last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+    if not channels_last:
+        features = features.contiguous()  # copies for any other strides
+    weights = weights.contiguous()
+    split = _split(features, channels_last)
+    fused = split.splits == 1 and split.tiles == 1
     side = triton.cdiv(size, 256) * 256
 
-    def new(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=features.device)
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=device)
 
-    boxes, found = new(batch, 4), torch.empty(batch, dtype=torch.uint8, device=features.device)
-    sums = new(0) if fused else new(batch, shares, positions)
-    scratch = new(batch, u * (v + side + 1))
-    tables = (_matrix_t(size, side, u, features.device), _matrix_t(size, side, v, features.device))
-    meta = {"u": u, "v": v, "SIZE": size, "SIDE": side, "MINMAX": normalize == "minmax"}
-    blocks = {"UB": min(triton.next_power_of_2(u), 8), "YB": 16, "XB": 256}
+    boxes, found = empty(batch, 4), torch.empty(batch, dtype=torch.uint8, device=device)
+    sums = empty(0) if fused else empty(batch, split.splits, positions)
+    scratch = empty(batch, u * (v + side + 1))
+    matrices = (_upsampling_matrix_t(size, side, u, device), _upsampling_matrix_t(size, side, v, device))
+    box_arguments = (scratch, *matrices, boxes, found, delta)
+    strides = (channels, 1) if channels_last else (1, positions)
+    options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "MINMAX": normalize == "minmax"}
+    options |= {"UB": min(triton.next_power_of_2(u), 8), "YB": 16, "XB": 256}
+    options |= {"num_warps": 8, "maxnreg": 128, **FUSION}
     with device_of(features):
-        _sum_kernel[(batch, shares, tiles)](
+        _sum_kernel[(batch, split.splits, split.tiles)](
             features,
             weights,
             sums,
-            scratch,
-            *tables,
-            boxes,
-            found,
-            delta,
+            *box_arguments,
             channels,
-            share,
-            *((channels, 1) if last else (1, positions)),
-            **meta,
+            split.split_channels,
+            *strides,
             FUSED=fused,
-            STEP=step,
-            VEC=vector,
-            LANES=lanes,
-            STEP_PAD=triton.next_power_of_2(step),
-            P_PAD=p_tile,
-            **blocks,
-            num_warps=8,
-            maxnreg=128,
-            **FUSION,
+            STEP=split.step,
+            VEC=split.vector,
+            LANES=split.lanes,
+            STEP_PAD=triton.next_power_of_2(split.step),
+            P_PAD=split.p_tile,
+            **options,
         )
         if not fused:
-            p_pad = triton.next_power_of_2(positions)
             _box_kernel[(batch,)](
-                sums,
-                scratch,
-                *tables,
-                boxes,
-                found,
-                delta,
-                shares,
-                **meta,
-                P_PAD=p_pad,
-                **blocks,
-                num_warps=8,
-                maxnreg=128,
-                **FUSION,
+                sums, *box_arguments, split.splits, P_PAD=triton.next_power_of_2(positions), **options
             )
     return boxes, found.view(torch.bool)

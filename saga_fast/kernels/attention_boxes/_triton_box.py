@@ -1,7 +1,7 @@
-"""The second half of attention_boxes on the GPU: from one image's coarse map in registers to its box (Eq. 4).
+"""Second half of attention_boxes on the GPU: from one image's coarse map in registers to its box (Eq. 4).
 
-Bound by arithmetic: size^2 * taps multiply-adds per image. The heatmap exists as one tile of registers at a time, and a
-block of its rows is skipped where the bound sum_i |row weight| * max|upsampled row i| is not above delta.
+Compute-bound: size^2 * taps multiply-adds per image. Only one tile of the heatmap exists at a time, in registers. A
+block of rows is skipped where the bound sum_i |row weight| * max|upsampled row i| is not above delta.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from saga_fast.kernels._triton import jit
 
 @jit
 def _first_tap(y0: tl.tensor, u: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr) -> tl.tensor:
-    """The first of TAPS coarse rows among which are all that rows y0 to y0 + YB - 1 of the heatmap depend on."""
-    # floor(centre) = ((2 y + 1) u + SIZE) // (2 SIZE) - 1; the taps are one before it to two after it.
+    """Return the first of the TAPS coarse rows that heatmap rows y0 to y0 + YB - 1 depend on."""
+    # floor(centre) = ((2 y + 1) u + SIZE) // (2 SIZE) - 1; the taps run from one before it to two after it.
     return tl.minimum(tl.maximum(((2 * y0 + 1) * u + SIZE) // (2 * SIZE) - 2, 0), u - TAPS)
 
 
@@ -29,7 +29,7 @@ def _bound(
     TAPS: tl.constexpr,
     YB: tl.constexpr,
 ) -> tl.tensor:
-    """A number that no value of the block of rows from y0 exceeds: max_y sum_i |w[y, i]| * largest[i]."""
+    """Return an upper bound of the block of rows from y0: max_y sum_i |w[y, i]| * largest[i]."""
     y = y0 + tl.arange(0, YB)
     first = _first_tap(y0, u, SIZE, TAPS)
     bound = tl.zeros([YB], tl.float32)
@@ -51,7 +51,7 @@ def _heat(
     YB: tl.constexpr,
     XB: tl.constexpr,
 ) -> tl.tensor:
-    """(YB, XB) of the heatmap: rows from y0, columns x; 0 outside it, which no threshold lies below."""
+    """Return a (YB, XB) tile of the heatmap: rows from y0, columns x; 0, never above delta, outside it."""
     y = y0 + tl.arange(0, YB)
     first = _first_tap(y0, u, SIZE, TAPS)
     heat = tl.zeros([YB, XB], tl.float32)
@@ -81,26 +81,26 @@ def store_box(
     YB: tl.constexpr,
     XB: tl.constexpr,
 ) -> None:
-    """ReLU, scaling, separable bicubic, threshold and box of image n.
+    """Store the box of image n: ReLU, scaling, separable bicubic, threshold, box.
 
-    scratch (u * (v + SIDE + 1),) float32: the scaled map, its rows upsampled, and the largest magnitude of each;
-    rows_t (u, SIDE) and columns_t (v, SIDE) are the transposed bicubic matrices. SIDE is SIZE filled up to whole blocks
-    with zero weights, so that no load needs a mask.
+    scratch (u * (v + SIDE + 1),) float32 holds the scaled map, its upsampled rows, and the largest magnitude of each
+    row. rows_t (u, SIDE) and columns_t (v, SIDE) are the transposed bicubic matrices. SIDE is SIZE padded to whole
+    blocks with zero weights, so that no load needs a mask.
     """
     P: tl.constexpr = u * v
     p = tl.arange(0, P_PAD)
-    broken = tl.max(tl.where((p < P) & ~(tl.abs(coarse_P) < float("inf")), 1, 0), axis=0)
+    non_finite = tl.max(tl.where((p < P) & ~(tl.abs(coarse_P) < float("inf")), 1, 0), axis=0)
     relu = tl.where(coarse_P > 0.0, coarse_P, 0.0)
     high = tl.max(tl.where(p < P, relu, 0.0), axis=0)
     low = tl.min(tl.where(p < P, relu, float("inf")), axis=0)
-    usable = (broken == 0) & (high > low)
+    usable = (non_finite == 0) & (high > low)
     offset = low if MINMAX else 0.0
     span = tl.where(usable, high - offset, 1.0)
     scaled = scratch
     upsampled = scratch + P
     largest = upsampled + u * SIDE
     tl.store(scaled + p, tl.div_rn(relu - offset, span), mask=p < P)
-    threshold = tl.where(usable, delta, float("inf"))  # an unusable map has no pixel above it
+    threshold = tl.where(usable, delta, float("inf"))  # no pixel of an unusable map is above it
     tl.debug_barrier()
 
     for i0 in range(0, u, UB):
@@ -117,10 +117,10 @@ def store_box(
         tl.store(largest + i, bound, mask=i < u)
     tl.debug_barrier()
 
-    # Columns need every block, rows only the first and the last block with a pixel above the threshold: those two are
-    # computed again, which costs less than a reduction over x in every block.
+    # left and right need all blocks; top and bottom need only the first and the last block with a pixel above the
+    # threshold. Computing those two again costs less than a reduction over x in every block.
     BLOCKS: tl.constexpr = SIDE // YB
-    # Rows that are no tap of a pixel have weight 0. A loop over few taps is unrolled, so that their loads overlap.
+    # Coarse rows that are not a tap of a pixel have weight 0. A loop over few taps is unrolled, so that loads overlap.
     TAPS: tl.constexpr = min(u, (YB - 1) * u // SIZE + 5)
     left, right, first_block, last_block = SIZE, -1, BLOCKS, -1
     for x0 in range(0, SIDE, XB):

@@ -1,4 +1,4 @@
-"""The oracle of attention_boxes: plain NumPy float64, the heatmap at full size."""
+"""The oracle of attention_boxes: plain NumPy float64 with full-size heatmaps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from saga_fast.kernels._dispatch import Array, NDArray, like, to_numpy
+from saga_fast.kernels._dispatch import Array, NDArray, convert_like, to_numpy
 
 A = -0.75  # torch's bicubic coefficient
 
 
 def cubic(distance: float) -> float:
-    """Keys' cubic convolution kernel with a = -0.75, as torch's and OpenCV's bicubic."""
+    """Keys' cubic convolution kernel with a = -0.75, as in torch and OpenCV."""
     d = abs(distance)
     if d <= 1.0:
         return ((A + 2.0) * d - (A + 3.0)) * d * d + 1.0
@@ -23,7 +23,7 @@ def cubic(distance: float) -> float:
 
 
 def bicubic_matrix(size: int, cells: int) -> NDArray:
-    """(size, cells) float64, rows of weights; a tap beyond the border counts for the border cell."""
+    """Bicubic upsampling matrix (size, cells) float64; taps beyond the border go to the border cell."""
     matrix = np.zeros((size, cells))
     for i in range(size):
         centre = (i + 0.5) * cells / size - 0.5
@@ -34,7 +34,7 @@ def bicubic_matrix(size: int, cells: int) -> NDArray:
 
 
 def heatmaps_reference(features: Array, weights: Array, size: int, normalize: str) -> tuple[NDArray, NDArray]:
-    """Scaled heatmaps (B, size, size) float64 and which of them can be used (B,) bool."""
+    """Return scaled heatmaps (B, size, size) float64 and usable (B,) bool: finite and not constant."""
     a, w = to_numpy(features, np.float64), to_numpy(weights, np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         total = np.einsum("bc,bcuv->buv", w, a)
@@ -61,4 +61,4 @@ def attention_boxes_reference(
         ys, xs = np.nonzero(masks[n])
         edges = np.array([xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()])
         boxes[n] = edges / size
-    return like(boxes, features), like(found, features)
+    return convert_like(boxes, features), convert_like(found, features)

@@ -1,7 +1,7 @@
-"""augment on the CPU: one view per thread at a time, in planes of float32 that stay in the core's cache.
+"""augment on the CPU: one view per thread, in float32 planes that stay in the cache.
 
-Passes over a view's planes: one to load and flip, one per jitter step that changes something (contrast two, because it
-needs the mean first), one for greyscale, two for the blur, one to solarize, normalise and store.
+Passes over a view's planes: one to load and flip, one per jitter step that has an effect (two for contrast, which needs
+the mean first), one for greyscale, two for the blur, and one to solarize, normalise and store.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ _R, _G, _B = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 
 @jit(fastmath=FAST_SUMS)
 def _load(view: Any, flip: Any, planes: Any) -> None:
-    """(S, S, 3) uint8 to (3, S * S) float32 in [0, 1], mirrored if asked.
+    """Convert a view (S, S, 3) uint8 to planes (3, S * S) float32 in [0, 1], mirrored if ``flip``.
 
-    Row slices and unsigned indices, which spare Numba's test for negative ones, vectorise: 36 us for 132.
+    Row slices and unsigned indices, for which Numba omits its test for negative indices, vectorise: 36 us instead of
+    132 us.
     """
     side = view.shape[0]
     pixels, last = np.uint64(side), np.uint64(side - 1)
@@ -49,22 +50,22 @@ def _load(view: Any, flip: Any, planes: Any) -> None:
         red, green, blue = planes[0, begin:end], planes[1, begin:end], planes[2, begin:end]
         if flip:
             for x in range(pixels):
-                at = _U3 * (last - x)
-                red[x] = np.float32(row[at]) / _255
-                green[x] = np.float32(row[at + _U1]) / _255
-                blue[x] = np.float32(row[at + _U2]) / _255
+                i = _U3 * (last - x)
+                red[x] = np.float32(row[i]) / _255
+                green[x] = np.float32(row[i + _U1]) / _255
+                blue[x] = np.float32(row[i + _U2]) / _255
         else:
             for x in range(pixels):
-                at = _U3 * x
-                red[x] = np.float32(row[at]) / _255
-                green[x] = np.float32(row[at + _U1]) / _255
-                blue[x] = np.float32(row[at + _U2]) / _255
+                i = _U3 * x
+                red[x] = np.float32(row[i]) / _255
+                green[x] = np.float32(row[i + _U1]) / _255
+                blue[x] = np.float32(row[i + _U2]) / _255
 
 
 @jit(fastmath=FAST_SUMS)
-def _blend_constant(planes: Any, factor: Any, other: Any) -> None:
-    """factor * x + (1 - factor) * other, clamped; brightness has other = 0, contrast the mean grey."""
-    offset = (_1 - factor) * other
+def _blend_constant(planes: Any, factor: Any, pivot: Any) -> None:
+    """Compute factor * x + (1 - factor) * pivot, clamped. Pivot: 0 for brightness, mean grey for contrast."""
+    offset = (_1 - factor) * pivot
     for c in range(3):
         plane = planes[c]
         for i in range(plane.shape[0]):
@@ -73,7 +74,10 @@ def _blend_constant(planes: Any, factor: Any, other: Any) -> None:
 
 @jit(fastmath=FAST_SUMS)
 def _mean_gray(planes: Any) -> Any:
-    """Sums of slices of 256 in float32, added in float64: 50,000 values keep 7 digits; 7 us for 31."""
+    """Return the mean grey value, from float32 sums over 256 pixels added in float64.
+
+    The mean of 50,000 values keeps 7 digits; 7 us instead of 31 us.
+    """
     red, green, blue = planes[0], planes[1], planes[2]
     count = red.shape[0]
     total = 0.0
@@ -88,6 +92,7 @@ def _mean_gray(planes: Any) -> Any:
 
 @jit(fastmath=FAST_SUMS)
 def _saturate(planes: Any, factor: Any) -> None:
+    """Blend each pixel with its grey value."""
     red, green, blue = planes[0], planes[1], planes[2]
     for i in range(red.shape[0]):
         offset = (_1 - factor) * (_R * red[i] + _G * green[i] + _B * blue[i])
@@ -98,7 +103,7 @@ def _saturate(planes: Any, factor: Any) -> None:
 
 @jit(inline=True)
 def _hsv_channel(n: Any, hue: Any, value: Any, chroma: Any) -> Any:
-    """HSV to RGB without branches: value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6."""
+    """Return value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6: HSV to RGB, no branches."""
     k = n + hue
     k = k - np.float32(6.0) if k >= np.float32(6.0) else k
     return value - chroma * max(min(min(k, np.float32(4.0) - k), _1), _0)
@@ -106,7 +111,7 @@ def _hsv_channel(n: Any, hue: Any, value: Any, chroma: Any) -> Any:
 
 @jit(fastmath=FAST_SUMS)
 def _shift_hue(planes: Any, turns: Any) -> None:
-    """Rotate the hue; hue is counted in sixths of a turn, from 0 to 6."""
+    """Rotate the hue by ``turns``. ``hue`` is in sixths of a turn, from 0 to 6."""
     red, green, blue = planes[0], planes[1], planes[2]
     shift = np.float32(6.0) * turns
     for i in range(red.shape[0]):
@@ -137,15 +142,17 @@ def _grayscale(planes: Any) -> None:
 
 @jit()
 def _reflect(i: Any, side: Any) -> Any:
+    """Reflect index i at the borders without repeating the edge."""
     i = -i if i < 0 else i
     return 2 * (side - 1) - i if i >= side else i
 
 
 @jit(fastmath=FAST_SUMS)
 def _blur(planes: Any, side: Any, sigma: Any, radius: Any, rows: Any) -> None:
-    """Separable Gaussian with reflected borders; taps beyond 3.5 sigma (0.05 % of the weight) are left out.
+    """Blur with a separable Gaussian and reflected borders.
 
-    The two taps at one distance have one weight, so they are added first: 142 us for 290 at sigma 1.
+    Taps beyond 3.5 sigma (0.05 % of the weight) are left out. Two taps at equal distance have equal weight, so their
+    pixels are added first: 142 us instead of 290 us at sigma 1.
     """
     radius = min(radius, np.int64(np.ceil(3.5 * sigma)))
     taps = np.empty(radius + 1, np.float32)
@@ -180,8 +187,8 @@ def _blur(planes: Any, side: Any, sigma: Any, radius: Any, rows: Any) -> None:
 
 
 @jit()
-def _photometric(planes: Any, side: Any, p: Any, rows: Any) -> None:
-    """Everything between load and store, one view; steps that would change nothing are skipped."""
+def _apply_photometrics(planes: Any, side: Any, p: Any, rows: Any) -> None:
+    """Apply greyscale, jitter and blur to one view, skipping steps without effect."""
     if p[GRAYSCALE] == np.float32(2.0):
         _grayscale(planes)
     for i in range(4):
@@ -202,19 +209,20 @@ def _photometric(planes: Any, side: Any, p: Any, rows: Any) -> None:
 
 @jit(fastmath=FAST_SUMS)
 def _store(planes: Any, threshold: Any, scale: Any, offset: Any, channels_last: Any, out: Any) -> None:
-    """Solarize and normalise into out (3 S * S,), which is (S * S, 3) or (3, S * S).
+    """Solarize and normalise into out (3 S * S,).
 
-    Pixel by pixel for channels_last: 21 us, where plane after plane with a stride of 3 takes 62.
+    The layout is (S * S, 3) for channels_last, else (3, S * S). channels_last is written pixel by pixel: 21 us, instead
+    of 62 us for plane after plane with a stride of 3.
     """
     count = planes.shape[1]
     if channels_last:
         red, green, blue = planes[0], planes[1], planes[2]
         for i in range(count):
             r, g, b = red[i], green[i], blue[i]
-            to = _U3 * np.uint64(i)
-            out[to] = scale[0] * (_1 - r if r >= threshold else r) + offset[0]
-            out[to + _U1] = scale[1] * (_1 - g if g >= threshold else g) + offset[1]
-            out[to + _U2] = scale[2] * (_1 - b if b >= threshold else b) + offset[2]
+            first = _U3 * np.uint64(i)
+            out[first] = scale[0] * (_1 - r if r >= threshold else r) + offset[0]
+            out[first + _U1] = scale[1] * (_1 - g if g >= threshold else g) + offset[1]
+            out[first + _U2] = scale[2] * (_1 - b if b >= threshold else b) + offset[2]
     else:
         for c in range(3):
             plane, target, a, b = planes[c], out[c * count : (c + 1) * count], scale[c], offset[c]
@@ -227,16 +235,16 @@ def _store(planes: Any, threshold: Any, scale: Any, offset: Any, channels_last: 
 def _augment(
     views: Any, photometrics: Any, scale: Any, offset: Any, channels_last: Any, out: Any, threads: Any
 ) -> None:
-    """views (N, S, S, 3), photometrics (N, P) or (0, P) for none, out (N, 3 S * S)."""
+    """Augment views (N, S, S, 3) with photometrics (N, P), or (0, P) to only normalise; out (N, 3 S * S)."""
     count, side = views.shape[0], views.shape[1]
     for t in prange(threads):
-        # Buffers once per thread: 750 kB at 224, which malloc would otherwise map and unmap for every view.
+        # Allocated once per thread: malloc would map and unmap these 750 kB (at side 224) for every view.
         planes, rows = np.empty((3, side * side), np.float32), np.empty((side, side), np.float32)
         for n in range(t * count // threads, (t + 1) * count // threads):
             if photometrics.shape[0] > 0:
                 p = photometrics[n]
                 _load(views[n], p[FLIP] != _0, planes)
-                _photometric(planes, side, p, rows)
+                _apply_photometrics(planes, side, p, rows)
                 _store(planes, p[SOLARIZE], scale, offset, channels_last, out[n])
             else:
                 _load(views[n], False, planes)

@@ -1,4 +1,7 @@
-"""What augment does to a pixel, as Triton functions: r, g, b float32 in [0, 1], any shape; p one view's parameters."""
+"""The per-pixel steps of augment as Triton functions.
+
+r, g and b are float32 in [0, 1], of any shape; p points to the parameters of one view.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ GRAYSCALE = tl.constexpr(fields.GRAYSCALE)
 
 @jit
 def gray(r: tl.tensor, g: tl.tensor, b: tl.tensor) -> tl.tensor:
-    """torchvision's weights (ITU-R 601-2)."""
+    """Return the grey value with torchvision's weights (ITU-R 601-2)."""
     return 0.2989 * r + 0.587 * g + 0.114 * b
 
 
@@ -28,7 +31,7 @@ def _clamp(x: tl.tensor) -> tl.tensor:
 
 @jit
 def _hsv_channel(n: tl.constexpr, hue: tl.tensor, value: tl.tensor, chroma: tl.tensor) -> tl.tensor:
-    """HSV to RGB without branches: value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6."""
+    """Return value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6: HSV to RGB, no branches."""
     k = n + hue
     k = tl.where(k >= 6.0, k - 6.0, k)
     return value - chroma * _clamp(tl.minimum(k, 4.0 - k))
@@ -36,7 +39,7 @@ def _hsv_channel(n: tl.constexpr, hue: tl.tensor, value: tl.tensor, chroma: tl.t
 
 @jit
 def _shift_hue(r: tl.tensor, g: tl.tensor, b: tl.tensor, turns: tl.tensor) -> tl.tensor:
-    """Rotate the hue; hue is counted in sixths of a turn, from 0 to 6."""
+    """Rotate the hue by ``turns``. ``hue`` is in sixths of a turn, from 0 to 6."""
     value = tl.maximum(tl.maximum(r, g), b)
     chroma = value - tl.minimum(tl.minimum(r, g), b)
     scale = tl.where(chroma > 0.0, 1.0 / tl.where(chroma > 0.0, chroma, 1.0), 0.0)
@@ -55,7 +58,7 @@ def _shift_hue(r: tl.tensor, g: tl.tensor, b: tl.tensor, turns: tl.tensor) -> tl
 
 @jit
 def jitter(r: tl.tensor, g: tl.tensor, b: tl.tensor, p: tl.tensor, steps: tl.tensor, mean: tl.tensor) -> tl.tensor:
-    """The first ``steps`` of the jitter's four steps in the view's order; ``mean`` is what contrast pivots on."""
+    """Apply the first ``steps`` of the view's four jitter steps; contrast pivots on ``mean``."""
     for i in range(steps):
         step = tl.load(p + ORDER + i)
         if step == 0.0:
@@ -63,7 +66,7 @@ def jitter(r: tl.tensor, g: tl.tensor, b: tl.tensor, p: tl.tensor, steps: tl.ten
             r, g, b = _clamp(f * r), _clamp(f * g), _clamp(f * b)
         elif step == 1.0:
             f = tl.load(p + CONTRAST)
-            if f != 1.0:  # where it is 1 nobody computed the mean
+            if f != 1.0:  # pass 1 computes no mean for contrast 1
                 offset = (1.0 - f) * mean
                 r, g, b = _clamp(f * r + offset), _clamp(f * g + offset), _clamp(f * b + offset)
         elif step == 2.0:
@@ -79,7 +82,7 @@ def jitter(r: tl.tensor, g: tl.tensor, b: tl.tensor, p: tl.tensor, steps: tl.ten
 
 @jit
 def before_contrast(r: tl.tensor, g: tl.tensor, b: tl.tensor, p: tl.tensor) -> tl.tensor:
-    """The grey value that contrast averages: after greyscale-first and the jitter's steps that precede contrast."""
+    """Return the grey value before contrast, after greyscale-first and the earlier jitter steps."""
     if tl.load(p + GRAYSCALE) == 2.0:
         luma = gray(r, g, b)
         r, g, b = luma, luma, luma

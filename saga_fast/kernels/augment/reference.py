@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saga_fast.kernels._dispatch import Array, NDArray, like, to_numpy
+from saga_fast.kernels._dispatch import Array, NDArray, convert_like, to_numpy
 from saga_fast.kernels.sample_photometrics.fields import (
     BLUR_RADIUS,
     BLUR_SIGMA,
@@ -26,19 +26,19 @@ from saga_fast.kernels.sample_photometrics.fields import (
 GRAY = np.array([0.2989, 0.587, 0.114])  # torchvision's weights (ITU-R 601-2)
 
 
-def blend(image: NDArray, other: NDArray | float, factor: float) -> NDArray:
-    """factor * image + (1 - factor) * other, clamped to [0, 1]."""
-    return np.clip(factor * image + (1.0 - factor) * other, 0.0, 1.0)
+def blend(image: NDArray, pivot: NDArray | float, factor: float) -> NDArray:
+    """Return factor * image + (1 - factor) * pivot, clamped to [0, 1]."""
+    return np.clip(factor * image + (1.0 - factor) * pivot, 0.0, 1.0)
 
 
 def shift_hue(image: NDArray, turns: float) -> NDArray:
-    """Rotate the hue by HSV, pixel by pixel through the standard library."""
+    """Rotate the HSV hue of each pixel with the standard library's colorsys."""
     flat = [colorsys.rgb_to_hsv(*pixel) for pixel in image.reshape(-1, 3)]
     return np.array([colorsys.hsv_to_rgb((h + turns) % 1.0, s, v) for h, s, v in flat]).reshape(image.shape)
 
 
 def jitter(image: NDArray, p: NDArray) -> NDArray:
-    """The four steps of ColorJitter in the order of ``p``."""
+    """Apply the four steps of ColorJitter in the order that ``p`` holds."""
     for step in p[ORDER : ORDER + 4].astype(int):
         if step == 0:
             image = blend(image, 0.0, p[BRIGHTNESS])
@@ -52,7 +52,7 @@ def jitter(image: NDArray, p: NDArray) -> NDArray:
 
 
 def blur(image: NDArray, sigma: float, radius: int) -> NDArray:
-    """Separable Gaussian of side 2 radius + 1, borders reflected without repeating the edge."""
+    """Blur with a separable Gaussian of 2 * radius + 1 taps; borders reflected without repeating the edge."""
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps /= taps.sum()
     for axis in (0, 1):
@@ -86,7 +86,7 @@ def augment_reference(
         out[n, v] = ((image - np.asarray(mean)) / np.asarray(std)).transpose(2, 0, 1)
     if not isinstance(views, torch.Tensor):
         return out
-    result = like(out, views).to(dtype)
+    result = convert_like(out, views).to(dtype)
     if channels_last:
         result = result.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, views.shape[:2])
     return result

@@ -1,7 +1,7 @@
-"""crop_augment on the GPU: three launches from the stored images to finished views.
+"""crop_augment on the GPU: three launches from stored images to normalised views.
 
-The first crops and resizes, and while the pixels are in registers adds up what contrast pivots on: augment's pass 1,
-which would read every view once more, falls away. The other two are augment's passes 2 and 3.
+The first launch crops and resizes, and sums the grey values for contrast while the pixels are in registers. It replaces
+augment's pass 1, which would read all views again. The other two launches are augment's passes 2 and 3.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 import triton.language as tl
 
 from saga_fast.kernels._dispatch import Array
-from saga_fast.kernels._triton import FUSION, device_of, jit, refuse_cpu, upload
-from saga_fast.kernels.augment._triton import CONTRAST, FIELDS, finish
+from saga_fast.kernels._triton import FUSION, device_of, jit, require_gpu, upload
+from saga_fast.kernels.augment._triton import CONTRAST, FIELDS, run_passes_2_and_3
 from saga_fast.kernels.augment._triton_pixels import before_contrast
 from saga_fast.kernels.crop_resize._triton import TILE_X, TILE_Y, crop_resize_triton, store_crop, tiles
 
@@ -32,7 +32,7 @@ def _crop_mean_kernel(
     TY: tl.constexpr,
     TX: tl.constexpr,
 ) -> None:
-    """One tile of one view per program; sums (N, TILES): its grey values as they are when contrast's turn comes."""
+    """Store one tile of one view, and in sums (N, TILES) the sum of its grey values before contrast."""
     n, r, g, b, inside = store_crop(images, windows, windows, views, image_height, image_width, V, SIZE, False, TY, TX)
     p = photometrics + n * FIELDS
     if tl.load(p + CONTRAST) != 1.0:
@@ -52,13 +52,13 @@ def crop_augment_triton(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """See :func:`saga_fast.kernels.crop_augment`."""
-    refuse_cpu(images)
+    require_gpu(images)
     batch, num_views = windows.shape[:2]
     images = images.contiguous()
     sums = torch.empty((batch * num_views, tiles(size)), dtype=torch.float32, device=images.device)
     if photometrics is None:
         views = crop_resize_triton(images, windows, size, None)
-        return finish(views, None, sums, mean, std, channels_last, dtype)
+        return run_passes_2_and_3(views, None, sums, mean, std, channels_last, dtype)
     windows, parameters = upload(windows, images, torch.int32), upload(photometrics, images, torch.float32)
     views = torch.empty((batch, num_views, size, size, 3), dtype=torch.uint8, device=images.device)
     with device_of(images):
@@ -77,4 +77,4 @@ def crop_augment_triton(
             num_warps=4,
             **FUSION,
         )
-    return finish(views, parameters, sums, mean, std, channels_last, dtype)
+    return run_passes_2_and_3(views, parameters, sums, mean, std, channels_last, dtype)

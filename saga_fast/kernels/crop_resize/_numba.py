@@ -1,9 +1,9 @@
-"""crop_resize on the CPU: two separable passes in float32 per view, the cheaper one first.
+"""crop_resize on the CPU: two separable float32 passes per view, the cheaper one first.
 
-A window at least as high as the view is reduced vertically first: whole rows of the stored image, 3 * width
-contiguous bytes, are weighted and added, which vectorises, and the horizontal pass then runs on ``size`` rows
-instead of ``height``. A lower window is widened horizontally first, on its ``height`` rows. The horizontal pass, whose
-pixels lie at any distance, takes a pixel as one vector of four floats: its three channels and a fourth to be ignored.
+A window at least as high as the view is resized vertically first. That pass sums whole rows of the stored image
+(3 * width contiguous bytes), which vectorises, and the horizontal pass then runs on ``size`` rows instead of
+``height``. A lower window is resized horizontally first, on its ``height`` rows. The horizontal pass reads pixels at
+irregular positions, so it treats a pixel as one vector of four floats: its three channels and an ignored fourth.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from saga_fast.kernels._dispatch import Array, like, to_numpy
+from saga_fast.kernels._dispatch import Array, convert_like, to_numpy
 from saga_fast.kernels._jit import FAST_SUMS, PARALLEL_LOCK, intrinsic, jit, prange
 
 _HALF = np.float32(0.5)
 
 
 @intrinsic
-def _pixel(_context: Any, line: Any, at: Any, weights: Any, row: Any, taps: Any, out: Any, to: Any) -> Any:
-    """out[to : to + 4] = sum over k < taps of weights[row, k] * line[at + 3 k : at + 3 k + 4], as vectors of four.
+def _pixel(_context: Any, line: Any, begin: Any, weights: Any, row: Any, taps: Any, out: Any, to: Any) -> Any:
+    """Compute out[to : to + 4] = sum_k weights[row, k] * line[begin + 3 k : begin + 3 k + 4] for k < taps.
 
-    LLVM leaves the three channels of a loop over them scalar: two views of a photograph take 415 us with such a loop,
-    340 with this and 260 where a literal ``taps`` unrolls it. Nothing checks the bounds: line and out are
-    float32, C-contiguous, and have one value more than their last pixel; weights (n, >= taps) is contiguous too.
+    LLVM does not vectorise a loop over three channels. Two views of a photograph take 415 us with such a loop, 340 us
+    with vectors of four, and 260 us where a literal ``taps`` unrolls the sum. Bounds are not checked: line and out are
+    float32, C-contiguous and hold one value more than their last pixel; weights (n, >= taps) is contiguous too.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -56,12 +56,12 @@ def _pixel(_context: Any, line: Any, at: Any, weights: Any, row: Any, taps: Any,
         builder.store(total, builder.bitcast(target, four.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(line, at, weights, row, taps, out, to), generate
+    return types.void(line, begin, weights, row, taps, out, to), generate
 
 
 @jit()
 def _taps(length: Any, size: Any) -> Any:
-    """First input pixel, number of taps and weights (size, taps) of the antialiased triangle filter."""
+    """Return first pixel, number of taps and weights (size, taps) of the antialiased triangle filter."""
     scale = length / size
     support = max(scale, 1.0)
     first, count = np.empty(size, np.int64), np.empty(size, np.int64)
@@ -81,9 +81,9 @@ def _taps(length: Any, size: Any) -> Any:
 
 @jit()
 def _equal_taps(length: Any, size: Any) -> Any:
-    """:func:`_taps` with one number of taps for all pixels: first, taps and weights (size, taps), zeros added.
+    """Return first, taps and weights (size, taps) of :func:`_taps`, padded to one number of taps.
 
-    An image narrower than the filter gets taps beyond its end, of weight zero.
+    The added weights are zero. An image narrower than the filter gets taps beyond its end, with weight zero.
     """
     first, count, weights = _taps(length, size)
     taps = max(count.max(), 2)
@@ -99,9 +99,10 @@ def _equal_taps(length: Any, size: Any) -> Any:
 
 @jit()
 def _horizontal(line: Any, first: Any, taps: Any, weights: Any, out: Any) -> None:
-    """One row: 3 * width values to 3 * size; each buffer has room for the last pixel's fourth lane.
+    """Resize one row from 3 * width to 3 * size values. Two to five taps are literals, which unrolls _pixel.
 
-    A pixel's fourth lane is the next one's red, which is written after it.
+    The fourth lane of a pixel falls on the red of the next one, which is written afterwards. Both buffers have room for
+    the fourth lane of the last pixel.
     """
     if taps == 2:
         for x in range(first.shape[0]):
@@ -122,10 +123,10 @@ def _horizontal(line: Any, first: Any, taps: Any, weights: Any, out: Any) -> Non
 
 @jit(fastmath=FAST_SUMS)
 def _vertical(rows: Any, first: Any, taps: Any, begin: Any, end: Any, weights: Any, out: Any) -> None:
-    """Weighted sum of rows[first : first + taps, begin:end] to the begin of ``out``, two taps per sweep.
+    """Store the weighted sum of rows[first : first + taps, begin:end] at the start of ``out``.
 
-    Rows one by one, because Numba knows their values to be adjacent, which it does not of a two-dimensional slice:
-    224 rows of two taps take 23 us instead of 70.
+    Two taps per sweep. Rows are sliced one by one: Numba then knows that their values are adjacent, unlike those of a
+    2D slice. 224 rows of two taps take 23 us instead of 70 us.
     """
     length = end - begin
     above = rows[first, begin:end]
@@ -148,20 +149,20 @@ def _vertical(rows: Any, first: Any, taps: Any, begin: Any, end: Any, weights: A
 
 @jit()
 def _store(line: Any, out: Any) -> None:
-    """Round to the nearest level; the weights are positive and sum to 1, so nothing leaves [0, 255]."""
+    """Round to the nearest level. Weights are positive and sum to 1, so all values are in [0, 255]."""
     for x in range(out.shape[0]):
         out[x] = np.uint8(np.int32(line[x] + _HALF))
 
 
 @jit()
-def _crop_resize(image: Any, top: Any, left: Any, height: Any, width: Any, out: Any) -> None:
-    """One view: image (H, 3 W) uint8, out (size, 3 size) uint8."""
+def _crop_resize_view(image: Any, top: Any, left: Any, height: Any, width: Any, out: Any) -> None:
+    """Crop and resize one view: image (H, 3 W) uint8, out (size, 3 size) uint8."""
     size = out.shape[0]
     y_first, y_count, y_weights = _taps(height, size)
     x_first, x_taps, x_weights = _equal_taps(width, size)
     begin, end = 3 * left, 3 * (left + width)
     line = np.empty(3 * size + 1, np.float32)
-    wide = np.zeros(3 * max(width, x_taps) + 1, np.float32)  # zeros: what weight zero meets must be finite
+    wide = np.zeros(3 * max(width, x_taps) + 1, np.float32)  # zeros: values with weight zero must be finite
     if height >= size:
         for y in range(size):
             _vertical(image, top + y_first[y], y_count[y], begin, end, y_weights[y], wide)
@@ -181,10 +182,10 @@ def _crop_resize(image: Any, top: Any, left: Any, height: Any, width: Any, out: 
 
 @jit()
 def crop_resize_image(image: Any, windows: Any, sides: Any, out: Any) -> None:
-    """All views of one image on the calling thread, without the GIL: what the engines' decoding threads call.
+    """Crop and resize all views of one image on the calling thread, without the GIL.
 
-    image (H, W, 3) uint8 C-contiguous; windows (V, 4) int32, inside the image; sides (V,) int64 of the views; out
-    uint8: the views (side, side, 3) one after the other.
+    The engines' decoding threads call it. image (H, W, 3) uint8 C-contiguous; windows (V, 4) int32, inside the image;
+    sides (V,) int64 of the views; out uint8: the views (side, side, 3) one after the other.
     """
     flat = image.reshape(image.shape[0], image.shape[1] * 3)
     begin: Any = 0
@@ -192,7 +193,7 @@ def crop_resize_image(image: Any, windows: Any, sides: Any, out: Any) -> None:
         top, left, height, width = windows[v]
         size = sides[v]
         view = out[begin : begin + 3 * size * size].reshape(size, size * 3)
-        _crop_resize(flat, np.int64(top), np.int64(left), np.int64(height), np.int64(width), view)
+        _crop_resize_view(flat, np.int64(top), np.int64(left), np.int64(height), np.int64(width), view)
         begin += 3 * size * size
 
 
@@ -215,4 +216,4 @@ def crop_resize_numba(images: Array, windows: Array, size: int, flip: Array | No
     if flip is not None:
         mirrored = to_numpy(flip, np.bool_)
         views[mirrored] = views[mirrored][:, :, ::-1]
-    return like(views, images)
+    return convert_like(views, images)

@@ -1,8 +1,8 @@
-"""crop_resize on the GPU: one launch, no intermediate; each output pixel adds its own taps of the stored image.
+"""crop_resize on the GPU: one launch without an intermediate image; each output pixel sums its taps.
 
-Every tap is read through the cache, where the few output pixels that share it find it again; device memory is read
-once. The work grows with the taps of both axes multiplied: some 10 reads of a pixel where a 500 px image becomes a view
-of 224 px. A separable version, through shared memory, would pay where images are stored many times larger.
+Output pixels that share a tap read it from the cache, so device memory is read once. The work is the product of the
+taps of both axes: some 10 reads per pixel where a 500 px image becomes a 224 px view. A separable version through
+shared memory would pay off for images stored many times larger.
 
 Positions are exact integers in units of 1 / (2 size) of a pixel, so a tap is never lost to rounding.
 """
@@ -14,23 +14,24 @@ import triton
 import triton.language as tl
 
 from saga_fast.kernels._dispatch import Array
-from saga_fast.kernels._triton import FUSION, device_of, jit, refuse_cpu, upload
+from saga_fast.kernels._triton import FUSION, device_of, jit, require_gpu, upload
 
-TILE_Y, TILE_X = 16, 64  # 8 pixels per thread; a warp's 32 lanes are neighbours in a row
+TILE_Y, TILE_X = 16, 64  # 8 pixels per thread; the 32 lanes of a warp are adjacent in a row
 
 
 @jit
 def _weight(position: tl.tensor, distance: tl.tensor, scale: tl.tensor, length: tl.tensor) -> tl.tensor:
-    """Of the tap at ``position``, before normalisation; 0 beyond the window."""
+    """Return the weight of the tap at ``position`` before normalisation; 0 beyond the window."""
     w = tl.maximum(1.0 - tl.abs(distance).to(tl.float32) * scale, 0.0)
     return tl.where(position < length, w, 0.0)
 
 
 @jit
 def _axis(o: tl.tensor, length: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """For output positions o along an axis: first tap, its distance in 1 / (2 SIZE) px, 1 / sum of weights.
+    """Return the filter of the output positions o along one axis.
 
-    The triangle's half width is max(length / SIZE, 1) px. Also returned: 1 / it in those units, and the number of taps.
+    First tap, its distance in units of 1 / (2 SIZE) px, 1 / sum of weights, 1 / half width in the same units, and the
+    number of taps. The triangle's half width is max(length / SIZE, 1) px.
     """
     half = 2 * tl.maximum(length, SIZE)
     centre = (2 * o + 1) * length
@@ -54,10 +55,10 @@ def _crop(
     image_width: tl.tensor,
     SIZE: tl.constexpr,
 ) -> tl.tensor:
-    """Red, green and blue (TY, TX) float32, whole levels, of rows y (TY,) and columns x (TX,) of one view.
+    """Return r, g, b (TY, TX), rounded to levels, for rows y (TY,) and columns x (TX,) of one view.
 
-    image (image_height, image_width, 3) uint8; window int32 [top, left, height, width], cut to the image: a window on
-    the GPU cannot be refused without waiting for it.
+    image (image_height, image_width, 3) uint8; window int32 [top, left, height, width], clipped to the image because
+    refusing it would make the host wait for the GPU.
     """
     top = tl.minimum(tl.maximum(tl.load(window), 0), image_height - 1)
     left = tl.minimum(tl.maximum(tl.load(window + 1), 0), image_width - 1)
@@ -74,15 +75,15 @@ def _crop(
         line_g, line_b = line_r, line_r
         for j in range(x_taps):
             w_X = _weight(x_first + j, x_distance + 2 * SIZE * j, x_scale, width)[None, :]
-            at = image + 3 * (row[:, None] + tl.minimum(x_first + j, width - 1)[None, :])
-            line_r += w_X * tl.load(at).to(tl.float32)
-            line_g += w_X * tl.load(at + 1).to(tl.float32)
-            line_b += w_X * tl.load(at + 2).to(tl.float32)
+            pixel = image + 3 * (row[:, None] + tl.minimum(x_first + j, width - 1)[None, :])
+            line_r += w_X * tl.load(pixel).to(tl.float32)
+            line_g += w_X * tl.load(pixel + 1).to(tl.float32)
+            line_b += w_X * tl.load(pixel + 2).to(tl.float32)
         red += w_Y[:, None] * line_r
         green += w_Y[:, None] * line_g
         blue += w_Y[:, None] * line_b
     norm = x_norm[None, :]
-    # The nearest level: weights are positive and sum to 1, so nothing leaves [0, 255].
+    # The nearest level. Weights are positive and sum to 1, so all values are in [0, 255].
     return tl.floor(red * norm + 0.5), tl.floor(green * norm + 0.5), tl.floor(blue * norm + 0.5)
 
 
@@ -100,9 +101,9 @@ def store_crop(
     TY: tl.constexpr,
     TX: tl.constexpr,
 ) -> tl.tensor:
-    """This program's tile of its view, stored: the view's number, the levels r, g, b, and which lanes are inside it.
+    """Store this program's tile; return its view number, levels r, g, b and the mask of lanes inside.
 
-    A view's tiles are neighbours in time, and so are an image's views: their pixels come from the cache.
+    Tiles of one view and views of one image are adjacent in the grid, so their pixels come from the cache.
     """
     TILES_X: tl.constexpr = (SIZE + TX - 1) // TX
     TILES: tl.constexpr = TILES_X * ((SIZE + TY - 1) // TY)
@@ -115,10 +116,10 @@ def store_crop(
     r, g, b = _crop(image, windows + 4 * n, y, x, image_height, image_width, SIZE)
     if FLIP:
         x = tl.where(tl.load(flip + n) != 0, SIZE - 1 - x, x)
-    at = views + n * SIZE * SIZE * 3 + 3 * (y[:, None] * SIZE + x[None, :])
-    tl.store(at, r.to(tl.uint8), mask=inside)
-    tl.store(at + 1, g.to(tl.uint8), mask=inside)
-    tl.store(at + 2, b.to(tl.uint8), mask=inside)
+    pixel = views + n * SIZE * SIZE * 3 + 3 * (y[:, None] * SIZE + x[None, :])
+    tl.store(pixel, r.to(tl.uint8), mask=inside)
+    tl.store(pixel + 1, g.to(tl.uint8), mask=inside)
+    tl.store(pixel + 2, b.to(tl.uint8), mask=inside)
     return n, r, g, b, inside
 
 
@@ -136,18 +137,18 @@ def _crop_resize_kernel(
     TY: tl.constexpr,
     TX: tl.constexpr,
 ) -> None:
-    """One tile of one view per program."""
+    """Store one tile of one view per program."""
     store_crop(images, windows, flip, views, image_height, image_width, V, SIZE, FLIP, TY, TX)
 
 
 def tiles(size: int) -> int:
-    """Programs per view."""
+    """Return the number of programs per view."""
     return int(triton.cdiv(size, TILE_Y) * triton.cdiv(size, TILE_X))
 
 
 def crop_resize_triton(images: torch.Tensor, windows: Array, size: int, flip: Array | None) -> torch.Tensor:
     """See :func:`saga_fast.kernels.crop_resize`; images (B, H, W, 3), windows (B, V, 4), flip (B, V)."""
-    refuse_cpu(images)
+    require_gpu(images)
     batch, num_views = windows.shape[:2]
     images = images.contiguous()
     windows = upload(windows, images, torch.int32)

@@ -1,4 +1,4 @@
-"""The oracle of crop_resize: the antialiased triangle filter as two float64 matrices."""
+"""The oracle of crop_resize: the antialiased triangle filter as two float64 matrix products."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from saga_fast.kernels._dispatch import Array, NDArray, like, to_numpy
+from saga_fast.kernels._dispatch import Array, NDArray, convert_like, to_numpy
 
 
 def triangle_matrix(size: int, length: int) -> NDArray:
-    """(size, length) float64, rows of weights that sum to 1, as Pillow's BILINEAR."""
+    """Return Pillow's BILINEAR filter as a matrix (size, length) float64 whose rows sum to 1."""
     scale = length / size
     support = max(scale, 1.0)
     centres = (np.arange(size) + 0.5) * scale
@@ -32,4 +32,4 @@ def crop_resize_reference(images: Array, windows: Array, size: int, flip: Array 
         views[n, v] = np.floor(resized + 0.5)
         if flip is not None and flip[n, v]:
             views[n, v] = views[n, v, :, ::-1]
-    return like(views, images)
+    return convert_like(views, images)

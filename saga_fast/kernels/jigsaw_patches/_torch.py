@@ -1,4 +1,4 @@
-"""jigsaw_patches with torch: the draws and one gather, on the images' device.
+"""jigsaw_patches with torch: random draws and one gather, on the images' device.
 
 Tensor names: B images, C channels, P patch side.
 """
@@ -24,6 +24,6 @@ def jigsaw_patches_torch(images: Array, patch: int, seed: int, epoch: int, indic
     offset_B92 = (u[:, :18] * (cell - patch + 1)).long().view(-1, 9, 2)
     offset_B92 = offset_B92.gather(1, order_B9[:, :, None].expand(-1, -1, 2))
     top_B9, left_B9 = order_B9 // 3 * cell + offset_B92[..., 0], order_B9 % 3 * cell + offset_B92[..., 1]
-    squares = images.unfold(2, patch, 1).unfold(3, patch, 1)  # a view: every square by its top left corner
+    squares = images.unfold(2, patch, 1).unfold(3, patch, 1)  # a view that indexes all squares by their top left corner
     row_B1 = torch.arange(len(images), device=images.device)[:, None]
     return squares[row_B1, :, top_B9, left_B9]

@@ -1,4 +1,4 @@
-"""The oracle of jigsaw_patches: one patch at a time."""
+"""The oracle of jigsaw_patches: NumPy, one patch at a time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from saga_fast.kernels._dispatch import Array, like, to_numpy
+from saga_fast.kernels._dispatch import Array, convert_like, to_numpy
 from saga_fast.kernels.philox import JIGSAW, uniforms_reference
 
 
 def jigsaw_patches_reference(images: Array, patch: int, seed: int, epoch: int, indices: Array) -> Any:
     """See :func:`saga_fast.kernels.jigsaw_patches`.
 
-    Of the 28 uniforms of blocks 0 to 6, numbers 2 c and 2 c + 1 place the square in cell c, and the order of numbers 18
-    to 26 is the order of the cells.
+    Blocks 0 to 6 give 28 uniforms u: u[2 c] and u[2 c + 1] place the square in cell c, and sorting u[18:27] gives the
+    order of the cells.
     """
     images_BCHW = to_numpy(images)
     cell = images_BCHW.shape[2] // 3
@@ -26,4 +26,4 @@ def jigsaw_patches_reference(images: Array, patch: int, seed: int, epoch: int, i
         for k, c in enumerate(order):
             top, left = c // 3 * cell + int(u[2 * c] * room), c % 3 * cell + int(u[2 * c + 1] * room)
             patches[b, k] = images_BCHW[b, :, top : top + patch, left : left + patch]
-    return like(patches, images)
+    return convert_like(patches, images)

@@ -1,4 +1,4 @@
-"""rgb_to_lab and rgb_to_ydbdr: the colour spaces that CMC splits into two views."""
+"""rgb_to_lab and rgb_to_ydbdr: conversion to the colour spaces that CMC splits into two views."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ ZEROS, ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def _check(images: Array, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raise ValueError for what :func:`rgb_to_lab` says it raises for."""
+    """Raise ``ValueError`` for arguments that :func:`rgb_to_lab` refuses."""
     if images.ndim != 4 or images.shape[1] != 3 or "float32" not in str(images.dtype):
         raise ValueError(f"images must be float32 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0.0:
-        raise ValueError(f"mean and std must be three numbers, std positive, got {list(mean)} and {list(std)}")
+        raise ValueError(f"mean and std must be three numbers each, std > 0, got {list(mean)} and {list(std)}")
 
 
 def rgb_to_lab(
     images: AnyArray, mean: Sequence[float] = ZEROS, std: Sequence[float] = ONES, *, impl: str | None = None
 ) -> AnyArray:
-    """sRGB to CIE L*a*b* (D65, 2 degrees), as scikit-image's ``rgb2lab``, then (Lab - mean) / std.
+    """Convert sRGB to CIE L*a*b* (D65, 2 degrees) as scikit-image's ``rgb2lab``, then (Lab - mean) / std.
 
-    Linear light: ((v + 0.055) / 1.055)^2.4 where v > 0.04045, else v / 12.92. XYZ over the white point, each through
-    f(t) = cbrt(t) where t > 0.008856, else 7.787 t + 16 / 116; L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)),
+    Linear light is ((v + 0.055) / 1.055)^2.4 where v > 0.04045, else v / 12.92. X, Y and Z are divided by the white
+    point; f(t) = cbrt(t) where t > 0.008856, else 7.787 t + 16 / 116. Then L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)) and
     b = 200 (f(Y) - f(Z)).
 
     Args:
@@ -40,7 +40,7 @@ def rgb_to_lab(
         (B, 3, H, W) float32, contiguous. No gradient.
 
     Raises:
-        ValueError: a wrong shape or dtype, a std that is not positive, or an unknown impl.
+        ValueError: invalid shape or dtype, a std that is not positive, or an unknown impl.
     """
     _check(images, mean, std)
     lab: AnyArray = choose(LAB, impl, images)(images, mean, std)
@@ -50,7 +50,10 @@ def rgb_to_lab(
 def rgb_to_ydbdr(
     images: AnyArray, mean: Sequence[float] = ZEROS, std: Sequence[float] = ONES, *, impl: str | None = None
 ) -> AnyArray:
-    """RGB to YDbDr (SECAM), as scikit-image's ``rgb2ydbdr``, then (YDbDr - mean) / std; see :func:`rgb_to_lab`."""
+    """Convert RGB to YDbDr (SECAM) as scikit-image's ``rgb2ydbdr``, then (YDbDr - mean) / std.
+
+    Arguments and errors as for :func:`rgb_to_lab`.
+    """
     _check(images, mean, std)
     ydbdr: AnyArray = choose(YDBDR, impl, images)(images, mean, std)
     return ydbdr

@@ -1,7 +1,7 @@
 """rgb_to_lab and rgb_to_ydbdr with torch, on the images' device.
 
-Weighted sums of planes, no matrix product: autocast would take that to 16 bits, and a GPU to TF32. Image by image on
-the CPU, where one image's planes stay in the cache.
+Weighted sums of planes instead of a matrix product, which autocast would compute in 16 bits and a GPU in TF32. The CPU
+converts one image at a time, so that its planes stay in the cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Planes = Sequence[torch.Tensor]
 
 
 def _weighted(planes: Planes, weights: Sequence[float]) -> torch.Tensor:
-    """Sum of three planes times their weights."""
+    """Return the weighted sum of three planes."""
     return (planes[0] * weights[0]).add_(planes[1], alpha=weights[1]).add_(planes[2], alpha=weights[2])
 
 
@@ -42,12 +42,12 @@ def _convert(images: Array, mean: Sequence[float], std: Sequence[float], convert
     if not isinstance(images, torch.Tensor):
         return _convert(torch.from_numpy(images), mean, std, convert).numpy()
     result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    at_once = max(len(images), 1) if images.is_cuda else 1
+    batch_size = max(len(images), 1) if images.is_cuda else 1
     with torch.no_grad():
-        for begin in range(0, len(images), at_once):
-            part = slice(begin, begin + at_once)
-            for channel, plane in enumerate(convert(images[part])):
-                torch.div(plane - mean[channel], std[channel], out=result[part, channel])
+        for begin in range(0, len(images), batch_size):
+            batch = slice(begin, begin + batch_size)
+            for channel, plane in enumerate(convert(images[batch])):
+                torch.div(plane - mean[channel], std[channel], out=result[batch, channel])
     return result
 
 

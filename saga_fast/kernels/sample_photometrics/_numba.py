@@ -1,8 +1,8 @@
-"""sample_photometrics on the CPU."""
+"""sample_photometrics on the CPU with Numba."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,16 +19,14 @@ from saga_fast.kernels.sample_photometrics.fields import (
     ORDER,
     PHOTOMETRIC_FIELDS,
     SOLARIZE,
-    recipe_numbers,
+    recipe_to_array,
 )
-
-if TYPE_CHECKING:
-    from saga_fast.kernels.sample_photometrics import PhotometricRecipe
+from saga_fast.kernels.sample_photometrics.recipe import PhotometricRecipe
 
 
 @jit()
 def _sample(r: Any, seed: Any, epoch: Any, index: Any, view: Any, out: Any) -> None:
-    """One view's parameters; ``r`` is :func:`recipe_numbers`."""
+    """Draw the parameters of one view; ``r`` is the recipe as :func:`recipe_to_array` returns it."""
     flip, jitter, grayscale, blur = uniforms(seed, epoch, index, view, PHOTOMETRIC, 0)
     out[FLIP] = 1.0 if flip < r[0] else 0.0
     for i in range(4):
@@ -65,5 +63,5 @@ def sample_photometrics_numba(
     """See :func:`saga_fast.kernels.sample_photometrics`."""
     out = np.empty((len(indices), num_views, len(PHOTOMETRIC_FIELDS)), np.float32)
     with PARALLEL_LOCK:
-        _sample_photometrics(recipe_numbers(recipe), np.uint64(seed), epoch, indices, out)
+        _sample_photometrics(recipe_to_array(recipe), np.uint64(seed), epoch, indices, out)
     return out

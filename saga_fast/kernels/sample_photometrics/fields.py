@@ -1,27 +1,23 @@
-"""The columns of a photometric parameter array, and how a recipe becomes numbers for a kernel."""
+"""Columns of the photometric parameter array, and the conversion of a recipe to an array for kernels."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from saga_fast.kernels._dispatch import NDArray
-
-if TYPE_CHECKING:
-    from saga_fast.kernels.sample_photometrics import PhotometricRecipe
+from saga_fast.kernels.sample_photometrics.recipe import PhotometricRecipe
 
 PHOTOMETRIC_FIELDS = (
     "flip",  # 0 or 1
-    "order_0",  # the jitter's four steps in their order: 0 brightness, 1 contrast, 2 saturation, 3 hue
+    "order_0",  # order of the four jitter steps: 0 brightness, 1 contrast, 2 saturation, 3 hue
     "order_1",
     "order_2",
     "order_3",
-    "brightness",  # factors; 1 leaves the image as it is
+    "brightness",  # factors; 1 leaves the image unchanged
     "contrast",
     "saturation",
-    "hue",  # turns; 0 leaves the image as it is
-    "grayscale",  # 0 no, 1 after the jitter, 2 before it
+    "hue",  # turns; 0 leaves the image unchanged
+    "grayscale",  # 0 none, 1 after the jitter, 2 before it
     "blur_sigma",  # pixels; 0 is no blur
     "blur_radius",  # pixels; the kernel's side is 2 * radius + 1
     "solarize",  # threshold in [0, 1]; 2 is no solarize
@@ -30,14 +26,17 @@ PHOTOMETRIC_FIELDS = (
 
 
 def check_blur(photometrics: NDArray, side: int) -> None:
-    """Raise ``ValueError`` for parameters (..., P) whose blur reaches beyond views of ``side`` px reflected once."""
+    """Raise ``ValueError`` for parameters (..., P) with a blur radius of ``side`` pixels or more.
+
+    The border of a view is reflected only once, which gives ``side`` - 1 pixels.
+    """
     radius = photometrics[..., BLUR_RADIUS][photometrics[..., BLUR_SIGMA] > 0.0]
     if (radius >= side).any():
-        raise ValueError(f"blur radius {radius.max():.0f} reaches beyond views of {side} px")
+        raise ValueError(f"blur_radius must be less than the view side {side} px, got {radius.max():.0f}")
 
 
-def recipe_numbers(recipe: PhotometricRecipe) -> NDArray:
-    """(17,) float64 in the order in which the samplers read them."""
+def recipe_to_array(recipe: PhotometricRecipe) -> NDArray:
+    """Return the recipe as (17,) float64, in the order that the Numba sampler reads."""
     return np.array(
         [
             recipe.flip,

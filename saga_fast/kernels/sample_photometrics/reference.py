@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from saga_fast.kernels._dispatch import NDArray
 from saga_fast.kernels.philox import PHOTOMETRIC, uniforms_reference
 from saga_fast.kernels.sample_photometrics.fields import PHOTOMETRIC_FIELDS
-
-if TYPE_CHECKING:
-    from saga_fast.kernels.sample_photometrics import PhotometricRecipe
+from saga_fast.kernels.sample_photometrics.recipe import PhotometricRecipe
 
 
 def shuffle(draws: NDArray) -> list[int]:
-    """Fisher-Yates shuffle of the jitter's four steps by three uniforms."""
+    """Fisher-Yates shuffle of the four jitter steps with three uniforms."""
     order = [0, 1, 2, 3]
     for last, u in zip((3, 2, 1), draws, strict=True):
         chosen = int(u * (last + 1))
@@ -24,7 +20,7 @@ def shuffle(draws: NDArray) -> list[int]:
 
 
 def between(low: float, high: float, u: float) -> float:
-    """The point at fraction u from low to high."""
+    """Return the point at fraction u from low to high."""
     return low + (high - low) * u
 
 
@@ -34,24 +30,24 @@ def sample_photometrics_reference(
     """See :func:`saga_fast.kernels.sample_photometrics`."""
     out = np.empty((len(indices), num_views, len(PHOTOMETRIC_FIELDS)), np.float32)
     for n, view in np.ndindex(len(indices), num_views):
-        chance, factor, order, last = (
+        event_u, factor_u, order_u, solarize_u = (
             uniforms_reference(seed, epoch, int(indices[n]), view, PHOTOMETRIC, block) for block in range(4)
         )
         values: dict[str, float] = dict.fromkeys(PHOTOMETRIC_FIELDS, 0.0)
         values |= {f"order_{i}": float(i) for i in range(4)}
         values |= {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "solarize": 2.0}
-        values["flip"] = float(chance[0] < recipe.flip)
-        if chance[1] < recipe.jitter:
-            values |= {f"order_{i}": float(step) for i, step in enumerate(shuffle(order[:3]))}
-            for name, u in zip(("brightness", "contrast", "saturation"), factor, strict=False):
+        values["flip"] = float(event_u[0] < recipe.flip)
+        if event_u[1] < recipe.jitter:
+            values |= {f"order_{i}": float(step) for i, step in enumerate(shuffle(order_u[:3]))}
+            for name, u in zip(("brightness", "contrast", "saturation"), factor_u, strict=False):
                 values[name] = between(max(0.0, 1.0 - getattr(recipe, name)), 1.0 + getattr(recipe, name), u)
-            values["hue"] = between(-recipe.hue, recipe.hue, factor[3])
-        if chance[2] < recipe.grayscale:
+            values["hue"] = between(-recipe.hue, recipe.hue, factor_u[3])
+        if event_u[2] < recipe.grayscale:
             values["grayscale"] = 2.0 if recipe.grayscale_first else 1.0
-        if chance[3] < recipe.blur:
-            values["blur_sigma"] = between(*recipe.blur_sigma, order[3])
+        if event_u[3] < recipe.blur:
+            values["blur_sigma"] = between(*recipe.blur_sigma, order_u[3])
         values["blur_radius"] = recipe.blur_kernel // 2
-        if last[0] < recipe.solarize:
+        if solarize_u[0] < recipe.solarize:
             values["solarize"] = recipe.solarize_threshold
         out[n, view] = [values[name] for name in PHOTOMETRIC_FIELDS]
     return out

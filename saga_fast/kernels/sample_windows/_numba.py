@@ -1,4 +1,4 @@
-"""sample_windows on the CPU."""
+"""sample_windows on the CPU with Numba."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saga_fast.kernels.sample_windows.reference import SNAP
 def sample_window(
     box: Any, height: Any, width: Any, seed: Any, epoch: Any, index: Any, view: Any, scale: Any, ratio: Any, out: Any
 ) -> None:
-    """One window: the box's pixel rectangle, ten tries, then the centre."""
+    """Draw one window: the box's pixel rectangle, ten tries, then the centre."""
     x, y, w, h = np.float64(box[0]), np.float64(box[1]), np.float64(box[2]), np.float64(box[3])
     left = min(max(np.int64(math.floor(x * width + SNAP)), 0), width - 1)
     top = min(max(np.int64(math.floor(y * height + SNAP)), 0), height - 1)
@@ -44,7 +44,7 @@ def sample_window(
     out[2], out[3] = crop_h, crop_w
 
 
-# Serial for the reason given in philox.py.
+# Serial for the reason given in philox.py: decoding threads call it.
 @jit()
 def _sample_windows(
     boxes: Any, sizes: Any, seed: Any, epoch: Any, indices: Any, scale: Any, ratio: Any, out: Any

@@ -1,4 +1,4 @@
-"""The oracle of sample_windows: torchvision's ``RandomResizedCrop.get_params`` inside a box, in plain Python."""
+"""The oracle of sample_windows: torchvision's ``RandomResizedCrop.get_params`` inside a box."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from saga_fast.kernels._dispatch import NDArray
 from saga_fast.kernels.philox import WINDOW, uniforms_reference
 
-SNAP = 1e-3  # px
+SNAP = 1e-3  # px; float32 boxes cannot hold k / size exactly
 
 
 def pixel_rectangle(box: NDArray, height: int, width: int) -> tuple[int, int, int, int]:
-    """[x_min, y_min, w, h] normalised -> (top, left, height, width) in pixels."""
+    """Convert a normalised box [x_min, y_min, w, h] to (top, left, height, width) in pixels."""
     x, y, w, h = (float(value) for value in box)
     left = min(max(math.floor(x * width + SNAP), 0), width - 1)
     top = min(max(math.floor(y * height + SNAP), 0), height - 1)

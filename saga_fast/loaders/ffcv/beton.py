@@ -1,8 +1,8 @@
-"""A .beton file as a source: FFCV's format, and beside it the list of all the images that it was packed from.
+"""A .beton file as a data set: a file in FFCV's format, and the list of the images that it was packed from.
 
-The file is FFCV's, with the fields image, label and index: FFCV's own loader reads it too. A record's ``index`` is the
-image's position in the packed folder, so images that could not be decoded, which have no record, shift nothing. The
-list beside it (``X.beton.json``) keeps the paths of all images, and with them the fingerprint that box tables carry.
+The file has the fields image, label and index: FFCV's loader reads it too. A record's ``index`` is the
+image's position in the packed folder, so images that could not be decoded and have no record do not shift the others.
+The list (``X.beton.json``) holds the paths of all images, and so the fingerprint that box tables record.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
 
 from saga_fast.errors import SagaError
-from saga_fast.files import read_file
 from saga_fast.loaders.image_folder import _read_classes
 from saga_fast.loaders.source import fingerprint
+from saga_fast.runtime.files import read_file
 
 FORMAT = "saga-fast/beton"
 VERSION = 1
@@ -38,7 +38,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class Beton:
-    """A file that ``saga-fast pack`` wrote: the same order, paths, labels and fingerprint as the folder it came from.
+    """A file that ``saga-fast pack`` wrote, with the order, paths, labels and fingerprint of the packed folder.
 
     Args:
         path: the .beton file.
@@ -48,11 +48,11 @@ class Beton:
         root: the file.
         paths, labels, classes: those of the packed folder, undecodable images included.
         bad: index and reason of the images that could not be decoded and have no record.
-        row: (N,) int64, an image's record, -1 where it has none. M records:
-        begins, lengths: (M,) int64, where in the file the record's image lies, bytes.
+        row: (N,) int64, the record of each image, -1 for none. For M records:
+        begins, lengths: (M,) int64, position and size of the record's image in the file, bytes.
         sizes: (M, 2) int64, height and width.
         jpeg: (M,) bool; else raw pixels.
-        scratch_bytes: pixels of the largest of them and the longest of them.
+        scratch_bytes: memory to decode any of the JPEGs: the pixels of the largest and the bytes of the longest.
 
     Raises:
         SagaError: no such file, not one that ``saga-fast pack`` wrote, cut short, or packed with other
@@ -105,7 +105,7 @@ class Beton:
         return stored if self.jpeg[row] else b"P6\n%d %d\n255\n" % (width, height) + stored
 
     def address(self) -> int:
-        """Where the file lies in this process's memory, as long as this source lives.
+        """The address of the file in this process's memory, valid as long as this object.
 
         Raises:
             SagaError: see :meth:`check_length`.
@@ -116,13 +116,13 @@ class Beton:
     def check_length(self) -> None:
         """
         Raises:
-            SagaError: the file was cut since it was opened. Reading beyond its end would end the process.
+            SagaError: the file was truncated since it was opened. Reading beyond its end would kill the process.
         """
         if (now := self._memory.size()) < self._bytes:
             raise SagaError(f"{self.root} was cut from {self._bytes} to {now} bytes while in use")
 
     def _read_records(self, about: dict[str, Any]) -> npt.NDArray[Any]:
-        """The records, after everything that a reader will rely on was checked; sets ``begins`` and ``lengths``."""
+        """The records, after all checks that a reader relies on; sets ``begins`` and ``lengths``."""
         expected = about["beton"]
         actual = self.root.stat().st_size
         if actual != expected["bytes"]:
@@ -153,19 +153,17 @@ class Beton:
         without = set(range(len(self.paths))) - set(records["f2"].tolist())
         good &= records["f1"] == self.labels[np.clip(records["f2"], 0, len(self.paths) - 1)]
         if not good.all() or without != set(self.bad) or len(without) + count != len(self.paths):
-            raise SagaError(
-                f"{self.root} is damaged: its records do not fit the file or the list beside it; pack again"
-            )
+            raise SagaError(f"{self.root} is damaged: its records do not fit the file or its list; pack again")
         return records
 
 
 def sidecar_path(beton: Path) -> Path:
-    """The list beside a .beton file."""
+    """The path of a .beton file's list."""
     return beton.with_name(f"{beton.name}.json")
 
 
 def records_digest(records: npt.NDArray[Any]) -> str:
-    """What ties the list to the file: a hash of the records, which hold every image's place, size, label and index."""
+    """The hash of the records (place, size, label and index of each image), which ties the list to the file."""
     return hashlib.sha256(records.tobytes()).hexdigest()
 
 
@@ -178,7 +176,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         about = json.loads(read_file(path, MAX_LIST_BYTES))
     except FileNotFoundError as error:
         raise SagaError(
-            f"{path} is missing: the list of images that saga-fast pack writes beside the .beton file;"
+            f"{path} is missing: the list of images that saga-fast pack writes with the .beton file;"
             " keep the two together, or pack again"
         ) from error
     except (OSError, ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
@@ -195,12 +193,12 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def contents_digest(labels: Sequence[int], classes: Sequence[str], bad: Sequence[Sequence[int | str]]) -> str:
-    """What tells a damaged list, for all that the paths' fingerprint and the file's own digest do not cover."""
+    """The hash of a list's labels, classes and bad images, which the other digests do not cover."""
     return hashlib.sha256(json.dumps([labels, classes, bad]).encode("ascii")).hexdigest()
 
 
 def _is_whole(about: dict[str, Any]) -> bool:
-    """Whether a list is what ``saga-fast pack`` writes, to the last value's type: the rest relies on it."""
+    """Whether a list has the fields, types and digests that ``saga-fast pack`` writes."""
     paths, labels, classes, bad, beton = (about.get(key) for key in ("paths", "labels", "classes", "bad", "beton"))
     return (
         isinstance(paths, list)

@@ -1,4 +1,4 @@
-"""Stored images to views: one decode and V crops per image, in one compiled function without the GIL.
+"""From stored images to views: one decode and V crops per image, in one compiled function without the GIL.
 
 Legend: n images, V views. ``base`` is the address at which the file lies in memory.
 """
@@ -6,9 +6,10 @@ Legend: n images, V views. ``base`` is the address at which the file lies in mem
 from __future__ import annotations
 
 from mmap import PAGESIZE
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import carray  # type: ignore[attr-defined]
 
 from saga_fast.kernels._jit import jit
@@ -32,18 +33,31 @@ _SKIPPED = np.frombuffer(b"extraneous bytes before marker\0", np.uint8)
 """What libjpeg says of data behind the last row."""
 
 
+class Stored(NamedTuple):
+    """The records of n images, as compiled code takes them."""
+
+    begins: npt.NDArray[np.int64]
+    """(n,), where each image begins in the file."""
+    lengths: npt.NDArray[np.int64]
+    """(n,), bytes of each image."""
+    jpeg: npt.NDArray[np.bool_]
+    """(n,), False for raw pixels, which are cropped in place."""
+    sizes: npt.NDArray[np.int64]
+    """(n, 2), height and width."""
+
+
 @jit()
-def _announce(base: Any, begins: Any, lengths: Any) -> None:
-    """Let the system read the images from the disk at once, if it must, instead of page by page as they are touched."""
-    for n in range(begins.shape[0]):
-        begin = base + begins[n]
+def _announce(base: Any, stored: Any) -> None:
+    """Ask the system to read the images from the disk now, and not page by page as they are touched."""
+    for n in range(stored.begins.shape[0]):
+        begin = base + stored.begins[n]
         page = begin - begin % PAGESIZE
-        advise(page, begin + lengths[n] - page, WILL_NEED)
+        advise(page, begin + stored.lengths[n] - page, WILL_NEED)
 
 
 @jit()
 def _height_at(data: Any) -> Any:
-    """Where a JPEG file keeps its height; -1 for a progressive one, whose rows are not stored one after the other."""
+    """The position of the height in a JPEG file; -1 for a progressive one, whose rows are not stored in order."""
     at: Any = 2
     while at + 9 < data.shape[0] and data[at] == 0xFF:
         marker = data[at + 1]
@@ -60,11 +74,11 @@ def _height_at(data: Any) -> Any:
 
 @jit()
 def _decode(handle: Any, source: Any, length: Any, height: Any, width: Any, bottom: Any, scratch: Any) -> Any:
-    """Decode the rows above ``bottom``, or all of them, to the begin of ``scratch``; whether that was possible.
+    """Decode the rows above ``bottom``, or all rows, to the begin of ``scratch``; return whether it succeeded.
 
-    libturbojpeg 2 decodes whole images only, so it gets a copy of the file whose header says that the image ends below
-    the last row that is needed. Rows are stored one after the other and depend on nothing further down, so the pixels
-    are the same. Crops from boxes of half the image's side need 72 % of its rows on average.
+    libturbojpeg 2 decodes whole images only, so it gets a copy of the file whose header ends the image below the last
+    row that is needed. Rows are stored in order and do not depend on the rows below, so the pixels are equal. Crops
+    from boxes of half the image's side need 72 % of its rows on average.
     """
     rows = bottom + BELOW
     if height - rows > height // 8:
@@ -81,43 +95,30 @@ def _decode(handle: Any, source: Any, length: Any, height: Any, width: Any, bott
 
 
 @jit()
-def decode_and_crop(
-    base: Any,
-    begins: Any,
-    lengths: Any,
-    jpeg: Any,
-    sizes: Any,
-    windows: Any,
-    sides: Any,
-    scratch: Any,
-    views: Any,
-    good: Any,
-) -> None:
-    """Decode each image once and cut all of its views out of it. Compiled once: no table or plan is part of it.
+def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: Any, views: Any, good: Any) -> None:
+    """Decode each image once and crop all its views. Compiled once: it does not depend on a table or plan.
 
     Args:
         base: int, see above.
-        begins, lengths: (n,) int64, where the image lies in the file and how many bytes it takes.
-        jpeg: (n,) bool, else raw pixels, which are cropped where they lie.
-        sizes: (n, 2) int64 height and width.
+        stored: :class:`Stored`.
         windows: (n, V, 4) int32, inside the images.
         sides: (V,) int64, of the views.
-        scratch: uint8 with room for the pixels of the largest JPEG and the bytes of the longest.
-        views: (n, bytes) uint8, written: each image's views (side, side, 3) one after the other.
-        good: (n,) bool, written: False where the JPEG cannot be decoded.
+        scratch: uint8, as long as the pixels of the largest JPEG and the bytes of the longest one.
+        views: (n, view_bytes) uint8, written: each image's views (side, side, 3) in order.
+        good: (n,) bool, written: False for a JPEG that cannot be decoded.
     """
-    _announce(base, begins, lengths)
+    _announce(base, stored)
     handle = init_decompress()
-    for n in range(begins.shape[0]):
-        height, width = sizes[n, 0], sizes[n, 1]
-        source = base + begins[n]
+    for n in range(stored.begins.shape[0]):
+        height, width = stored.sizes[n, 0], stored.sizes[n, 1]
+        source = base + stored.begins[n]
         good[n] = True
-        if jpeg[n]:
+        if stored.jpeg[n]:
             pixels = scratch[: height * width * 3].reshape(height, width, 3)
             bottom: Any = 0
             for v in range(windows.shape[1]):
                 bottom = max(bottom, np.int64(windows[n, v, 0]) + np.int64(windows[n, v, 2]))
-            good[n] = _decode(handle, source, lengths[n], height, width, bottom, scratch)
+            good[n] = _decode(handle, source, stored.lengths[n], height, width, bottom, scratch)
         else:
             pixels = carray(pointer(source), (height, width, 3))
         if good[n]:
@@ -126,21 +127,21 @@ def decode_and_crop(
 
 
 @jit()
-def decode_padded(base: Any, begins: Any, lengths: Any, jpeg: Any, sizes: Any, images: Any, good: Any) -> None:
-    """Decode images to the top left of ``images`` (n, H, W, 3) uint8; the rest of it stays as it is.
+def decode_padded(base: Any, stored: Any, images: Any, good: Any) -> None:
+    """Decode images to the top left corners of ``images`` (n, H, W, 3) uint8; the padding is not written.
 
-    The other arguments are those of :func:`decode_and_crop`.
+    The remaining arguments are those of :func:`decode_and_crop`.
     """
-    _announce(base, begins, lengths)
+    _announce(base, stored)
     handle = init_decompress()
     row = images.shape[2] * 3
-    for n in range(begins.shape[0]):
-        height, width = sizes[n, 0], sizes[n, 1]
-        source = base + begins[n]
+    for n in range(stored.begins.shape[0]):
+        height, width = stored.sizes[n, 0], stored.sizes[n, 1]
+        source = base + stored.begins[n]
         good[n] = True
-        if jpeg[n]:
+        if stored.jpeg[n]:
             target = images[n].ctypes.data
-            good[n] = decompress(handle, source, lengths[n], target, width, row, height, RGB, 0) == 0
+            good[n] = decompress(handle, source, stored.lengths[n], target, width, row, height, RGB, 0) == 0
         else:
             images[n, :height, :width] = carray(pointer(source), (height, width, 3))
     destroy(handle)
@@ -150,6 +151,8 @@ def decodes(data: bytes, height: int, width: int) -> bool:
     """Whether :func:`decode_and_crop` can decode this JPEG, whose header says ``height`` and ``width``."""
     content = np.frombuffer(data, np.uint8)
     images, good = np.empty((1, height, width, 3), np.uint8), np.zeros(1, np.bool_)
-    begins, lengths = np.zeros(1, np.int64), np.array([len(data)])
-    decode_padded(content.ctypes.data, begins, lengths, np.ones(1, np.bool_), np.array([[height, width]]), images, good)
+    stored = Stored(
+        np.zeros(1, np.int64), np.array([len(data)]), np.ones(1, np.bool_), np.array([[height, width]], np.int64)
+    )
+    decode_padded(content.ctypes.data, stored, images, good)
     return bool(good[0])

@@ -1,4 +1,4 @@
-"""A folder of images into a .beton file and the list beside it."""
+"""Packing of a folder of images into a .beton file and its list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ffcv.fields.rgb_image import encode_jpeg
 from tqdm import tqdm
 
 from saga_fast.errors import SagaError
-from saga_fast.files import replacing
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, Pixels, check_scans, decode_image
 from saga_fast.loaders.ffcv.beton import (
@@ -36,16 +35,17 @@ from saga_fast.loaders.ffcv.decoder import decodes
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.source import fingerprint
+from saga_fast.runtime.files import replacing
 from saga_fast.version import __version__
 
 Mode = Literal["raw", "jpg", "smart", "proportion"]
 MAX_SIDE = 65_500
-"""What a JPEG can hold; FFCV's records end at 65,535."""
+"""Largest side of a JPEG; that of FFCV's records is 65,535."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """How images are stored; names and meaning are those of FFCV's ``RGBImageField``.
+    """How images are stored, with the names and meaning of FFCV's ``RGBImageField``.
 
     Args:
         mode: ``raw`` pixels; ``jpg``; ``smart``: JPEG for images of more than ``smart_threshold`` bytes of pixels;
@@ -107,7 +107,7 @@ def pack(
     force: bool = False,
     progress: bool = False,
 ) -> BadImages:
-    """Pack a folder into ``out`` and the list beside it; both appear whole or not at all.
+    """Pack a folder into a .beton file and its list, both whole or not at all, and return the bad images.
 
     Args:
         source: the images.
@@ -174,7 +174,7 @@ def write_sidecar(
     bad: Mapping[int, str],
     options: Mapping[str, object],
 ) -> None:
-    """Write the list that belongs beside a .beton file, which :class:`Beton` reads.
+    """Write the list of a .beton file, which :class:`Beton` reads.
 
     Args:
         path: the list, ``sidecar_path(OUT)``.
@@ -204,7 +204,7 @@ def write_sidecar(
 def _stored_images(
     source: ImageFolder, options: PackOptions, workers: int, chunk_size: int
 ) -> Iterator[tuple[int, _Stored | str]]:
-    """Every index in order with what is stored, or why nothing is; at most two chunks per worker are held."""
+    """Each index in order, with its stored image or the reason for none; at most two chunks per worker in memory."""
 
     def read(indices: Sequence[int]) -> list[_Stored | str]:
         return [_read(source, index, options) for index in indices]
@@ -251,7 +251,7 @@ def _store(data: bytes, index: int, options: PackOptions) -> _Stored:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that may be stored as it is, if its bytes decode."""
+    """The height and width of a JPEG that may be stored unchanged; None for any other file."""
     if data[:2] != b"\xff\xd8":
         return None
     try:
@@ -262,7 +262,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _shrink(pixels: Pixels, max_resolution: int | None) -> Pixels:
-    """FFCV's rule, but no side below one pixel."""
+    """The image shrunk by FFCV's rule, but with no side below one pixel."""
     height, width = pixels.shape[:2]
     if max_resolution is None or max(height, width) <= max_resolution:
         return pixels

@@ -1,8 +1,8 @@
-"""libturbojpeg for compiled code: the library that FFCV itself was built with, called with the exact DCT.
+"""libturbojpeg for compiled code: the library that FFCV was built with, called with the exact DCT.
 
-FFCV's own ``imdecode`` asks for the fast DCT, some levels beside what other readers of a JPEG see, so its views would
-not be those of the folder engine. The functions below are known to LLVM by name, not by address, so that Numba can keep
-compiled code for the next process.
+FFCV's ``imdecode`` uses the fast DCT, whose pixels differ by some levels from those of other JPEG readers, and so
+from the folder engine's. The functions below are known to LLVM by name, not by address, so that Numba can cache compiled code
+for the next process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BYTES: Any = types.CPointer(types.uint8)  # type: ignore[no-untyped-call]
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    """The C function, looked up among FFCV's extension and the libraries that it is linked with."""
+    """The C function of FFCV's extension, or of a library that it is linked with."""
     address = ctypes.cast(getattr(_LIBRARY, name), ctypes.c_void_p).value
     llvmlite.binding.add_symbol(f"saga_fast_{name}", address)
     return types.ExternalFunction(f"saga_fast_{name}", result(*arguments))

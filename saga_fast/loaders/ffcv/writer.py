@@ -1,7 +1,7 @@
-"""Writing FFCV's format in one pass, from one process, without knowing sizes and bad images beforehand.
+"""Writer of FFCV's format, in one pass and one process, without knowing sizes and bad images beforehand.
 
-FFCV's ``DatasetWriter`` is not used: it forks, waits for ever when a worker fails (an image of more than its page's
-8 MiB is enough), has to know the number of good images in advance, and hung at exit beside a loader.
+FFCV's ``DatasetWriter`` is not used: it forks, waits for ever when a worker fails (an image larger than its page of
+8 MiB is enough), needs the number of good images in advance, and hung at exit when a loader was open.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ PAGE = 2**23
 
 
 class BetonWriter:
-    """A .beton file under way: header, fields and room for records first, then images as they come.
+    """A .beton file being written: header, fields and space for records first, then the images as they come.
 
     Args:
         path: the file, which is overwritten.
-        capacity: records at most; room for those that do not come stays unused.
+        capacity: largest number of records; the space of missing ones stays unused.
     """
 
     def __init__(self, path: Path, capacity: int) -> None:

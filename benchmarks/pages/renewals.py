@@ -1,0 +1,136 @@
+"""The attention pass as a renewal: input size, scaled decoding, incremental renewals, share of training, memory."""
+
+from __future__ import annotations
+
+from benchmarks.pages.markdown import listed, megabytes, table
+from benchmarks.pages.results import commit_of, find, rows_of
+from benchmarks.study.arms import METHODS
+
+SCORES = ("pseudo_label", "background")
+NAMES = {"simclr": "SimCLR", "mocov2": "MoCo v2", "invspread": "Inv. Spread", "insdis": "InsDis"}
+WAYS = {
+    "all": "`all`",
+    "changed": "`changed`",
+    "once": "never renewed",
+    "random": "{} of the images, drawn for each renewal",
+}
+"""Ways to renew; the rows of ``fraction``, which the package no longer has, are left out."""
+
+
+def input_sizes() -> str:
+    """A line per network and input size: the cost of the pass, and its boxes."""
+    rows = sorted(rows_of("bench_input_size"), key=lambda row: "untrained" in row["network"])
+    boxes = {(row["network"], row["size"], row["score"]): row for row in rows if "score" in row}
+    lines = []
+    for row in rows:
+        if "flops" not in row:
+            continue
+        cells = [row["network"], str(row["size"]), f"{row['flops'] / 1e9:.2g}", f"{row['images_per_second']:.0f}"]
+        cells.append(f"{row['ratio']:.1f}")
+        for score in SCORES:
+            box = boxes[row["network"], row["size"], score]
+            cells += [f"{box['accuracy']:.2f} ({100 * box['iou_half']:.0f} %)", f"{100 * box['corloc']:.0f} %"]
+        lines.append(cells)
+    head = ["network", "input, px", "GFLOP", "images/s", "times the largest's"]
+    return table([*head, *(part for score in SCORES for part in (f"`{score}`: IoU", "CorLoc"))], lines)
+
+
+def scaled_decode() -> str:
+    """Why the attention pass decodes whole images."""
+    rows = rows_of("bench_scaled_decode")
+    close = [row for row in rows if row["name"].endswith("at least 1.0 times")]
+    wide = [row for row in rows if row["name"].endswith("at least 2.0 times")]
+    ratio = {row["name"].split(",")[0].removeprefix("decode and resize "): row["ratio"] for row in close}
+    gains = listed([f"{ratio[f'500x375 to {size}']:.2f}" for size in (224, 160)])
+    overlaps = [row["accuracy"] for row in close if row["name"].startswith("boxes of pseudo_label")]
+    low, high = min(overlaps), max(overlaps)
+    (gain,) = [row["ratio"] for row in wide if row["name"].startswith("decode and resize 2000x1500")]
+    least = min(row["accuracy"] for row in wide if "accuracy" in row)
+    return (
+        "JPEGs are decoded whole for the pass. If libjpeg decodes at the smallest eighth of the size that covers the\n"
+        f"input, an image of 500 x 375 is decoded {gains} times as fast to 224 and 160 px (its entropy code is read in\n"
+        f"any case), and boxes of `pseudo_label` overlap those of whole decoding by an IoU of {low:.2f} to {high:.2f}. At\n"
+        f"twice the input's side the IoU is at least {least:.2f}, but only photographs of four times that side gain: those\n"
+        f"of 2000 x 1500 are decoded {gain:.2f} times as fast (`benchmarks/bench_scaled_decode.py`).\n"
+    )
+
+
+def incremental() -> str:
+    """A line per way to renew: the images that it computes, and the quality of its boxes."""
+    lines = []
+    for row in rows_of("bench_incremental"):
+        way, _, share = row["name"].partition(" ")
+        if way not in WAYS:
+            continue
+        name = WAYS[way].format(f"{100 * float(share):.0f} %" if share else "")
+        quality = [f"{row['ratio']:.3f}", f"{row['iou']:.3f}", f"{100 * row['corloc']:.0f} %"]
+        lines.append([name, f"{100 * row['computed']:.0f} %", *quality])
+    head = ["renewal", "images computed", "IoU with the whole renewal's boxes", "IoU with the object", "CorLoc"]
+    return table(head, lines)
+
+
+def renewal_share() -> str:
+    """The share of training time that renewals take every ten epochs."""
+    rows = [row for row in rows_of("bench_renewal_resnet18") if row["name"].startswith("renewal")]
+    rows += [row for row in rows_of("bench_renewal") if row["name"].endswith("resnet50 at 224")]
+    lines = []
+    for row in rows:
+        _, method, network = row["name"].split(", ")
+        shares = [f"{100 * row[key]:.1f} %" for key in ("share_of_training", "floor_share")]
+        lines.append([NAMES[method], network.replace("resnet", "ResNet-"), *shares])
+    return table(["method", "network", "a renewal's share of ten epochs", "share of one of training's forwards"], lines)
+
+
+def pass_memory() -> str:
+    """Memory and time of a pass over as many images as ImageNet has."""
+    file, count = "bench_renewal_resnet18", 1281167
+    memory = find(file, f"attention pass and listing, {count} images")["bytes"]
+    listing, saving = (
+        find(file, f"{name}, {count} images")["seconds"]
+        for name in ("listing and fingerprint", "table saved, opened and checked")
+    )
+    return (
+        f"An attention pass over {count:,} images, as many as ImageNet has, takes {megabytes(memory)} in addition to the\n"
+        f"model and its batches. Listing their names takes {listing:.1f} s, and saving, opening and checking the table\n"
+        f"{saving:.1f} s.\n"
+    )
+
+
+def streaming() -> str:
+    """The cost of streaming renewals per step, and the quality of their boxes."""
+    lines = []
+    for row in rows_of("bench_streaming"):
+        lines.append(
+            [
+                row["name"].removeprefix("streaming step, "),
+                f"{row['seconds']:.2f}",
+                f"{100 * (1 / row['ratio'] - 1):+.1f} %",
+                f"{100 * row['noise']:.1f} %",
+                megabytes(row["bytes_imagenet"]),
+            ]
+        )
+    cost = table(["a step that streams", "seconds", "more than the step alone", "noise", "maps of ImageNet"], lines)
+    rows = {row["name"]: row for row in rows_of("bench_streamed_boxes")}
+    made, whole = rows["as trained, streaming"], rows["whole, at these epochs"]
+    low, high = min(made["agreement"]), max(made["agreement"])
+    return (
+        f"{cost}\nOf `configs/demo_plus.yaml` trained with it from scratch, the boxes of {len(made['agreement'])} renewals\n"
+        f"had an IoU of {low:.2f} to {high:.2f} with those of a pass by the same networks, an IoU of {made['iou']:.2f} with"
+        f" the object\nand a CorLoc of {100 * made['corloc']:.0f} %; the passes had {whole['iou']:.2f} and"
+        f" {100 * whole['corloc']:.0f} %. Step costs were measured at commit {commit_of('bench_streaming')},\n"
+        f"boxes at commit {commit_of('bench_streamed_boxes')}.\n"
+    )
+
+
+def demo() -> str:
+    """kNN and boxes of the demo's config, and kNN of all methods."""
+    lines = []
+    for row in rows_of("demo_methods"):
+        method, _, _ = row["name"].partition(",")
+        epochs = sorted(int(epoch) for epoch in row["knn"])
+        plain = epochs[-2]
+        knn = [f"{100 * row['knn'][str(epoch)]:.1f}" for epoch in (0, plain, epochs[-1])]
+        lines.append([f"`{method}`", *knn, f"{row['box_iou'][-1]:.2f}"])
+    assert METHODS[0] == rows_of("demo_methods")[0]["name"].partition(",")[0]
+    head = ["method", "kNN, %: untrained", "after 14 plain epochs", "after 6 SAGA epochs", "IoU of the boxes"]
+    return table(head, lines)

@@ -1,0 +1,50 @@
+"""The channel weights alpha (SAGA, Eq. 2), without differentiating the backbone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from saga_fast.models.encoder import Encoder
+
+Score = Literal["pseudo_label", "activation", "background"]
+
+
+def channel_weights(
+    encoder: Encoder, projector: nn.Module, features: Tensor, score: Score
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The channel weights alpha (Eq. 2), the pseudo labels and their scores, for a model in eval mode.
+
+    Where pooling is the global average, h = mean_ij A and dz^c/dA_ij = (1/Z) dz^c/dh, so alpha = (1/Z) dz^c/dh:
+    only the projector is differentiated, and a linear projector needs no backward pass: alpha = W[c] / Z. Any other
+    pooling is differentiated back to A and averaged over the positions, which gives the same numbers for global average
+    pooling. The backbone is never differentiated.
+
+    Args:
+        encoder, projector: f and g.
+        features: A (B, C, u, v).
+        score: ``pseudo_label`` differentiates z^c; for the scores that differentiate nothing alpha is 1.
+
+    Returns:
+        alpha (B, C) float32, the pseudo label c (B,) int64, and z^c (B,) float32.
+    """
+    features = features.detach().float()
+    cells = features.shape[2] * features.shape[3]
+    pooled = encoder.is_global_average
+    differentiate = score == "pseudo_label"
+    with torch.set_grad_enabled(differentiate):
+        source = encoder.pool(features).detach() if pooled else features
+        source.requires_grad_(differentiate)
+        z = projector(source if pooled else encoder.pool(source))
+        value, label = z.max(1)
+        if not differentiate:
+            return torch.ones(features.shape[:2], device=features.device), label, value
+        if pooled and isinstance(projector, nn.Linear):
+            gradient = projector.weight[label].detach()
+        else:
+            # In eval mode rows are independent, so the gradient of the sum holds each row's gradient.
+            (gradient,) = torch.autograd.grad(value.sum(), source)
+    alpha = gradient / cells if pooled else gradient.mean((2, 3))
+    return alpha, label, value.detach()

@@ -1,0 +1,112 @@
+"""Features of a frozen model: kNN, the linear probe and the pair similarities compare them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from saga_fast.loaders import Batch, Loader
+from saga_fast.methods import Method
+from saga_fast.models.modes import eval_mode
+from saga_fast.models.precision import Precision, autocast, normalize_views
+from saga_fast.runtime.distributed import gather_uneven, is_main, rank, world_size
+
+Layer = Literal["backbone", "projector"]
+LAYERS: tuple[Layer, ...] = ("backbone", "projector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenModel:
+    """A model whose features are computed without gradient, and the formats in which it runs."""
+
+    model: Method
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's parameters."""
+        return next(self.model.parameters()).device
+
+    def features(
+        self, batch: Batch, layer: Layer = "backbone", *, photometrics: Tensor | None = None
+    ) -> list[list[Tensor]]:
+        """The features h or z (B, D) float32 of a batch's main views, not normalised: a list of branches per view.
+
+        Args:
+            batch: V views per image.
+            layer: ``backbone``: h = f(x); ``projector``: z = g(h).
+            photometrics: (B, V, P) float32, or None for no augmentation.
+        """
+        return [
+            [h if layer == "backbone" else z for h, z in branches]
+            for branches in self._outputs(batch, photometrics, with_z=layer == "projector")
+        ]
+
+    def _outputs(self, batch: Batch, photometrics: Tensor | None, *, with_z: bool) -> list[list[tuple[Tensor, Tensor]]]:
+        """(h, z) of each view and branch, float32; z is h where it is not wanted."""
+        views = normalize_views(
+            batch.views, self.model.encoder, self.device, photometrics=photometrics, channels_last=self.channels_last
+        )
+        outputs = []
+        with torch.no_grad(), autocast(self.device, self.precision):
+            for images in views.unbind(1):
+                of_view = []
+                for branch in self.model.branches(images):
+                    h = branch.encoder(branch.images)
+                    of_view.append((h, branch.projector(h) if with_z else h))
+                outputs.append(of_view)
+        return [[(h.float(), z.float()) for h, z in of_view] for of_view in outputs]
+
+    def unit_features(self, batch: Batch) -> dict[Layer, Tensor]:
+        """L2-normalised features (B, D) float32 of both layers; views and branches are concatenated."""
+        outputs = [pair for of_view in self._outputs(batch, None, with_z=True) for pair in of_view]
+        return {layer: _unit([pair[place] for pair in outputs]) for place, layer in enumerate(LAYERS)}
+
+
+def _unit(features: Sequence[Tensor]) -> Tensor:
+    """Unit vectors, concatenated and scaled to length 1: the similarity is the mean of the parts' cosines."""
+    return torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1) / math.sqrt(len(features))
+
+
+def extract_features(
+    frozen: FrozenModel, loader: Loader, *, progress: bool = False
+) -> tuple[dict[Layer, Tensor], Tensor]:
+    """L2-normalised features and labels of a data set's images, in eval mode; the model's mode is restored.
+
+    Processes that torchrun started together share the batches, and each returns all features.
+
+    Returns:
+        {"backbone": (M, dim), "projector": (M, 128)} float32 and labels (M,) int64, on the CPU, in the loader's order,
+        for the M images that can be decoded; see :meth:`FrozenModel.unit_features`.
+    """
+    loader.bad.share()
+    loader.set_batches(np.arange(rank(), len(loader), world_size()) if world_size() > 1 else None)
+    parts: dict[Layer, list[Tensor]] = {layer: [] for layer in LAYERS}
+    labels, indices = [], []
+    disable = None if progress and is_main() else True
+    try:
+        with (
+            eval_mode(frozen.model),
+            tqdm(total=len(loader.source), desc="features", unit="img", disable=disable) as bar,
+        ):
+            for batch in loader:
+                for layer, features in frozen.unit_features(batch).items():
+                    parts[layer].append(features.cpu())
+                labels.append(batch.label)
+                indices.append(batch.index)
+                bar.update(world_size() * len(batch.label))
+    finally:
+        loader.set_batches(None)
+    if world_size() == 1:
+        return {layer: torch.cat(part) for layer, part in parts.items()}, torch.cat(labels)
+    order = gather_uneven(indices).argsort()  # the order in which one process extracts them
+    return {layer: gather_uneven(part)[order] for layer, part in parts.items()}, gather_uneven(labels)[order]

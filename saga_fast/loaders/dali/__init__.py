@@ -1,0 +1,1 @@
+"""The dali engine: JPEGs decoded by NVIDIA DALI."""

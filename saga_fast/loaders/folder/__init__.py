@@ -1,0 +1,1 @@
+"""The folder engine: images straight from a folder or from tar files."""

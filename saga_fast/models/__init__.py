@@ -1,0 +1,1 @@
+"""The encoder, and how it runs: number formats, batch norm over all processes, the compiled forward pass."""

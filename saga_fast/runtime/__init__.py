@@ -1,0 +1,1 @@
+"""What a run needs of its machine: files, processes, the device, signals, and the figures that it writes down."""

@@ -1,0 +1,209 @@
+"""A run: its folder, and everything that its training changes. Set up afresh, or from the run's last checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from saga_fast.checkpoint import load_weights, read_checkpoint
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import config_to_dict
+from saga_fast.errors import SagaError
+from saga_fast.loaders import BadImages, Loader, Source, WholePlan, open_loader, open_source
+from saga_fast.methods import Method, build_method
+from saga_fast.models.encoder import Encoder
+from saga_fast.models.sync_batchnorm import synchronise_batchnorm
+from saga_fast.optim import build_optimizer
+from saga_fast.runtime.device import choose_device
+from saga_fast.runtime.distributed import (
+    StopRequest,
+    broadcast,
+    check_same,
+    data_parallel,
+    is_main,
+    rank,
+    world_size,
+)
+from saga_fast.runtime.files import write_text
+from saga_fast.runtime.metrics import Metrics
+from saga_fast.train.plan import crop_plan
+from saga_fast.train.provider import check_provider
+from saga_fast.train.renewal import Renewals
+from saga_fast.train.state import read_state
+from saga_fast.train.step import Training
+
+WHOLE_BATCH = 256
+"""Largest batch of whole images in the attention pass and in evaluation: there each process takes whole batches, and
+``batch_size`` may be what only all processes together can hold."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run folder and the state of its training.
+
+    Attributes:
+        training: the model, the optimiser and the loss scaler.
+        loader: training crops, shuffled.
+        epoch: finished epochs.
+        skipped: steps of finished epochs that were skipped because their loss was not finite.
+        partial_epoch: the state of the steps of an interrupted epoch, or None.
+        known_bad: undecodable images that the current epoch's order leaves out.
+        found_bad: further ones that an interrupted epoch found.
+        resumed: whether the run was set up from its checkpoint.
+    """
+
+    config: TrainConfig
+    folder: Path
+    device: torch.device
+    source: Source
+    val: Source | None
+    training: Training
+    bad: BadImages
+    loader: Loader
+    renewals: Renewals
+    metrics: Metrics
+    progress: bool
+    resumed: bool
+    epoch: int = 0
+    skipped: int = 0
+    partial_epoch: dict[str, Any] | None = None
+    known_bad: list[int] = field(default_factory=list)
+    found_bad: list[int] = field(default_factory=list)
+    stop_request: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def last(self) -> Path:
+        """The path of last.pt."""
+        return self.folder / "last.pt"
+
+    def open_whole(self, plan: WholePlan, source: Source | None = None) -> Loader:
+        """A loader of whole images in order, of the training images or of another data set."""
+        bad = None if source is None else BadImages(source, max_fraction=self.config.data.max_bad_fraction)
+        return _open_whole(self.config, self.device, source or self.source, plan, self.bad if bad is None else bad)
+
+
+def open_run(config: TrainConfig, *, resume: bool, ckpt: Path | None, progress: bool) -> Run:
+    """The run of ``config.out``, set up afresh or, with ``resume``, from its last checkpoint.
+
+    Raises:
+        SagaError: a run folder in use, a config that cannot be trained or that differs from the one being resumed.
+    """
+    folder = Path(config.out)
+    last = folder / "last.pt"
+    exists = broadcast(last.exists())
+    if exists and not resume:
+        raise SagaError(f"{folder} holds a run already: go on with --resume, or choose another --out")
+    device = choose_device(config.device)
+    source = _open_source(config, config.data.train)
+    val = _open_source(config, config.data.val) if config.data.val else None
+    torch.manual_seed(config.seed)
+    model = _build_model(config, source)
+    state = read_state(last, config, source) if exists else {}
+    bad = BadImages(source, max_fraction=config.data.max_bad_fraction, known=state.get("bad_images", []))
+    _load_weights(model, state, last, ckpt)
+    check_provider(config.attention, source)
+    _place(model, config, device)
+    training = Training(
+        config=config,
+        model=model,
+        network=data_parallel(model, device),
+        optimizer=build_optimizer(config.optimizer, model),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+    )
+    renewals = Renewals(config, model, source, lambda plan: _open_whole(config, device, source, plan, bad))
+    if exists:
+        training.restore(state)
+        renewals.load_state(state)
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    options = replace(config.loader_options(device), shuffle=True, drop_last=True, rank=rank(), world_size=world_size())
+    loader = open_loader(config.data.engine, source, crop_plan(config, model), options, bad=bad)
+    epoch, partial_epoch = state.get("epoch", 0 if ckpt is None else config.plain.epochs), state.get("so_far")
+    return Run(
+        config=config,
+        folder=folder,
+        device=device,
+        source=source,
+        val=val,
+        training=training,
+        bad=bad,
+        loader=loader,
+        renewals=renewals,
+        metrics=_open_metrics(folder, epoch, partial=partial_epoch is not None, resumed=exists),
+        progress=progress,
+        resumed=exists,
+        epoch=epoch,
+        skipped=state.get("skipped", 0),
+        partial_epoch=partial_epoch,
+        known_bad=state.get("bad_images", []),
+        found_bad=state.get("bad_found", []),
+    )
+
+
+def _open_source(config: TrainConfig, path: str) -> Source:
+    source = open_source(config.data.engine, path, classes=config.data.classes)
+    check_same({"the data set": source.fingerprint})
+    return source
+
+
+def _build_model(config: TrainConfig, source: Source) -> Method:
+    """
+    Raises:
+        SagaError: a method that cannot be trained, or not with the config's views.
+    """
+    model = build_method(config.method, config.encoder, num_images=len(source))
+    if not model.trainable:
+        raise SagaError(
+            f"method {config.method.name} cannot be trained: it is a classifier whose attention gives boxes,"
+            " see saga-fast build-att"
+        )
+    single_view = model.num_views == 1 and not model.more_views
+    if single_view and config.attention is not None and config.attention.views == "mixed":
+        raise SagaError(
+            f"attention.views=mixed needs two views, and method {config.method.name} has one: set att or union"
+        )
+    return model
+
+
+def _load_weights(model: Method, state: dict[str, Any], last: Path, ckpt: Path | None) -> None:
+    if state:
+        load_weights(model, state["model"], last)
+    elif ckpt is not None:
+        load_weights(model, read_checkpoint(ckpt)["model"], ckpt)
+
+
+def _place(model: Method, config: TrainConfig, device: torch.device) -> None:
+    """Move the model to the device, in the config's memory format, batch norm and compilation."""
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    synchronised = model.sync_batchnorm if config.sync_batchnorm is None else config.sync_batchnorm
+    if world_size() > 1 and synchronised:
+        synchronise_batchnorm(model, device)
+    if config.compile:
+        for module in model.modules():
+            if isinstance(module, Encoder):
+                module.compile()
+
+
+def _open_whole(config: TrainConfig, device: torch.device, source: Source, plan: WholePlan, bad: BadImages) -> Loader:
+    options = replace(config.loader_options(device), batch_size=min(config.batch_size, WHOLE_BATCH))
+    return open_loader(config.data.engine, source, plan, options, bad=bad)
+
+
+def _open_metrics(folder: Path, epoch: int, *, partial: bool, resumed: bool) -> Metrics:
+    """The run's figures, without the rows that the resumed run writes again.
+
+    A renewal at epoch E comes after the checkpoint of epoch E, and is repeated when resuming from it, unless the
+    checkpoint holds steps of the next epoch.
+    """
+
+    def keep(row: dict[str, Any]) -> bool:
+        return resumed and row["epoch"] < epoch + (partial or row["kind"] != "renewal")
+
+    return Metrics(folder, keep=keep, writes=is_main())
