@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+RESULTS := benchmarks/results
+RUN := PYTHONPATH=. $(BIN)/python
 
-.PHONY: demo docs test lint format install system-packages bench torture clean
+.PHONY: demo test check docs lint format install bench torture clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/saga-fast demo --out $(OUT)
@@ -13,8 +15,15 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
+# While editing: the quick tests and the linters, in a few minutes. `make test` runs everything.
+check: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) lint
+
+# Generated parts of the pages first, then the site.
 docs: $(VENV)/.installed-test
 	$(BIN)/python tools/config_reference.py
+	$(RUN) -m benchmarks.pages
 	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed-test
@@ -29,17 +38,14 @@ format: $(VENV)/.installed-test
 install: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_folder.py --out benchmarks/results/bench_folder.json
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_ffcv.py --out benchmarks/results/bench_ffcv.json
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_dali.py --out benchmarks/results/bench_dali.json
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_attention.py --out benchmarks/results/bench_attention.json
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_renewal.py --out benchmarks/results/bench_renewal.json
-	PYTHONPATH=. $(BIN)/python benchmarks/bench_kernels.py --out benchmarks/results/bench_kernels.json
-	PYTHONPATH=. $(BIN)/python -m benchmarks.readme
+	for name in folder ffcv dali attention renewal kernels; do \
+		$(RUN) benchmarks/bench_$$name.py --out $(RESULTS)/bench_$$name.json || exit 1; \
+	done
+	$(RUN) -m benchmarks.pages
 
 # About five minutes on two cores; as root it also fills up small file systems.
 torture: $(VENV)/.installed-test
-	PYTHONPATH=.:tests/train $(BIN)/python -m benchmarks.torture
+	PYTHONPATH=.:tests/train $(BIN)/python -m benchmarks.torture --out $(RESULTS)/torture.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -94,7 +94,7 @@ def boxes_by_grad_cam(bench: NetworkBench, *, bicubic: bool = False) -> Boxes:
 
 
 def weights_and_boxes(bench: NetworkBench, features: list[Tensor]) -> None:
-    """What the attention pass does after the bare forward pass, except for filling the table."""
+    """The work of the attention pass after the bare forward pass, except for filling the table."""
     for part in features:
         weights, _, _ = channel_weights(bench.model.encoder, bench.model.projector, part, "pseudo_label")
         attention_boxes(part, weights, delta=DELTA, size=bench.options.size)

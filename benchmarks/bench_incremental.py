@@ -1,4 +1,4 @@
-"""What an incremental renewal of D^att loses for the time it saves.
+"""The agreement with a whole renewal of D^att that incremental renewals lose for the time they save.
 
 Each checkpoint that a run has kept (``checkpoint.keep_every``) stands for a renewal. Its whole table is computed, and
 so is the one that each way to renew would have left: the images that the way computes have new boxes, the remaining

@@ -1,4 +1,4 @@
-"""What ``attention.input_size`` costs and gives: boxes at several input sizes, compared with those at the largest.
+"""Cost and boxes of several values of ``attention.input_size``, compared with those of the largest.
 
 Two kinds of rows per network and size:
 

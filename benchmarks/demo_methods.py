@@ -21,7 +21,7 @@ from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train.cycle import train
 
 CLASSES = 12
-"""Of the demo's images; guessing is right for one in so many."""
+"""Of the demo's images."""
 K = 20
 
 
@@ -30,8 +30,8 @@ def config_of(method: str) -> Path:
     return Path(str(files("saga_fast.configs"))) / ("demo.yaml" if method == "simclr" else f"demo_{method}.yaml")
 
 
-METHODS_SHOWN = [method for method in METHODS if config_of(method).exists()]
-"""Not the classifier, which is no method of the demo."""
+DEMO_METHODS = [method for method in METHODS if config_of(method).exists()]
+"""The methods with a config for the demo."""
 
 
 def row_of(method: str, run: Path, phases: tuple[int, int]) -> Row:
@@ -77,7 +77,7 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs and the images")
-    parser.add_argument("--methods", nargs="+", choices=METHODS_SHOWN, default=METHODS_SHOWN)
+    parser.add_argument("--methods", nargs="+", choices=DEMO_METHODS, default=DEMO_METHODS)
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="key=value", help="for trials")
     options = parser.parse_args()
     record(options.out, rows(options))

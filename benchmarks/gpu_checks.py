@@ -118,7 +118,7 @@ def check_crop_resize(bench: Bench) -> Iterator[Row]:
 
 
 def augment_deviation(result: Tensor, oracle: Tensor, photometrics: Tensor | None) -> float:
-    """The largest difference over what is allowed, except next to the threshold where solarize jumps."""
+    """The largest difference over the allowed one, except next to the threshold where solarize jumps."""
     shape = (*oracle.shape[:2], 1, 1, 1)
     allowed, apart = (torch.full(shape, x, device=oracle.device) for x in (ROUNDING, 2.0))
     if photometrics is not None:

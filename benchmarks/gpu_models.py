@@ -51,7 +51,7 @@ def bare_forward(bench: Bench, features: Features, batch: Tensor) -> Tensor:
 
 
 def boxes_of(bench: Bench, model: Method, features: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """What the attention pass adds, with its columns copied to the host as in build_box_table."""
+    """The work that the attention pass adds, with its columns copied to the host as in build_box_table."""
     weights, label, value = channel_weights(model.encoder, model.projector, features, "pseudo_label")
     boxes, found = attention_boxes(features, weights, size=side, impl=bench.impl)
     label.cpu(), value.cpu()

@@ -1,4 +1,4 @@
-"""What the sections of ``gpu.py`` share: the device, the section's deadline, and timing by CUDA events.
+"""The device, the deadline and the timing by CUDA events of the sections of ``gpu.py``.
 
 A way is a list of calls that do the same work on different inputs. They take turns, so that none has its input in the
 L2 cache; :func:`rotation` is the number of inputs that this takes. A measurement is one run over the list. Work of a

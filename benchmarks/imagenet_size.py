@@ -29,7 +29,7 @@ PASS = AttentionPass(size=32, forward="eager")
 
 
 def imagenet_size(folder: Path, names: int) -> Iterator[Row]:
-    """The rows of so many images: listing and fingerprint, an attention pass over all of them, and the table's file.
+    """The rows of listing and fingerprint, an attention pass over all images, and the table's file.
 
     The images are 8 px wide and a thin network gets 32 px, because memory is measured: in excess of the model and the
     batches of a pass over the first folder of a thousand names. Names share files.
@@ -54,7 +54,7 @@ def imagenet_size(folder: Path, names: int) -> Iterator[Row]:
         "name": f"attention pass and listing, {names} images",
         "bytes": grown,
         "limit": 1e9,
-        "against": "the target, beside model and batches",
+        "against": "the target, in addition to model and batches",
         "ratio": 1e9 / grown,
         "pass_seconds": time.perf_counter() - begin,
     }

@@ -1,4 +1,4 @@
-"""Generated photographs that cost an image loader what ImageNet's cost it: 500 x 375 JPEGs of about 108 kB.
+"""Generated photographs that cost an image loader as much as ImageNet's: 500 x 375 JPEGs of about 108 kB.
 
 Random crops of the photographs that scikit-image and scikit-learn carry, enlarged to the size asked for. That makes
 them soft, 30 to 90 kB at quality 95, so grain is added until the file has ImageNet's bytes per pixel, because entropy

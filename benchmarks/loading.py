@@ -1,4 +1,4 @@
-"""What the benchmarks of the loaders share: their sizes, crops and boxes, and decoding alone."""
+"""Sizes, crops and boxes of the loaders' benchmarks, and decoding alone."""
 
 from __future__ import annotations
 

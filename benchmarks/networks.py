@@ -1,4 +1,4 @@
-"""What the benchmarks of the attention pass share: untrained networks, batches for them, and the bare forward pass."""
+"""Untrained networks, their batches and the bare forward pass, for the benchmarks of the attention pass."""
 
 from __future__ import annotations
 

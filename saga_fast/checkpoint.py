@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-import zipfile
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,10 +15,12 @@ from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_from_dict
 from saga_fast.errors import SagaError
 from saga_fast.methods import Method, build_method, num_bank_rows
-from saga_fast.runtime.files import replacing
+from saga_fast.runtime.files import read_file, replacing
+from saga_fast.runtime.tensors import load_tensors
 
 FORMAT = "saga-fast/checkpoint"
 VERSION = 1
+MAX_BYTES = 2**37
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -34,6 +38,51 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             raise
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint file, read once: its weights, its config and its hash belong together, also if the file changes."""
+
+    path: Path
+    content: dict[str, Any]
+    sha256: str
+    """Of the bytes that were read, as 64 hexadecimal digits."""
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs of the run."""
+        epoch = self.content.get("epoch")
+        if type(epoch) is not int or epoch < 0:
+            raise SagaError(f"{self.path} holds no epoch, got {epoch!r:.40}: saga-fast train did not write it")
+        return epoch
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The config of the run. SagaError if there is none, or one that :func:`config_from_dict` refuses."""
+        return checkpoint_config(self.content, self.path)
+
+    def model(self) -> Method:
+        """A new model with the checkpoint's weights, in eval mode, on the CPU. SagaError as :func:`load_model`."""
+        state = self.content.get("model")
+        config = self.config
+        assert isinstance(state, dict)  # checked with the config
+        with torch.random.fork_rng(devices=[]):
+            # A state without the bank that its method needs is refused below, by the bank's name.
+            model = build_method(config.method, config.encoder, num_images=num_bank_rows(state) or 1)
+        load_weights(model, state, self.path)
+        return model.eval()
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint file once.
+
+    Raises:
+        SagaError: see :func:`read_checkpoint`.
+    """
+    path = Path(path)
+    data = _read(path)
+    return Checkpoint(path=path, content=_parse(data, path), sha256=hashlib.sha256(data).hexdigest())
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content that :func:`save_checkpoint` wrote, with tensors on the CPU.
 
@@ -41,13 +90,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         SagaError: no such file, cut short or damaged, another program's file, one whose reading would run pickle code,
             or one that names a box table outside of its run.
     """
-    if not path.is_file():
+    return _parse(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists() or path.is_dir():
         raise SagaError(f"no such checkpoint: {path}")
     try:
-        _check_crc(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return read_file(path, MAX_BYTES)
+    except OSError as error:
+        raise SagaError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+
+
+def _parse(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        content = load_tensors(data)
     except pickle.UnpicklingError as error:
         raise SagaError(f"{path} is not a saga-fast checkpoint, or one whose reading would run pickle code") from error
+    except MemoryError:
+        raise
     except Exception as error:  # damaged bytes make torch's reader raise anything from IndexError to RuntimeError
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise SagaError(f"cannot read the checkpoint {path}: {reason}") from error
@@ -59,24 +120,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if content.get(name) is not None:
             _check_table_name(content[name], path)
     return content
-
-
-def _check_crc(path: Path) -> None:
-    """Compare each record with its checksum: ``torch.load`` does not, and reads a flipped bit as a weight.
-
-    This takes 0.4 s per GiB. Files in torch's older format, which saga-fast never wrote, have no checksums.
-
-    Raises:
-        zipfile.BadZipFile: a damaged record.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as records:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records.infolist()):
-            raise zipfile.BadZipFile("it is compressed, which checkpoints are not")
-        damaged = records.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"its record {damaged} is damaged")
 
 
 def _check_table_name(entry: Any, path: Path) -> None:
@@ -106,14 +149,30 @@ def load_weights(model: Method, state: dict[str, torch.Tensor], path: Path) -> N
         SagaError: names or shapes that do not match; the message names the first.
     """
     expected = model.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
+    for name in sorted(expected.keys() | {str(key) for key in state}):
         if name not in state or name not in expected:
             raise SagaError(f"{path} {'lacks' if name in expected else 'has a tensor that the model lacks:'} {name}")
+        if not isinstance(state[name], torch.Tensor):
+            raise SagaError(f"{path}: {name} is {type(state[name]).__name__}, not a tensor")
         if expected[name].shape != state[name].shape:
             raise SagaError(
                 f"{path}: {name} has shape {tuple(state[name].shape)}, the model {tuple(expected[name].shape)}"
             )
+        _check_tensor(name, state[name], expected[name], path)
     model.load_state_dict(state)
+
+
+def _check_tensor(name: str, tensor: Any, expected: torch.Tensor, path: Path) -> None:
+    """
+    Raises:
+        SagaError: not a plain tensor of the expected kind, or one that is not finite.
+    """
+    plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
+    if not plain or tensor.device.type != "cpu" or tensor.is_floating_point() != expected.is_floating_point():
+        kind = f"{tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise SagaError(f"{path}: {name} is {kind}, not a plain tensor of {expected.dtype}")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()) and not name.endswith("log_z"):
+        raise SagaError(f"{path}: {name} holds values that are not finite: the run that wrote it has failed")
 
 
 def load_model(path: Path | str) -> Method:
@@ -126,13 +185,6 @@ def load_model(path: Path | str) -> Method:
         A model with ``encoder`` (f), ``projector`` (g) and ``method`` (its name).
 
     Raises:
-        SagaError: see :func:`read_checkpoint`; or weights that do not fit the checkpoint's own config.
+        SagaError: see :func:`read_checkpoint`; or weights that do not fit the checkpoint's config, or are not finite.
     """
-    path = Path(path)
-    content = read_checkpoint(path)
-    config = checkpoint_config(content, path)
-    with torch.random.fork_rng(devices=[]):
-        # A state without the bank that its method needs is refused below, by the bank's name.
-        model = build_method(config.method, config.encoder, num_images=num_bank_rows(content["model"]) or 1)
-    load_weights(model, content["model"], path)
-    return model.eval()
+    return open_checkpoint(path).model()

@@ -1,4 +1,4 @@
-"""The encoder in other projects' names, for their linear-probe and detection code."""
+"""Export of the encoder with the tensor names of torchvision, timm or facebookresearch/moco."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Branch = Literal["luminance", "chrominance"]
 def export_state(
     model: Method, target: Target, *, with_head: bool = False, branch: Branch | None = None
 ) -> dict[str, Tensor]:
-    """The encoder's tensors in another project's names.
+    """The encoder's tensors with the names of another project.
 
     Args:
-        model: what :func:`saga_fast.load_model` gave.
-        target: ``timm``: names of timm. ``torchvision``: names of torchvision's ResNets. ``moco``: those behind
-            ``module.encoder_q.``, with the projector as ``fc``, as facebookresearch/moco has them.
-        with_head: ``torchvision`` and ``timm``: the projector too, as the last layer ``fc`` (of an MLP ``fc.0``,
-            ``fc.2``), which the receiver has to have built.
+        model: a model from :func:`saga_fast.load_model`.
+        target: ``timm``: names of timm. ``torchvision``: names of torchvision's ResNets. ``moco``: names of
+            facebookresearch/moco, which are torchvision's after ``module.encoder_q.``, and the projector as ``fc``.
+        with_head: for ``torchvision`` and ``timm``, include the projector as the last layer ``fc``, or ``fc.0`` and
+            ``fc.2`` for an MLP: the network that loads the file needs these layers.
         branch: which of CMC's two encoders.
 
     Raises:
-        SagaError: a network that ``target`` cannot express.
+        SagaError: a network that ``target`` does not have.
     """
-    encoder, projector = _parts(model, branch)
+    encoder, projector = _encoder_and_projector(model, branch)
     if target != "timm" and not isinstance(encoder.backbone, ResNet):
         raise SagaError(
-            f"--to {target} has names for ResNets only, not for {type(encoder.backbone).__name__}: --to timm"
+            f"{type(encoder.backbone).__name__} is not a ResNet, --to {target} is for ResNets only: use --to timm"
         )
     if target == "torchvision" or target == "moco":
         _check_torchvision(encoder.backbone, target)
@@ -51,7 +51,14 @@ def export_state(
 
 
 def write_export(path: Path, state: dict[str, Tensor], target: Target, *, arch: str, epoch: int) -> None:
-    """Write a state dict: safetensors by the name's ending, else torch's format; ``moco`` with ``arch``, ``epoch``.
+    """Write a state dict to a safetensors file or a file of ``torch.save``.
+
+    Args:
+        path: the file; the format is safetensors if the name ends in ``.safetensors``.
+        state: the tensors of :func:`export_state`.
+        target: for ``moco`` the file also contains ``arch`` and ``epoch``.
+        arch: name of the encoder.
+        epoch: finished epochs.
 
     Raises:
         SagaError: ``moco`` as safetensors.
@@ -59,17 +66,19 @@ def write_export(path: Path, state: dict[str, Tensor], target: Target, *, arch: 
     """
     if path.suffix == ".safetensors":
         if target == "moco":
-            raise SagaError(f"--to moco is a torch file with arch and epoch, not {path.name}")
+            raise SagaError(
+                f"--to moco writes a file of torch.save with arch and epoch, not {path.name}: use another name"
+            )
         content = safetensors_bytes({name: tensor.contiguous() for name, tensor in state.items()})
         with replacing(path) as temporary:
             temporary.write_bytes(content)
         return
-    whole: dict[str, Any] = {"arch": arch, "epoch": epoch, "state_dict": state} if target == "moco" else state
+    checkpoint: dict[str, Any] = {"arch": arch, "epoch": epoch, "state_dict": state} if target == "moco" else state
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(whole, file)
+        torch.save(checkpoint, file)
 
 
-def _parts(model: Method, branch: Branch | None) -> tuple[Encoder, nn.Module]:
+def _encoder_and_projector(model: Method, branch: Branch | None) -> tuple[Encoder, nn.Module]:
     if isinstance(model.encoder, ColorPair):
         if branch is None:
             raise SagaError("CMC has two encoders: choose one with --branch luminance or chrominance")
@@ -78,15 +87,19 @@ def _parts(model: Method, branch: Branch | None) -> tuple[Encoder, nn.Module]:
         assert isinstance(projector, nn.Module)
         return encoder, projector
     if branch is not None:
-        raise SagaError(f"--branch is for CMC, method {model.method} has one encoder")
+        raise SagaError(f"method {model.method} has one encoder, --branch is for CMC: remove --branch")
     return model.encoder, model.projector
 
 
 def _check_torchvision(backbone: ResNet, target: Target) -> None:
-    """timm's other ResNets (deep stems, average-pooled shortcuts, attention) have layers that torchvision's lack."""
-    plain = isinstance(backbone.conv1, nn.Conv2d) and not any(
+    """Check that torchvision has all layers of a ResNet.
+
+    Raises:
+        SagaError: a deep stem, average pooling in shortcuts, or attention blocks, which only timm has.
+    """
+    has_torchvision_layers = isinstance(backbone.conv1, nn.Conv2d) and not any(
         ".se." in name or "downsample.2." in name or (name.endswith("downsample.1.weight") and tensor.ndim == 4)
         for name, tensor in backbone.state_dict().items()
     )
-    if not plain:
-        raise SagaError(f"--to {target}: torchvision has no ResNet like this one of timm's: --to timm")
+    if not has_torchvision_layers:
+        raise SagaError(f"--to {target}: torchvision has no ResNet like this one of timm, use --to timm")

@@ -1,4 +1,4 @@
-"""The benchmark of the kernels runs, and its file says what was measured, where and from which commit."""
+"""The benchmark of the kernels runs, and its file has the hardware, the versions, the commit and the command."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from saga_fast.profile.figures import compare, time_pairs
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_small_run(tmp_path: Path) -> None:
     out = tmp_path / "new" / "kernels.json"
     command = [sys.executable, "benchmarks/bench_kernels.py", "--small", "--out", str(out)]

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and that every mistake of a user is one line and exit code 2."""
+"""The command line: its output, and that a user's mistake is one line on stderr and exit code 2."""
 
 import json
 import shutil
@@ -37,8 +37,8 @@ COMMANDS = [
 Refuses = Callable[..., None]
 
 
-def tables_equal(path: Path, other: Path) -> bool:
-    a, b = BoxTable.open(path), BoxTable.open(other)
+def tables_equal(first: Path, second: Path) -> bool:
+    a, b = BoxTable.open(first), BoxTable.open(second)
     return all(np.array_equal(getattr(a, c), getattr(b, c)) for c in ("boxes", "found", "pseudo_label", "score"))
 
 
@@ -86,12 +86,12 @@ def test_interrupt(tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "saga-fast: interrupted\n"
 
 
-def test_error_of_the_program_is_no_mistake_of_the_user(tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_is_raised(tiny_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("our own")
+        raise RuntimeError("internal")
 
     monkeypatch.setattr("saga_fast.cli.train.train", fail)
-    with pytest.raises(RuntimeError, match="our own"):
+    with pytest.raises(RuntimeError, match="internal"):
         main(["train", "--config", str(tiny_yaml)])
 
 
@@ -115,7 +115,7 @@ def test_train_from_a_checkpoint(ckpt: Path, tiny_yaml: Path, tmp_path: Path) ->
     assert [(row["kind"], row["epoch"]) for row in rows] == [("renewal", 1), ("epoch", 2)]
 
 
-def test_train_refuses_what_is_not_there(tiny_yaml: Path, tmp_path: Path, refuses: Refuses) -> None:
+def test_train_refuses_missing_files(tiny_yaml: Path, tmp_path: Path, refuses: Refuses) -> None:
     run, none = tmp_path / "run", tmp_path / "none"
     refuses(["train", "--config", none], none, "No such file")
     refuses(["train", "--config", tiny_yaml, "--out", run, "--set", f"data.train={none}"], "image folder", none)
@@ -157,7 +157,7 @@ def test_train_refuses_a_run_in_use(finished_run: Path, tiny_yaml: Path, refuses
 
 
 def test_train_refuses_output_that_cannot_be_written(tiny_yaml: Path, tmp_path: Path, refuses: Refuses) -> None:
-    """A folder below a regular file: root cannot write there either."""
+    """A folder inside a regular file: even root cannot write there."""
     file = tmp_path / "file"
     file.write_text("mine")
     refuses(["train", "--config", tiny_yaml, "--out", file / "run"], file, "Not a directory")
@@ -171,7 +171,7 @@ def test_train_refuses_a_loss_that_is_not_finite(tiny_yaml: Path, tmp_path: Path
 
 @pytest.fixture
 def interrupted(tiny_yaml: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A run on its own copy of the images that ended before its first SAGA epoch was saved; and the images."""
+    """A run that was interrupted before its first SAGA epoch was saved, and its copy of the images."""
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(images / "train", data)
     saved = 0
@@ -219,7 +219,7 @@ def test_build_att(ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.Capt
     data = str(images / "train")
     assert main(["build-att", "--ckpt", str(ckpt), "--data", data, "--out", str(first)]) == 0
     out = capsys.readouterr().out
-    # The defaults are the checkpoint's: its images, its config.
+    # The default images and options are those of the checkpoint's config.
     assert main(["build-att", "--ckpt", str(ckpt), "--out", str(second), "--batch-size", "64"]) == 0
     assert tables_equal(first, second)
 
@@ -253,7 +253,7 @@ def test_build_att_options(ckpt: Path, tmp_path: Path) -> None:
 
 
 def spoil(root: Path) -> dict[int, str]:
-    """Break five files of a folder in five ways; their indices and paths."""
+    """Break five files of a folder in five ways, and return their indices and paths."""
     paths = ImageFolder(root).paths
     broken = {index: paths[index] for index in (0, 7, 20, 33, 40)}
     contents = [b"", b"not an image", None, b"\xff\xd8\xff\xe0" + bytes(40), (root / paths[33]).read_bytes()[:90]]
@@ -266,7 +266,7 @@ def spoil(root: Path) -> dict[int, str]:
     return broken
 
 
-def test_build_att_lists_what_cannot_be_decoded(
+def test_build_att_lists_undecodable_images(
     ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean, table_path = tmp_path / "clean.safetensors", tmp_path / "out" / "a.safetensors"
@@ -304,7 +304,7 @@ def test_build_att_refuses_too_many_bad_images(ckpt: Path, images: Path, tmp_pat
     assert not out.exists()
 
 
-def test_build_att_forgets_images_that_were_mended(ckpt: Path, images: Path, tmp_path: Path) -> None:
+def test_build_att_removes_an_old_list_of_bad_images(ckpt: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
     (tmp_path / "bad_images.txt").write_text("3\tcat/003.jpg\tbroken\n")
     assert main(["build-att", "--ckpt", str(ckpt), "--data", str(images / "train"), "--out", str(out)]) == 0
@@ -355,7 +355,7 @@ def test_build_att_leaves_an_existing_table_when_it_fails(ckpt: Path, images: Pa
 
 
 @pytest.mark.parametrize("command", ["build-att", "eval knn", "train"])
-def test_checkpoints_that_are_none(
+def test_invalid_checkpoints(
     ckpt: Path, tiny_yaml: Path, images: Path, tmp_path: Path, refuses: Refuses, command: str
 ) -> None:
     options: dict[str, list[Any]] = {

@@ -1,4 +1,4 @@
-"""The command line's evaluations and report: what they print and write, and what they refuse."""
+"""The commands ``eval`` and ``report``: their output, their files, and the arguments that they refuse."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def test_eval_knn(ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.Captu
     last = {row["layer"]: row["top1"] for row in metrics if row["kind"] == "knn" and row["epoch"] == 5}
     assert {layer: rows[layer, 5] for layer in last} == last
 
-    # SRC with train/ and val/ in it is short for both of them.
+    # A SRC that contains train/ and val/ stands for both.
     assert main([*arguments[:4], "--data", str(images / "train"), "--val", str(images / "val"), "--k", "5", "20"]) == 0
     assert capsys.readouterr().out == out
 
@@ -40,7 +40,7 @@ def test_eval_knn_leaves_one_out(ckpt: Path, images: Path, capsys: pytest.Captur
     assert main(["eval", "knn", "--ckpt", str(ckpt), "--data", str(images / "train"), "--k", "1", "40"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    # An image that were its own neighbour would make this 100 %.
+    # If an image were among its neighbours, this would be 100 %.
     assert "kNN backbone  k   1: 100.0 %" not in lines
 
 
@@ -95,7 +95,7 @@ def test_eval_knn_refuses_before_the_passes(ckpt: Path, images: Path, refuses: R
 def test_eval_knn_views(
     ckpt: Path, images: Path, tmp_path: Path, views: str, refuses: Refuses, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Boxes from a file are those that are made on the fly."""
+    """Boxes from a file are equal to those computed by the command."""
     tables = [tmp_path / f"{split}.safetensors" for split in ("train", "val")]
     for split, table in zip(("train", "val"), tables, strict=True):
         assert main(["build-att", "--ckpt", str(ckpt), "--data", str(images / split), "--out", str(table)]) == 0
@@ -131,4 +131,4 @@ def test_report_command(ckpt: Path, tmp_path: Path, refuses: Refuses, capsys: py
     assert main(["report", str(ckpt.parent), "--out", str(out), "--title", "Mine"]) == 0
     assert capsys.readouterr().out == f"report: {out}\n"
     assert "<title>Mine</title>" in out.read_text()
-    refuses(["report", tmp_path / "none"], "holds no metrics.jsonl")
+    refuses(["report", tmp_path / "none"], "contains no metrics.jsonl")

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py runs on the CPU at sizes that measure nothing, also without what the GPU machine lacks."""
+"""benchmarks/gpu.py runs on the CPU at sizes that measure nothing, also without the optional packages."""
 
 import json
 import os
@@ -27,17 +27,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(command: list[str], folder: Path) -> dict[str, Any]:
-    """The JSON that the script writes; its table names every row."""
-    everything = [sys.executable, *command, *SMALL, "--out", str(folder / "new")]
+    """The JSON that the script writes; its table has a line per row."""
+    words = [sys.executable, *command, *SMALL, "--out", str(folder / "new")]
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(everything, cwd=ROOT, env=variables, capture_output=True, text=True)
+    ran = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     written: dict[str, Any] = json.loads((folder / "new" / "gpu.json").read_text())
     assert all(row["name"] in ran.stdout for row in written["rows"])
     return written
 
 
-def test_cpu_dry_run_without_what_the_gpu_machine_lacks(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_cpu_dry_run_without_optional_packages(tmp_path: Path) -> None:
     written = run(["-c", WITHOUT, "benchmarks/gpu.py", "--commit", "abc"], tmp_path)
     assert list(written) == ["hardware", "versions", "commit", "command", "rows"]
     assert written["commit"] == "abc"

@@ -1,4 +1,4 @@
-"""``saga-fast profile`` at sizes that measure nothing: rows, schema, and what it concludes from figures."""
+"""``saga-fast profile`` at tiny sizes: rows, schema, recommendation, bottleneck and prediction."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from saga_fast.config_file import load_config
 from saga_fast.loaders import WholePlan, open_loader
 from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row
-from saga_fast.profile.loaders import binding, recommend
+from saga_fast.profile.loaders import describe_bottleneck, recommend
 from saga_fast.profile.rebuild import Cluster, predict
 
 
@@ -41,7 +41,7 @@ def test_loaders(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
             assert {"batch_p50", "batch_p95", "cpu", "resident_bytes", "engine"} <= set(row)
             assert row["against"] == "read and decode alone"
     *_, cause, choice = capsys.readouterr().out.strip().splitlines()
-    assert "binds" in cause
+    assert "is the bottleneck" in cause
     assert choice.startswith("choose: --set data.engine=folder data.threads=")
     assert choice.split("--set ")[1].split()[-1] in ("batch_size=4", "batch_size=8")
 
@@ -56,7 +56,7 @@ def test_att(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_att_compiled(finished_run: Path) -> None:
-    """The pass and its limit run the same forward, and what compiling takes is a row of its own."""
+    """The pass and its limit run the same forward pass, and the time to compile is a separate row."""
     config = load_config(finished_run / "config.yaml", ["attention.forward=compiled"])
     loader = open_loader("folder", config.data.train, WholePlan(size=16), batch_size=8)
     model = load_model(finished_run / "last.pt")
@@ -72,7 +72,7 @@ def test_train(tiny_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     rows, _ = profiled(["train", "--config", str(tiny_yaml), "--seconds", "0.05"], tmp_path / "t.json")
     assert set(rows) == {"loader", "step", "train"}
     assert rows["train"]["against"] in ("loader", "step")
-    assert f"the {rows['train']['against']} binds" in capsys.readouterr().out
+    assert f"the {rows['train']['against']} is the bottleneck" in capsys.readouterr().out
     assert not (Path.cwd() / "not-set").exists()
 
 
@@ -101,7 +101,7 @@ def test_kernels(tmp_path: Path) -> None:
         (["kernels", "--repeats", "0"], "--repeats must be positive, got 0"),
     ],
 )
-def test_what_is_refused(
+def test_refused_arguments(
     arguments: list[str],
     message: str,
     images: Path,
@@ -120,7 +120,7 @@ def loader_row(engine: str, threads: int, batch_size: int, rate: float, **facts:
 
 
 def test_recommendation() -> None:
-    """The fastest; within 3 % of it, fewer threads and smaller batches."""
+    """The fastest combination; of those within 3 % of it, the one with the fewest threads and smallest batches."""
     rows = [
         {"name": "read and decode alone, 4 threads", "images_per_second": 900.0, "limit": 900.0, "ratio": 1.0},
         loader_row("folder", 4, 64, 700.0),
@@ -136,15 +136,15 @@ def test_recommendation() -> None:
     ("facts", "cause"),
     [({"ratio": 0.8}, "decoding"), ({"cpu": 1.0}, "reading or waiting"), ({}, "cropping")],
 )
-def test_binding(facts: dict[str, float], cause: str) -> None:
+def test_bottleneck(facts: dict[str, float], cause: str) -> None:
     rows = [loader_row("folder", 4, 64, 700.0, **facts)]
-    assert binding(rows).startswith(f"{cause} binds")
+    assert describe_bottleneck(rows).startswith(f"{cause} is the bottleneck")
     copy = {"name": "copy of the views to the GPU", "images_per_second": 710.0}
-    assert binding([copy, *rows]).startswith("the copy to the GPU binds")
+    assert describe_bottleneck([copy, *rows]).startswith("the copy to the GPU is the bottleneck")
 
 
 def test_prediction() -> None:
-    """On a GPU the loader is shared and the network is not; without one, all is the processor's."""
+    """On GPUs the loader is shared and the network is not; on CPUs each machine runs the whole pass."""
     rows: list[Row] = [
         {"name": name, "images_per_second": rate}
         for name, rate in (("decode", 6000.0), ("forward", 2000.0), ("attention_pass", 1900.0), ("network", 2000.0))
@@ -165,10 +165,10 @@ def test_prediction() -> None:
     )
     assert more.seconds == pytest.approx(one.seconds + 9.25)
     cpu = predict(rows, images=10_000, cluster=Cluster(on_gpu=False))
-    assert cpu.images_per_second == 1900.0 and "processor" in cpu.bottleneck
+    assert cpu.images_per_second == 1900.0 and "CPU" in cpu.bottleneck
 
 
 def test_package_needs_no_configuration_library() -> None:
-    """benchmarks/gpu.py runs where pydantic is not installed, and takes its figures from here."""
+    """benchmarks/gpu.py imports profile.figures on machines without pydantic."""
     script = "import sys, saga_fast.profile.figures; assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": "."})

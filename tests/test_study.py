@@ -1,6 +1,7 @@
-"""The study runs, at a size that measures nothing; and what its page says is what its JSON says."""
+"""The study runs, at a size that measures nothing, and its tables are made of its rows."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,31 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.pages import study as tables
+from benchmarks.pages.markdown import points
+from benchmarks.pages.results import RESULTS
+from benchmarks.pages.study_findings import predictions, summary
+from benchmarks.pages.study_rows import StudyRows
 from benchmarks.study import __main__ as study
 from benchmarks.study import boxes, plots
-from benchmarks.study.arms import ARMS, FINALS, STAGES, TINY, Run, stages
+from benchmarks.study.arms import ARMS, FINALS, RETIRED_SCORES, STAGES, TINY, Run, stages
 from benchmarks.study.classifier import top1, train_classifier
-from benchmarks.study.document import PAGES, RESULTS, SECTIONS, Figures, points, rewritten
 from benchmarks.study.runs import Study
 from saga_fast.checkpoint import load_model
 from saga_fast.demo.data import demo_boxes
-from saga_fast.loaders import BoxTable, WholePlan, open_source
+from saga_fast.loaders import BoxTable, LoaderOptions, WholePlan, open_source
 from saga_fast.methods.supervised import Supervised
 from saga_fast.runtime.files import sha256
+
+RETIRED = [name for name, arm in ARMS.items() if arm.retired]
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The JSON and the runs of a tiny study: every arm, method, kind of data and stage once."""
+    """The JSON and the runs of a tiny study: each arm, method, kind of data and stage once."""
     folder = tmp_path_factory.mktemp("study")
     out, runs = folder / "study.json", folder / "runs"
     call(out, runs)
@@ -38,16 +48,16 @@ def call(out: Path, runs: Path, *more: str) -> None:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-    return found
+    read: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return read
 
 
 def test_every_stage_makes_its_rows(made: tuple[Path, Path]) -> None:
     written = rows(made[0])
-    wanted = {run.name for run in stages() if run.seed < 2}
-    assert {row["name"] for row in written if row["stage"] in STAGES} == wanted
+    expected = {run.name for run in stages() if run.seed < 2 and run.arm not in RETIRED}
+    assert {row["name"] for row in written if row["stage"] in STAGES} == expected
     assert len({row["name"] for row in written}) == len(written)
-    assert {row["arm"] for row in written if row["stage"] == "screening"} == set(ARMS)
+    assert {row["arm"] for row in written if row["stage"] == "screening"} == set(ARMS) - set(RETIRED)
     for row in written:
         assert 0.0 <= row["accuracy"] <= 1.0
         assert row["commit"]
@@ -58,7 +68,26 @@ def test_every_stage_makes_its_rows(made: tuple[Path, Path]) -> None:
         assert row["train_seconds"] > 0.0
 
 
-def test_what_is_there_is_not_repeated(made: tuple[Path, Path]) -> None:
+def test_retired_arms_keep_their_rows_and_are_not_run(made: tuple[Path, Path], tmp_path: Path) -> None:
+    committed = rows(RESULTS / "study.json")
+    assert len(RETIRED) == 11
+    for name in RETIRED:
+        commits = {row["commit"][:7] for row in committed if row.get("arm") == name}
+        assert commits == {ARMS[name].retired}, name
+    for score, commit in RETIRED_SCORES.items():
+        makers = [row for row in committed if row["stage"] == "boxes" and row["maker"].startswith(score)]
+        assert makers
+        assert {row["commit"][:7] for row in makers} == {commit}
+    with pytest.raises(SystemExit) as ended:
+        call(tmp_path / "new.json", made[1], "--arms", "saga+stream")
+    message = str(ended.value)
+    assert "arm saga+stream needs an option that the package no longer has" in message
+    assert "6be8157" in message
+    assert "\n" not in message
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_finished_runs_are_not_repeated(made: tuple[Path, Path]) -> None:
     before = made[0].read_text()
     call(*made)
     assert made[0].read_text() == before
@@ -113,14 +142,13 @@ def test_a_classifier_learns(made: tuple[Path, Path], tmp_path: Path) -> None:
     config = tiny.config(Run(stage="screening", data="middle", method="simclr", seed=0, arm="supervised"), "classifier")
     config = replace(config, plain=replace(config.plain, epochs=12, warmup_epochs=0))
     whole = WholePlan(size=config.crop.size)
-    loader = tiny.open(config, "train", whole, batch_size=8, shuffle=True, drop_last=True, seed=0)
-    train_classifier(config, loader, tmp_path / "last.pt")
-    seen = tiny.open(config, "train", whole)
-    assert top1(tmp_path / "last.pt", seen, channels_last=config.channels_last) > 0.5
+    options = LoaderOptions(batch_size=8, shuffle=True, drop_last=True)
+    train_classifier(config, tiny.open("middle", "train", whole, options), tmp_path / "last.pt")
+    assert top1(tmp_path / "last.pt", tiny.open("middle", "train", whole), channels_last=config.channels_last) > 0.5
 
 
 def test_box_makers(made: tuple[Path, Path]) -> None:
-    """The package's scores are scored as its attention pass makes them; every maker is there, once and mirrored."""
+    """The package's scores are scored as its attention pass makes them; each maker has a row with and without it."""
     scored = {row["maker"]: row for row in rows(made[0]) if row["stage"] == "boxes" and row["method"] == "simclr"}
     assert len(scored) == 4 * len(boxes.MAKERS)
     assert any(row["maker"].startswith("key encoder") for row in rows(made[0]) if row["stage"] == "boxes")
@@ -131,17 +159,18 @@ def test_box_makers(made: tuple[Path, Path]) -> None:
     )
 
 
-def test_pages_say_what_the_json_says(made: tuple[Path, Path]) -> None:
-    document = json.loads(RESULTS.read_text())
-    named = set()
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        assert rewritten(text, document) == text, f"{page}: python -m benchmarks.study.document"
-        named |= {name for name in SECTIONS if f"<!-- study: {name} -->" in text}
-    assert named == set(SECTIONS)
-    other = json.loads(made[0].read_text())
-    study_page = PAGES[0].read_text(encoding="utf-8")
-    assert rewritten(study_page, other) != study_page
+SECTIONS = (
+    *(tables.screening, tables.finals, tables.corlocs, tables.added, tables.sizes, tables.boxes, tables.momentum),
+    *(predictions, summary),
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_tables_are_made_of_the_rows(section: Callable[[StudyRows], str], made: tuple[Path, Path]) -> None:
+    committed = section(StudyRows(rows(RESULTS / "study.json")))
+    tiny = section(StudyRows(rows(made[0])))
+    assert committed != tiny
+    assert committed.splitlines()[0].count("|") >= 3
 
 
 def test_points() -> None:
@@ -153,13 +182,13 @@ def test_points() -> None:
 
 def test_gains_are_paired_by_seed() -> None:
     made = [("finetune", 1, 0.5), ("finetune", 2, 0.7), ("saga+", 1, 0.6), ("saga+", 3, 0.9)]
-    figures = Figures([{"arm": arm, "seed": seed, "accuracy": accuracy} for arm, seed, accuracy in made])
-    assert figures.gain("saga+") == [pytest.approx(0.1)]
+    some = StudyRows([{"arm": arm, "seed": seed, "accuracy": accuracy} for arm, seed, accuracy in made])
+    assert some.gain("saga+") == [pytest.approx(0.1)]
 
 
 def test_plot(made: tuple[Path, Path], tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
-        plots.gains(Figures(rows(made[0])), tmp_path / name)
+        plots.gains(StudyRows(rows(made[0])), tmp_path / name)
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text()
     assert "Inv. Spread" in text

@@ -1,4 +1,8 @@
-"""Writes docs/config.md, the reference of every configuration key, from the dataclasses and their docstrings."""
+"""Writes the reference of all options from the dataclasses and their docstrings.
+
+docs/config.md has the keys of a config file. docs/python.md has the fields of the options that Python calls take, each
+table between ``<!-- options: NAME -->`` and ``<!-- end -->``.
+"""
 
 from __future__ import annotations
 
@@ -14,45 +18,57 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from saga_fast.attention import AttentionPass
 from saga_fast.config import TrainConfig
+from saga_fast.loaders import LoaderOptions
 from saga_fast.methods import METHODS, MethodConfig
 
-PAGE = Path(__file__).parent.parent / "docs" / "config.md"
+DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """# Configuration
 
-<!-- Made by tools/config_reference.py from the dataclasses: `make docs` writes it, a test fails where it is old. -->
+<!-- Made by tools/config_reference.py from the dataclasses: `make docs` writes it, and a test compares. -->
 
 An experiment is one YAML file, `saga-fast train --config FILE`; `--set key.sub=value` overrides a value. Unknown keys
-are refused. What has no default must be given; a *section* has keys of its own, below.
+are refused. A key without a default is required; a *section* has keys of its own, below.
 """
+OPTIONS = {kind.__name__: kind for kind in (AttentionPass, LoaderOptions)}
+PART = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def reference() -> str:
-    """The page."""
+def config_page() -> str:
+    """The text of docs/config.md."""
     parts = [HEAD, _section("Top level", "", TrainConfig)]
-    parts += [_section(f"`{name}`", f"{name}.", kind) for name, kind in _nested(TrainConfig)]
-    parts.append("## `method`\n\nOne of these; `name` picks it.\n")
+    parts += [_section(f"`{name}`", f"{name}.", kind) for name, kind in _sections_of(TrainConfig)]
+    parts.append("## `method`\n\nThe section of one method, which `name` chooses.\n")
     for name, kind in METHODS.items():
         parts.append(_section(f"`method: {{name: {name}}}`", "method.", kind.Config, level=3))
     return "\n".join(parts)
 
 
-def _nested(kind: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """(dotted key, dataclass) of the fields that hold one, at any depth."""
+def python_page(text: str) -> str:
+    """The text of docs/python.md with its tables made anew."""
+    return PART.sub(lambda part: f"{part[1]}\n{_table('field', '', OPTIONS[part[2]])}\n{part[3]}", text)
+
+
+def _sections_of(kind: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """(dotted key, dataclass) of the fields that hold a dataclass, at any depth."""
     for name, hint in get_type_hints(kind).items():
-        held = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
-        if isinstance(held, type) and held is not MethodConfig:
-            yield f"{prefix}{name}", held
-            yield from _nested(held, f"{prefix}{name}.")
+        section = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+        if isinstance(section, type) and section is not MethodConfig:
+            yield f"{prefix}{name}", section
+            yield from _sections_of(section, f"{prefix}{name}.")
 
 
 def _section(title: str, prefix: str, kind: Any, *, level: int = 2) -> str:
-    words = _meanings(kind)
-    hints = get_type_hints(kind)
-    lines = [f"{'#' * level} {title}", "", _first_paragraph(kind), "", "| key | type | default | meaning |"]
-    lines.append("|---|---|---|---|")
+    return f"{'#' * level} {title}\n\n{_first_paragraph(kind)}\n\n{_table('key', prefix, kind)}"
+
+
+def _table(what: str, prefix: str, kind: Any) -> str:
+    """A row per field of a dataclass."""
+    meanings, hints = _meanings(kind), get_type_hints(kind)
+    lines = [f"| {what} | type | default | meaning |", "|---|---|---|---|"]
     for field in fields(kind):
-        meaning = words.get(field.name, "")
+        meaning = meanings.get(field.name, "")
         cells = (f"`{prefix}{field.name}`", _type(hints[field.name]), _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -64,20 +80,20 @@ def _first_paragraph(kind: type) -> str:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """What is said of each field: the string below it, in the class or those it extends, or the Attributes section."""
-    found: dict[str, str] = {}
+    """Field -> its description: the string below it, in the class or a base class, or the Attributes section's."""
+    meanings: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         if not is_dataclass(each):
             continue
         listed = re.findall(r"^    (\w+): (.+(?:\n      .+)*)", inspect.getdoc(each) or "", re.MULTILINE)
-        found |= {name: _markdown(text) for name, text in listed}
+        meanings |= {name: _markdown(text) for name, text in listed}
         body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
         assert isinstance(body, ast.ClassDef)
         for node, after in zip(body.body, body.body[1:], strict=False):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and _is_text(after):
                 assert isinstance(after, ast.Expr)
-                found[node.target.id] = _markdown(ast.literal_eval(after.value))
-    return found
+                meanings[node.target.id] = _markdown(ast.literal_eval(after.value))
+    return meanings
 
 
 def _is_text(node: ast.stmt) -> bool:
@@ -85,13 +101,13 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _markdown(text: str) -> str:
-    """One line; reStructuredText's roles and double backticks become single ones."""
+    """One line of Markdown: roles and double backticks become single ones, and pages of docs/ become links."""
     plain = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(text.split()))
-    return plain.replace("``", "`")
+    return re.sub(r"\bdocs/(\w+)\.md\b", r"[\1](\1.md)", plain.replace("``", "`"))
 
 
 def _type(hint: Any) -> str:
-    """A type as a reader of YAML knows it."""
+    """The type in the words of YAML."""
     if is_dataclass(hint):
         return "section"
     if get_origin(hint) is Literal:
@@ -101,8 +117,8 @@ def _type(hint: Any) -> str:
     if get_origin(hint) is tuple:
         items = get_args(hint)
         return f"list of {_type(items[0])}" if items[-1] is Ellipsis else f"[{', '.join(map(_type, items))}]"
-    names = {str: "text", bool: "true, false", int: "integer", float: "number"}
-    return names.get(hint, "mapping")
+    names = {str: "text", bool: "true, false", int: "integer", float: "number", dict: "mapping"}
+    return names.get(get_origin(hint) or hint, f"`{hint.__module__}.{hint.__qualname__}`")
 
 
 def _default(field: Field[Any]) -> str:
@@ -116,6 +132,13 @@ def _default(field: Field[Any]) -> str:
     return f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
+def main() -> None:
+    """Write both pages."""
+    (DOCS / "config.md").write_text(config_page(), encoding="utf-8")
+    page = DOCS / "python.md"
+    page.write_text(python_page(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.stderr.write("config.md and python.md are written\n")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(reference(), encoding="utf-8")
-    sys.stderr.write(f"{PAGE.name} is written\n")
+    main()

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from saga_fast.cli import main as saga_fast
-from saga_fast.loaders import BoxTable, CropPlan, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, CropPlan, Plan, WholePlan, open_loader
 
 METHODS = ("moco", "mocov2", "insdis", "pirl", "cmc", "invspread")
 CLOCK = ("seconds", "images_per_second", "data_wait")
@@ -105,10 +105,10 @@ def boxes(ckpt: Path, out: Path) -> Iterator[tuple[str, str]]:
         yield name, digest_table(out)
 
 
-def views(data: Path, table: Path, out: Path) -> Iterator[tuple[str, str]]:
+def views(data: Path, tables: Path, out: Path) -> Iterator[tuple[str, str]]:
     """Two epochs of every engine and plan."""
-    att = BoxTable.open(table)
-    plans = {
+    att = BoxTable.open(sorted(tables.glob("*"))[-1])
+    plans: dict[str, Plan] = {
         "plain": CropPlan(size=32, seed=3),
         "att": CropPlan(size=32, seed=3, table=att, min_side=0.3),
         "mixed": CropPlan(size=32, seed=3, table=att, views="mixed"),
@@ -169,15 +169,15 @@ def record() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, ckpt = folder / "demo" / "data", folder / "demo" / "saga" / "last.pt"
-        parts = {
-            "demo": lambda: demo(folder / "demo"),
-            "boxes": lambda: boxes(ckpt, folder / "t.safetensors"),
-            "views": lambda: views(data / "train", sorted(ckpt.parent.glob("att/*"))[-1], folder),
-            "methods": lambda: methods(folder / "methods", data),
-            "evaluations": lambda: evaluations(ckpt, data, folder / "rows.json"),
+        parts: dict[str, Iterator[tuple[str, str]]] = {
+            "demo": demo(folder / "demo"),
+            "boxes": boxes(ckpt, folder / "t.safetensors"),
+            "views": views(data / "train", ckpt.parent / "att", folder),
+            "methods": methods(folder / "methods", data),
+            "evaluations": evaluations(ckpt, data, folder / "rows.json"),
         }
         for part, results in parts.items():
-            found |= {f"{part}: {name}": value for name, value in results()}
+            found |= {f"{part}: {name}": value for name, value in results}
     return found
 
 

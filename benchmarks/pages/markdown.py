@@ -6,6 +6,15 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 NONE = "-"
+METHOD_NAMES = {
+    "simclr": "SimCLR",
+    "moco": "MoCo",
+    "mocov2": "MoCo v2",
+    "insdis": "InsDis",
+    "pirl": "PIRL",
+    "cmc": "CMC",
+    "invspread": "Inv. Spread",
+}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

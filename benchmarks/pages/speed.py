@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from benchmarks.pages.markdown import listed, megabytes, table, times
 from benchmarks.pages.results import document, find, rows_of
+from saga_fast.profile.figures import Row
 
 GRAD_CAM = "pytorch-grad-cam + NumPy boxes"
 NETWORK = "resnet50 at 224, channels_last"
@@ -55,17 +56,14 @@ def speeds() -> str:
 def engines() -> str:
     """The engines' rates, against decoding alone or the library's own loader."""
     folder, ffcv = find("bench_folder", FOLDER, ALONE), find("bench_ffcv", "ffcv jpg, two views", STOCK_FFCV)
-    raw, dali = (
-        find("bench_ffcv", "ffcv raw, two views", STOCK_FFCV),
-        find("bench_dali", "dali, two views", STOCK_DALI),
-    )
-    peer = find("bench_folder", MOCO, TORCH)
-    lines = [
-        ["`folder`", folder, "reading and decoding alone"],
-        ["`ffcv`, packed as JPEG", ffcv, "two of FFCV's own decoders"],
-        ["`ffcv`, packed as pixels", raw, "two of FFCV's own decoders"],
-        ["`dali`", dali, "DALI's own two-view pipeline"],
-        ["`folder`, with MoCo v2's augmentation", peer, "torch's DataLoader with torchvision on PIL"],
+    raw = find("bench_ffcv", "ffcv raw, two views", STOCK_FFCV)
+    dali, peer = find("bench_dali", "dali, two views", STOCK_DALI), find("bench_folder", MOCO, TORCH)
+    lines: list[tuple[str, Row, str]] = [
+        ("`folder`", folder, "reading and decoding alone"),
+        ("`ffcv`, packed as JPEG", ffcv, "two of FFCV's own decoders"),
+        ("`ffcv`, packed as pixels", raw, "two of FFCV's own decoders"),
+        ("`dali`", dali, "DALI's own two-view pipeline"),
+        ("`folder`, with MoCo v2's augmentation", peer, "torch's DataLoader with torchvision on PIL"),
     ]
     cells = [[name, f"{row['images_per_second']:.0f}", what, times(row["ratio"])] for name, row, what in lines]
     return table(["two views of 500 x 375 JPEGs, two cores", "images/s", "baseline", "ratio"], cells)
@@ -89,8 +87,8 @@ def pass_precision() -> str:
     compiled = find("bench_attention", PASS, "bare forward")
     return (
         f"On a processor with AMX, `bf16` is {times(gain)} times as fast for a ResNet-50 at 224 px, and its boxes\n"
-        f"overlap those of `fp32` by an IoU of {listed(overlaps)} (two untrained networks). Compiling that network takes\n"
-        f"{compiled['compile_seconds']:.0f} s and pays from {compiled['breaks_even']} images on.\n"
+        f"overlap those of `fp32` by an IoU of {listed(overlaps)} (two untrained networks). Compiling that network\n"
+        f"takes {compiled['compile_seconds']:.0f} s and pays from {compiled['breaks_even']} images on.\n"
     )
 
 

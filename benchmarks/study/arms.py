@@ -1,4 +1,4 @@
-"""What the study compares: data, methods and arms, and the stages in which they are run."""
+"""The study's data, methods and arms, and the stages in which they are run."""
 
 from __future__ import annotations
 

@@ -1,23 +1,23 @@
-"""``make torture``: faults by the thousand, a table of what came of them, and ``benchmarks/results/torture.json``.
+"""``make torture``: faults by the thousand, and a row per kind of fault.
 
-A fault is survived when what comes after it is as it should be: no crash, no hang, a documented refusal, and the files
-and the end of a run as they are without it. Data lost, or read as something else, makes a row an error.
+A fault is survived if there is no crash, no hang, a documented refusal, and files and the end of a run that equal those
+without it. Data that is lost, or read as something else, makes a row an error.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from benchmarks.scaffold import benchmark_parser, record
 from benchmarks.torture.experiment import undisturbed
 from benchmarks.torture.full_disk import can_mount, fill_train, limit_pack, limit_train
 from benchmarks.torture.fuzz import fuzz
 from benchmarks.torture.kills import kill_build_att, kill_pack, kill_train
-from saga_fast.profile.figures import Row, write
+from saga_fast.profile.figures import Row
 
 CASES = {
     "decode": 100_000,
@@ -31,7 +31,7 @@ CASES = {
 
 
 def faults(folder: Path, *, scale: float, seed: int) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Name and fault, in turn."""
+    """The name of each kind of fault, and the function that injects it."""
 
     def many(number: int) -> int:
         return max(1, round(scale * number))
@@ -52,33 +52,35 @@ def faults(folder: Path, *, scale: float, seed: int) -> Iterator[tuple[str, Call
         yield "disk full, train", partial(fill_train, experiment, place("disk"), faults=many(12), seed=seed)
 
 
+def rows(folder: Path, *, scale: float, seed: int) -> Iterator[Row]:
+    """The rows; a kind of fault that was not survived is a row with an error."""
+    for name, inject in faults(folder, scale=scale, seed=seed):
+        begin = time.perf_counter()
+        try:
+            row = inject()
+        except (AssertionError, TimeoutError) as error:
+            row = {"name": name, "error": str(error)}
+        yield row | {"seconds": round(time.perf_counter() - begin, 1)}
+
+
+def show(row: Row) -> str:
+    """A row's line."""
+    if "error" in row:
+        return f"{row['name']:24} failed: {row['error']}"
+    return f"{row['name']:24} {row['faults']:8} {row['survived']:8} {row['data_lost']:9} {row['seconds']:8.1f}"
+
+
 def main() -> int:
-    """Run them all; 1 if one of them was not survived."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/torture.json"))
+    """Inject all faults; 1 if one kind was not survived."""
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of faults; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rows: list[Row] = []
     print(f"{'':24} {'faults':>8} {'survived':>8} {'data lost':>9} {'seconds':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        for name, fault in faults(Path(folder), scale=options.scale, seed=options.seed):
-            begin = time.perf_counter()
-            try:
-                row = fault()
-            except (AssertionError, TimeoutError) as error:
-                row = {"name": name, "error": str(error)}
-            seconds = time.perf_counter() - begin
-            rows.append({**row, "seconds": round(seconds, 1)})
-            if "error" in row:
-                print(f"{name:24} failed: {row['error']}", flush=True)
-            else:
-                print(
-                    f"{name:24} {row['faults']:8} {row['survived']:8} {row['data_lost']:9} {seconds:8.1f}", flush=True
-                )
-    write(options.out, rows)
-    failed = [row["name"] for row in rows if "error" in row]
-    print(f"{sum(row.get('faults', 0) for row in rows)} faults, {len(failed)} kinds not survived: {options.out}")
+        written = record(options.out, rows(Path(folder), scale=options.scale, seed=options.seed), show=show)
+    failed = [row["name"] for row in written if "error" in row]
+    print(f"{sum(row.get('faults', 0) for row in written)} faults, {len(failed)} kinds not survived: {options.out}")
     return 1 if failed else 0
 
 

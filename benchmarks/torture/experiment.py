@@ -1,10 +1,10 @@
-"""The tiny experiment that gets killed: 41 images, one of them cut short, 1 plain and 4 SAGA epochs of MoCo v2."""
+"""The tiny experiment that is killed: 41 images, one of them cut short, 1 plain and 4 SAGA epochs of MoCo v2."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -15,7 +15,7 @@ from benchmarks.torture.processes import Ended, command, warm_up
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """The experiment's config, its finished run, and how long that took."""
+    """The experiment's config, its finished run, and the seconds that it took."""
 
     config: Path
     run: Path
@@ -23,7 +23,7 @@ class Undisturbed:
 
 
 def make_images(root: Path, *, per_class: int = 20, size: tuple[int, int] = (24, 20)) -> Path:
-    """Smooth random JPEGs of two classes, and half of one more."""
+    """Smooth random JPEGs of two classes, and one JPEG that is cut short."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
@@ -36,7 +36,7 @@ def make_images(root: Path, *, per_class: int = 20, size: tuple[int, int] = (24,
 
 
 def undisturbed(folder: Path) -> Undisturbed:
-    """Make the experiment in ``folder`` and run it to its end."""
+    """Make the experiment in ``folder`` and run it without a fault."""
     config, run = _make_config(folder), folder / "reference"
     warm_up(folder / "log.txt")
     ended = train(config, run, folder / "log.txt")
@@ -44,9 +44,17 @@ def undisturbed(folder: Path) -> Undisturbed:
     return Undisturbed(config, run, ended.seconds)
 
 
-def train(config: Path, run: Path, log: Path, **options: Any) -> Ended:
-    """``saga-fast train --resume``; options are those of :func:`command`."""
-    return command(["train", "--config", str(config), "--out", str(run), "--resume"], log, **options)
+def train(
+    config: Path,
+    run: Path,
+    log: Path,
+    *,
+    kill_after: float | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Ended:
+    """``saga-fast train --resume``; for the options see :func:`benchmarks.torture.processes.command`."""
+    words = ["train", "--config", str(config), "--out", str(run), "--resume"]
+    return command(words, log, kill_after=kill_after, prepare=prepare)
 
 
 def _make_config(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Disks that fill up while checkpoints, tables, figures and packs are written, and that have room again afterwards."""
+"""Disks that fill up while checkpoints, tables, figures and packs are written, and that have space again afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saga_fast.profile.figures import Row
 
 
 def can_mount() -> bool:
-    """Whether small file systems can be made here, which takes root; file size limits stand in for them elsewhere."""
+    """Whether small file systems can be mounted, which needs root; file size limits replace them otherwise."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return False
     try:
@@ -31,10 +31,10 @@ def can_mount() -> bool:
 
 
 def fill_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int = 0) -> Row:
-    """Train on a disk that is too small, several times with room for a little more, then with room enough.
+    """Train on a disk that is too small, several times with a little more space, then with enough.
 
     Raises:
-        AssertionError: not one line and exit code 2, an earlier file harmed, or a run that ends otherwise.
+        AssertionError: not one line and exit code 2, an earlier file damaged, or a run with another result.
     """
     small, log = folder / "small", folder / "log.txt"
     written = sum(path.stat().st_size for path in experiment.run.rglob("*") if path.is_file())
@@ -42,7 +42,7 @@ def fill_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int 
     rng, made, compared = np.random.default_rng(seed), 0, 0
     while made < faults:
         with disk(small, 2**16) as place:
-            # Less than it takes, as a checkpoint replaces another only when it is complete: written + largest.
+            # Less than is needed, written + largest: a checkpoint replaces another only when it is complete.
             for size in sorted(rng.integers(2**16, int(written + 0.9 * largest), 3).tolist()):
                 place.resize(size)
                 before = _content(small / "run")
@@ -60,7 +60,7 @@ def fill_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int 
 
 
 def limit_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int = 0) -> Row:
-    """The same without root: no file may grow beyond a limit, as on a disk that fills up in the middle of it.
+    """Train where no file may grow beyond a limit, as on a disk that fills up while it is written; needs no root.
 
     Raises:
         AssertionError: see :func:`fill_train`.
@@ -80,10 +80,10 @@ def limit_train(experiment: Undisturbed, folder: Path, *, faults: int, seed: int
 
 
 def limit_pack(folder: Path, *, faults: int, seed: int = 0) -> Row:
-    """Pack over an existing file where no file may grow beyond a limit: the old one stays as it is.
+    """Pack over an existing file where no file may grow beyond a limit: the old one must stay as it is.
 
     Raises:
-        AssertionError: see above.
+        AssertionError: see :func:`fill_train`.
     """
     data, log, out = make_images(folder / "some"), folder / "log.txt", folder / "x.beton"
     warm_up(log)
@@ -107,7 +107,7 @@ def _limit(size: int) -> None:
 
 @contextmanager
 def disk(folder: Path, size: int) -> Iterator[Disk]:
-    """A small file system at ``folder``, which does not exist otherwise."""
+    """A small file system, mounted at ``folder`` within the block."""
     folder.mkdir()
     try:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
@@ -120,13 +120,13 @@ def disk(folder: Path, size: int) -> Iterator[Disk]:
 
 
 class Disk:
-    """What can be done to it."""
+    """A mounted file system."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def resize(self, size: int) -> None:
-        """Give it room, or none."""
+        """Change its size, bytes."""
         self._remount(f"size={size}")
 
     def protect(self) -> None:
@@ -150,7 +150,7 @@ def _check_refused(ended: Ended) -> None:
 
 
 def _check_unharmed(before: dict[str, bytes], folder: Path) -> None:
-    """Files are what they were, or whole and newer; there is no temporary file."""
+    """Files are unchanged, or whole and newer; there is no temporary file."""
     from saga_fast.checkpoint import read_checkpoint
     from saga_fast.loaders import BoxTable
 

@@ -1,6 +1,6 @@
-"""Fuzzing a target in a process of its own; ``python -m benchmarks.torture.fuzz TARGET --cases N`` repeats it in this.
+"""Fuzzing a target in a separate process; ``python -m benchmarks.torture.fuzz TARGET --cases N`` runs it in this one.
 
-A crash ends the process, a case of more than 60 s ends it with a traceback, and the file FOLDER/case keeps the number
+A crash ends the process, a case of more than 60 s ends it with a traceback, and the file FOLDER/case holds the number
 of the last case: ``--first`` begins there.
 """
 
@@ -21,14 +21,14 @@ from saga_fast.profile.figures import Row
 
 CASE_SECONDS = 60.0
 GROWTH = 64 * 2**20
-"""Bytes of resident memory that the last three quarters of the cases may add."""
+"""Bytes by which resident memory may grow in the last three quarters of the cases."""
 
 
 def fuzz(target: str, folder: Path, *, cases: int, seed: int = 0) -> Row:
-    """Run ``cases`` cases of a target in a process of its own, which writes to ``folder``.
+    """Run ``cases`` cases of a target in a separate process, which writes to ``folder``.
 
     Raises:
-        AssertionError: it crashed, hung, leaked, or raised what a reader does not document; with the case's number.
+        AssertionError: it crashed, hung, leaked, or raised an undocumented error; with the case's number.
         TimeoutError: it did not end.
     """
     ended = call(partial(_fuzz, target, folder, cases, seed), folder / "log.txt", limit=3600.0)
@@ -46,12 +46,12 @@ def _fuzz(target: str, folder: Path, cases: int, seed: int) -> int:
 
 
 def run_cases(target: str, folder: Path, *, cases: int, seed: int = 0, first: int = 0) -> Row:
-    """The same in this process; files are written to ``folder``."""
+    """Run the cases from ``first`` on in this process; files are written to ``folder``."""
     from benchmarks.torture.targets import TARGETS
 
     memory, read, early = psutil.Process().memory_info, 0, 0
     with warnings.catch_warnings(), (folder / "case").open("w") as progress:
-        warnings.simplefilter("ignore")  # of damaged files Pillow warns by the thousand
+        warnings.simplefilter("ignore")  # Pillow warns of damaged files, thousands of times
         case = TARGETS[target](folder)
         try:
             for number in range(first, cases):
@@ -76,7 +76,7 @@ def run_cases(target: str, folder: Path, *, cases: int, seed: int = 0, first: in
 
 
 def main() -> None:
-    """Repeat cases here."""
+    """Run cases in this process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("--cases", type=int, required=True)

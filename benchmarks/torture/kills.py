@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of ``train``, ``build-att`` and ``pack``, and again from what is left, until it is done."""
+"""SIGKILL at random moments of ``train``, ``build-att`` and ``pack``; each is resumed until it finishes."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from saga_fast.profile.figures import Row
 
 
 def kill_train(experiment: Undisturbed, folder: Path, *, kills: int, seed: int = 0) -> Row:
-    """Kill training ``kills`` times, resume each time, and compare what finishes with an undisturbed run, bit for bit.
+    """Kill training ``kills`` times, resume each time, and compare finished runs with an undisturbed one, bit for bit.
 
     Raises:
-        AssertionError: a run that does not go on, or ends otherwise.
+        AssertionError: a run that cannot be resumed, or that has another result.
     """
     run, log = folder / "run", folder / "log.txt"
     rng = np.random.default_rng(seed)
     made = finished = attempts = 0
     while made < kills or run.exists():
-        # The last run is let go to its end.
+        # The last run is not killed.
         moment = experiment.seconds * float(rng.uniform(0.0, 1.0)) if made < kills else None
         ended = train(experiment.config, run, log, kill_after=moment)
         attempts += 1
         if ended.code == -9:
             made += 1
             continue
-        _good(ended)
+        _succeeded(ended)
         assert_same_run(run, experiment.run)
         leftovers = [path.name for path in run.rglob(".*.tmp")]
-        assert len(leftovers) <= 3, leftovers  # of names that were not written again since
+        assert len(leftovers) <= 3, leftovers  # of names that were not written again
         shutil.rmtree(run)
         finished += 1
     return {"name": "train killed", "faults": made, "survived": made, "data_lost": 0, "runs_compared": finished}
 
 
 def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: int = 0) -> Row:
-    """Kill ``build-att``, or one of its two processes, ``kills`` times, resume each time in one or in two, and compare
-    the tables with one of an undisturbed pass, bit for bit.
+    """Kill ``build-att``, or one of its two processes, ``kills`` times, and resume each time in one process or in two;
+    then compare the tables with that of an undisturbed pass, bit for bit.
 
     Raises:
-        AssertionError: a pass that does not go on, another table, or more than a line of a process whose other died.
+        AssertionError: a pass that cannot be resumed, another table, or more than one line of the surviving process.
     """
     from saga_fast.attention.parts import parts_folder
     from saga_fast.loaders import BoxTable
@@ -56,27 +56,27 @@ def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: i
     logs, rng = [folder / f"log{rank}.txt" for rank in range(2)], np.random.default_rng(seed)
     warm_up(logs[0])
     (undisturbed,) = together([*arguments, "--out", str(whole)], logs[:1], prepare=_parts_at_once)
-    seconds, expected = _good(undisturbed).seconds, BoxTable.open(whole)
-    made = finished = gone_on = 0
+    seconds, expected = _succeeded(undisturbed).seconds, BoxTable.open(whole)
+    made = finished = resumed = 0
     while made < kills or out.exists() or parts_folder(out).exists():
         count = int(rng.integers(1, 3))
         moment = count * seconds * float(rng.uniform(0.0, 1.0)) if made < kills else None
         before = len(list(parts_folder(out).glob("part_*")))
-        every = together(
+        ranks = together(
             [*arguments, "--out", str(out)],
             logs[:count],
             kill_after=moment,
             victim=int(rng.integers(count)),
             prepare=_parts_at_once,
         )
-        gone_on += before > 0
-        if -9 in [ended.code for ended in every]:
+        resumed += before > 0
+        if -9 in [ended.code for ended in ranks]:
             made += 1
-            for ended in every:
+            for ended in ranks:
                 assert ended.code in (-9, -15, 143, 0) or _is_one_line(ended), ended
             continue
-        for ended in every:
-            _good(ended)
+        for ended in ranks:
+            _succeeded(ended)
         table = BoxTable.open(out)
         for column in ("boxes", "found", "pseudo_label", "score"):
             np.testing.assert_array_equal(getattr(table, column), getattr(expected, column))
@@ -84,11 +84,11 @@ def kill_build_att(experiment: Undisturbed, folder: Path, *, kills: int, seed: i
         out.unlink()
         finished += 1
     row: Row = {"name": "build-att killed", "faults": made, "survived": made, "data_lost": 0}
-    return {**row, "gone_on_from_parts": gone_on, "tables_compared": finished}
+    return row | {"gone_on_from_parts": resumed, "tables_compared": finished}
 
 
 def _parts_at_once() -> None:
-    """A process writes a part for every batch, where it would take 30 s of them."""
+    """Make a process write a part for each batch instead of every 30 s."""
     from saga_fast.attention.parts import Parts
 
     defaults = Parts.__init__.__kwdefaults__
@@ -97,16 +97,16 @@ def _parts_at_once() -> None:
 
 
 def _is_one_line(ended: Ended) -> bool:
-    """Whether it ended because the other process had, and said so."""
+    """Whether a process ended with the one line that another process has ended."""
     lines = [line for line in ended.text.splitlines() if line.startswith("saga-fast: error: another process")]
     return ended.code == 2 and len(lines) == 1 and "Traceback" not in ended.text
 
 
 def kill_pack(folder: Path, *, kills: int, images: int = 200, seed: int = 0) -> Row:
-    """Kill ``saga-fast pack --force`` ``kills`` times; an old pair of files, or the new one, or a refusal is left.
+    """Kill ``saga-fast pack --force`` ``kills`` times; it leaves the old pair of files, the new one, or a refusal.
 
     Raises:
-        AssertionError: a half-written file that is taken for a whole one, or a pack that ends otherwise.
+        AssertionError: a half-written file that is read as a whole one, or a pack with another result.
     """
     from saga_fast.errors import SagaError
     from saga_fast.loaders.ffcv.beton import Beton
@@ -115,7 +115,7 @@ def kill_pack(folder: Path, *, kills: int, images: int = 200, seed: int = 0) -> 
     out = folder / "x.beton"
     arguments = ["pack", str(data), str(out), "--workers", "2", "--max-bad-fraction", "0.1", "--force"]
     warm_up(log)
-    seconds = _good(command(arguments, log)).seconds
+    seconds = _succeeded(command(arguments, log)).seconds
     expected = _digests(out)
     rng = np.random.default_rng(seed)
     made = opened = 0
@@ -129,18 +129,18 @@ def kill_pack(folder: Path, *, kills: int, images: int = 200, seed: int = 0) -> 
         if out.exists():
             try:
                 Beton(out)
-            except SagaError:  # between the two files' changes of names
+            except SagaError:  # between the two renames
                 continue
             assert _digests(out) == expected
             opened += 1
-    _good(command(arguments, log))
+    _succeeded(command(arguments, log))
     assert _digests(out) == expected
     leftovers = [path.name for path in folder.glob(".x.beton*")]
     assert not leftovers, leftovers
     return {"name": "pack killed", "faults": made, "survived": made, "data_lost": 0, "whole_files_found": opened}
 
 
-def _good(ended: Ended) -> Ended:
+def _succeeded(ended: Ended) -> Ended:
     assert ended.code == 0, ended
     return ended
 

@@ -1,4 +1,4 @@
-"""Damage as disks, networks and attackers do it, drawn from a generator so that a case can be had again."""
+"""Damage as by disks, networks and attackers, drawn from a generator so that a case can be repeated."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ INTERESTING = (
     b"\0\1",
     b"\1\0",
 )
-"""What lengths and counts are set to."""
+"""Values for lengths and counts."""
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """``data`` with one to eight faults: bits flipped, bytes written over, parts cut, repeated, moved or zeroed."""
+    """``data`` with one to eight faults: bits flipped, bytes overwritten, parts cut, repeated, moved or zeroed."""
     content = bytearray(data)
     for _ in range(int(rng.integers(1, 9))):
         if not content:
             break
-        # Headers lie at the begin, and hold more that can go wrong: a third of all faults.
+        # Headers are at the beginning and are more fragile: a third of all faults.
         reach = min(len(content), 200) if rng.random() < 0.33 else len(content)
         at, length = int(rng.integers(reach)), int(rng.integers(1, 65))
         kind = int(rng.integers(7))
@@ -48,7 +48,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def with_png_checksums(data: bytes) -> bytes:
-    """A PNG file whose chunks' checksums are right again, so that damage gets past them."""
+    """A PNG file whose chunks have valid checksums, so that readers get to see the damage."""
     content, at = bytearray(data), 8
     while at + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)

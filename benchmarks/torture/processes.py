@@ -1,4 +1,4 @@
-"""Processes that may die: forked from one that has imported everything, so that they start at once."""
+"""Processes that may be killed: forked from one that has imported everything, so that they start at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LIMIT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended.
+    """The end of a command.
 
     Attributes:
         code: its exit code, negative for a signal.
-        text: what it wrote to stdout and stderr.
-        seconds: from its start.
+        text: its stdout and stderr.
+        seconds: since its start.
     """
 
     code: int
@@ -35,18 +35,18 @@ class Ended:
 def command(
     arguments: list[str], log: Path, *, kill_after: float | None = None, prepare: Callable[[], None] | None = None
 ) -> Ended:
-    """``saga-fast ARGUMENTS`` in a process of its own: see :func:`call`; ``prepare`` is called there first."""
+    """``saga-fast ARGUMENTS`` in a separate process, see :func:`call`; ``prepare`` is called there first."""
     return call(partial(_main, arguments, prepare), log, kill_after=kill_after)
 
 
 def call(
     function: Callable[[], int], log: Path, *, kill_after: float | None = None, limit: float = LIMIT_SECONDS
 ) -> Ended:
-    """A function in a process of its own, whose exit code is what it returns, 1 if it raises.
+    """A function in a separate process, whose exit code is the function's value, or 1 if it raises.
 
     Args:
-        function: see above; it travels by name.
-        log: the file that takes what it writes.
+        function: a picklable function.
+        log: the file for its stdout and stderr.
         kill_after: seconds after which it gets SIGKILL, unless it has ended.
         limit: seconds after which it counts as hung.
 
@@ -65,13 +65,12 @@ def together(
     victim: int = 0,
     prepare: Callable[[], None],
 ) -> list[Ended]:
-    """``saga-fast ARGUMENTS`` in one process per log, as torchrun starts them, and ends them with SIGTERM when one has
-    died: how each of them ended.
+    """``saga-fast ARGUMENTS`` in one process per log, started as by torchrun, and ended with SIGTERM when one fails.
 
     Args:
-        arguments, kill_after, prepare: see :func:`command`; one process alone is killed.
-        logs: what they write.
-        victim: the rank of the one that is killed.
+        arguments, kill_after, prepare: see :func:`command`; only one process is killed.
+        logs: the file of each rank's stdout and stderr.
+        victim: the rank of the killed process.
 
     Raises:
         TimeoutError: one of them hung.
@@ -124,7 +123,7 @@ def _end(
 
 
 def warm_up(log: Path) -> None:
-    """Start the process that others are forked from, which imports for seconds."""
+    """Start the process from which the commands are forked; its imports take seconds."""
     command(["--version"], log)
 
 
@@ -150,7 +149,7 @@ def _child(function: Callable[[], int], log: str) -> None:
     import torch
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which a killed process leaves behind
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a system semaphore, which a killed process leaves behind
     torch.set_num_threads(1)  # sums in another number of threads may round differently
     code = function()
     sys.stdout.flush()

@@ -1,7 +1,7 @@
-"""What fuzzing aims at: each target makes one damaged input per case, and says whether it was read.
+"""The targets of fuzzing: each makes a damaged input per case, and returns whether it was read.
 
-Refused inputs raise what the reader documents; anything else that is raised is a finding, and so is an input that is
-read as something other than what was written where a checksum should have told.
+A refused input raises the reader's documented error. Any other error is a finding, and so is an input that is read as
+something other than what was written, although it has a checksum.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGES_PER_FOLDER = 50
 
 
 def _encoded() -> list[bytes]:
-    """Small images of every kind that the readers tell apart."""
+    """Small images of each kind that the readers distinguish."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
     smooth = coarse.resize((61, 40), Image.Resampling.BICUBIC)
@@ -47,12 +47,12 @@ def _encoded() -> list[bytes]:
         ("RGB", "WEBP", {"quality": 70}),
         ("RGBA", "WEBP", {"lossless": True}),
     ]
-    found = []
+    encoded = []
     for mode, kind, options in kinds:
         buffer = io.BytesIO()
         smooth.convert(mode).save(buffer, kind, **options)
-        found.append(buffer.getvalue())
-    return found
+        encoded.append(buffer.getvalue())
+    return encoded
 
 
 def _damaged_image(originals: list[bytes], rng: np.random.Generator) -> bytes:
@@ -61,7 +61,7 @@ def _damaged_image(originals: list[bytes], rng: np.random.Generator) -> bytes:
 
 
 def decode(_: Path) -> Case:
-    """``decode_image``, also at a limit of pixels."""
+    """``decode_image``, with a limit of pixels."""
     originals = _encoded()
 
     def case(rng: np.random.Generator) -> bool:
@@ -78,7 +78,7 @@ def decode(_: Path) -> Case:
 
 
 def folder(where: Path) -> Case:
-    """The folder engine on 50 damaged files at a time: what it yields is what ``decode_image`` decodes."""
+    """The folder engine on 50 damaged files at a time: each image is yielded, or listed as bad, exactly once."""
     originals, root = _encoded(), where / "images"
     root.mkdir()
 
@@ -99,7 +99,7 @@ def folder(where: Path) -> Case:
 
 
 def table(where: Path) -> Case:
-    """Box tables: refused, or what was written."""
+    """Box tables: refused, or equal to what was written."""
     rng, path, n = np.random.default_rng(0), where / "t.safetensors", 20
     boxes = rng.uniform(0.1, 0.5, (n, 4)).astype(np.float32)
     found, label = rng.random(n) < 0.5, rng.integers(0, 9, n).astype(np.int32)
@@ -122,7 +122,7 @@ def table(where: Path) -> Case:
 
 
 def checkpoint(where: Path) -> Case:
-    """Checkpoints, cut and damaged anywhere: refused, or what was written."""
+    """Checkpoints, cut and damaged anywhere: refused, or equal to what was written."""
     path = where / "c.pt"
     state = {"a": torch.arange(500.0), "b": torch.ones(3, dtype=torch.int64)}
     save_checkpoint(path, {"model": state, "epoch": 3, "box_table": None, "config": {"seed": 0}})
@@ -202,7 +202,7 @@ def shards(where: Path) -> Case:
 
     def case(rng: np.random.Generator) -> bool:
         content = bytearray(original)
-        # Headers are 512 bytes in every few thousand: damage aims at them, and their checksums are put right.
+        # Headers are 512 bytes in every few thousand: they are damaged, and then get valid checksums.
         headers = [at for at in range(0, len(content), 512) if content[at + 257 : at + 262] == b"ustar"]
         for at in rng.choice(headers, 2):
             header = bytearray(mutated(bytes(content[at : at + 512]), rng)[:512].ljust(512, b"\0"))
@@ -226,7 +226,7 @@ def shards(where: Path) -> Case:
 
 
 def beton(where: Path) -> Case:
-    """FFCV files and their lists, digests put right half of the time: refused, or an epoch without a crash."""
+    """FFCV files and their lists, half of the time with valid digests: refused, or an epoch without a crash."""
     from ffcv.types import HeaderType
 
     from saga_fast.loaders.ffcv import beton as format_
@@ -237,8 +237,8 @@ def beton(where: Path) -> Case:
     for number, data in enumerate(_encoded()):
         (root / "a" / f"{number:02}.jpg").write_bytes(data)
     pack(ImageFolder(root), path, PackOptions(mode="proportion"), workers=1)
-    beside = format_.sidecar_path(path)
-    original, about = path.read_bytes(), json.loads(beside.read_text())
+    listing = format_.sidecar_path(path)
+    original, about = path.read_bytes(), json.loads(listing.read_text())
     records_end = format_.RECORDS_BEGIN + len(about["paths"]) * format_.RECORD.itemsize
     table_begin = int(np.frombuffer(original, HeaderType, 1)[0]["alloc_table_ptr"])
 
@@ -249,19 +249,19 @@ def beton(where: Path) -> Case:
         elif rng.random() < 0.7:
             records = np.frombuffer(content[format_.RECORDS_BEGIN : records_end], format_.RECORD)
             digest = {"bytes": len(content), "records_sha256": format_.records_digest(records)}
-            listed = json.dumps({**about, "beton": digest}).encode()
+            listed = json.dumps(about | {"beton": digest}).encode()
         path.unlink()  # a new file: the old one may still be mapped
         path.write_bytes(content)
-        beside.write_bytes(listed)
+        listing.write_bytes(listed)
         try:
             source = format_.Beton(path)
             bad = BadImages(source, max_fraction=1.0)
             loader = open_loader("ffcv", source, WholePlan(size=8), LoaderOptions(threads=1), batch_size=4, bad=bad)
-            seen = [index for batch in loader for index in batch.index.tolist()]
+            indices = [index for batch in loader for index in batch.index.tolist()]
         except SagaError as error:
             assert "\n" not in str(error)
             return False
-        assert len(seen) + len(bad) == len(source)
+        assert len(indices) + len(bad) == len(source)
         return True
 
     return case

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from saga_fast.loaders import BoxTable
-from saga_fast.loaders.box_table import column_digest
+from saga_fast.loaders.box_table import column_digest, serialized
 from saga_fast.runtime.files import replacing
 from saga_fast.version import __version__
 
@@ -59,7 +58,7 @@ class Parts:
         # safetensors writes the memory of a strided array as it lies, so the columns must be contiguous.
         columns = {name: np.ascontiguousarray(column) for name, column in {**rows, "batches": batches}.items()}
         metadata = {"origin": _canonical(origin)}
-        content = save(columns, metadata={**metadata, "sha256": column_digest(columns, metadata)})
+        content = serialized(columns, {**metadata, "sha256": column_digest(columns, metadata)})
         with replacing(self.folder / f"part_{int(batches[0]):09d}.safetensors") as temporary:
             temporary.write_bytes(content)
 

@@ -18,20 +18,23 @@ COMMANDS = (demo, train, build_att, evaluate, show_att, report, pack, profile, i
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; what a user can mend is one line on stderr and exit code 2."""
+    """Run a command and return its exit code.
+
+    An error that the user can correct is one line on stderr and exit code 2.
+    """
     parser = argparse.ArgumentParser(
         prog="saga-fast",
-        description="Contrastive learning whose crops come from the network's own attention (SAGA).",
+        description="Contrastive learning with crops from the network's own attention (SAGA).",
     )
     parser.add_argument("--version", action="version", version=f"saga-fast {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)
     options = parser.parse_args(arguments)
-    speaks = int(os.environ.get("RANK", "0")) == 0
-    form = "%(message)s" if speaks else f"rank {os.environ['RANK']}: %(message)s"
-    threading.excepthook = _thread_failed
-    logging.basicConfig(level=logging.INFO if speaks else logging.WARNING, format=form, stream=sys.stderr)
+    is_rank_0 = int(os.environ.get("RANK", "0")) == 0
+    log_format = "%(message)s" if is_rank_0 else f"rank {os.environ['RANK']}: %(message)s"
+    threading.excepthook = _report_thread_error
+    logging.basicConfig(level=logging.INFO if is_rank_0 else logging.WARNING, format=log_format, stream=sys.stderr)
     try:
         if distributed.launched() and not getattr(options, "distributed", False):
             return _fail(f"{options.command} runs in one process: start it without torchrun")
@@ -45,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror}{where}")
     except KeyboardInterrupt:
-        if speaks:
+        if is_rank_0:
             print("saga-fast: interrupted", file=sys.stderr)
         if distributed.launched():
             sys.stdout.flush()
-            os._exit(130)  # threads that still wait for the other processes would abort an orderly exit
+            os._exit(130)  # a normal exit would abort in threads that still wait for other processes
         return 130
     return 0
 
@@ -59,7 +62,10 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _thread_failed(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer says what the disk does to it, and again in the thread that trains: that line is enough."""
-    if not isinstance(failed.exc_value, OSError):
-        threading.__excepthook__(failed)
+def _report_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except for errors of the operating system.
+
+    Those come from TensorBoard's writer thread, which raises them again in the main thread.
+    """
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)

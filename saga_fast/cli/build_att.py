@@ -29,9 +29,9 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "build-att",
-        help="make the box table D^att of a data set from a checkpoint",
-        description="One forward pass over the data set; one attention box per image, in a small safetensors file."
-        " Options that are not given have the values of the checkpoint's config.",
+        help="compute the box table D^att of a data set with a checkpoint",
+        description="One forward pass over the data set, one attention box per image, saved as a safetensors file."
+        " Options without a stated default have the value of the checkpoint's config.",
     )
     parser.add_argument("--ckpt", type=Path, required=True, metavar="PT", help="a saga-fast checkpoint")
     parser.add_argument("--data", metavar="SRC", help="folder of images; default: the checkpoint's training images")
@@ -41,36 +41,34 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--score",
         choices=get_args(Score),
-        help="score that is differentiated; activation and background differentiate nothing",
+        help="score that is differentiated; activation and background need no gradient",
     )
-    text = "average the activations with those of the mirror image: a second forward pass"
+    text = "average the activations with those of the mirrored image: a second forward pass"
     parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, help=text)
     parser.add_argument("--normalize", choices=get_args(Normalize), help="scaling of the coarse map to [0, 1]")
     parser.add_argument("--precision", choices=get_args(Precision), help="number format of the forward pass")
-    text = "compiled: by TorchInductor; auto: compiled on a CPU if the pass is long enough to pay for compiling"
+    text = "compiled: with TorchInductor; auto: compiled on a CPU if the pass is long enough to save time by it"
     parser.add_argument("--forward", choices=get_args(Forward), help=text)
     parser.add_argument("--size", type=int, metavar="S", help="side of the network's input and of the heatmap, pixels")
-    parser.add_argument(
-        "--max-bad-fraction", type=float, metavar="F", help="allowed fraction of undecodable images; default: 0.01"
-    )
-    text = "resume an interrupted command from its parts next to --out; also for torchrun --max-restarts"
+    parser.add_argument("--max-bad-fraction", type=float, metavar="F", help="allowed fraction of undecodable images")
+    text = "resume an interrupted command from its saved rows next to --out; needed for torchrun --max-restarts"
     parser.add_argument("--resume", action="store_true", help=text)
     parser.set_defaults(run=run, distributed=True)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Build and save the table, and print its figures."""
+    """Compute and save the table, and print its figures."""
     content = read_checkpoint(options.ckpt)
     config = checkpoint_config(content, options.ckpt)
     attention_pass = _attention_pass(options, config)
     if options.out.is_dir():
-        raise SagaError(f"--out must be a file, {options.out} is a folder")
+        raise SagaError(f"--out {options.out} is a folder: name a file")
     check_writable(options.out)
     engine, source = chosen_source(options, config.data)
-    allowed = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
-    bad = BadImages(source, max_fraction=allowed)
-    how = replace(loader_options(options), max_pixels=config.data.max_pixels)
-    loader = open_loader(engine, source, WholePlan(size=attention_pass.size), how, bad=bad)
+    max_fraction = config.data.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
+    bad = BadImages(source, max_fraction=max_fraction)
+    loading = replace(loader_options(options), max_pixels=config.data.max_pixels)
+    loader = open_loader(engine, source, WholePlan(size=attention_pass.size), loading, bad=bad)
     parts = Parts(parts_folder(options.out), resume=options.resume)
     start = time.perf_counter()
     with deferring_sigterm():
@@ -97,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _attention_pass(options: argparse.Namespace, config: TrainConfig) -> AttentionPass:
-    """The checkpoint's options of the attention pass, with the given ones in place of its own."""
+    """The checkpoint's options of the attention pass, replaced by those of the command line."""
     names = ("delta", "score", "mirror", "normalize", "precision", "forward", "size")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:

@@ -14,18 +14,18 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "demo",
-        help="SAGA end to end on made images, with a report, in minutes on two cores",
-        description="Make a small image set with known object boxes, train plainly, then fine-tune and run SAGA from"
-        " the same checkpoint, and write a report. A demo that was cut short goes on where it was.",
+        help="SAGA end to end on generated images, with a report, in minutes on two cores",
+        description="Generate a small image set with known object boxes, train without attention, then fine-tune and"
+        " run SAGA from the same checkpoint, and write a report. An interrupted demo resumes.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
     add_engine(parser, default="folder")
-    parser.add_argument("--tiny", action="store_true", help="a few dozen images and epochs: tries the machinery only")
+    parser.add_argument("--tiny", action="store_true", help="a few dozen images and epochs: a smoke test")
     add_overrides(parser, text="override a value of configs/demo.yaml")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the demo and say where the report is."""
+    """Run the demo and print the path of the report."""
     engine = options.engine or "folder"
     print(f"report: {run_demo(options.out, engine=engine, tiny=options.tiny, overrides=options.overrides)}")

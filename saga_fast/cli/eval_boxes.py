@@ -18,9 +18,9 @@ def add_parser(protocols: Any) -> None:
     """Add the command."""
     parser = protocols.add_parser(
         "boxes",
-        help="attention boxes beside true boxes",
-        description="Mean IoU with the true boxes, CorLoc@0.5 and area of one or more box tables of a data set, and how"
-        " far the boxes moved from each table to the next (1 - mean IoU). Images without a true box are left out.",
+        help="quality of attention boxes, compared with true boxes",
+        description="Mean IoU with the true boxes, CorLoc@0.5 and area of one or more box tables of a data set, and the"
+        " drift from each table to the next (1 - mean IoU). Images without a true box are left out.",
     )
     parser.add_argument("--table", type=Path, nargs="+", required=True, metavar="T", help="tables, oldest first")
     parser.add_argument("--data", type=Path, required=True, metavar="SRC", help="the images of the tables")
@@ -31,7 +31,9 @@ def add_parser(protocols: Any) -> None:
         help="true boxes: boxes.json, a CSV (path,x_min,y_min,w,h in [0, 1]), or ImageNet's folder of XML annotations;"
         " default: SRC/boxes.json",
     )
-    parser.add_argument("--classes", type=Path, metavar="TXT", help="take only the class folders that its lines name")
+    parser.add_argument(
+        "--classes", type=Path, metavar="TXT", help="file with one class folder per line: use only these"
+    )
     add_engine(parser, default="ffcv for .beton files, else folder")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -49,15 +51,15 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     for number, (path, table) in enumerate(zip(options.table, tables, strict=True)):
         epoch = table.metadata.get("epoch")
-        moved = drift(tables[number - 1], table) if number else None
+        table_drift = drift(tables[number - 1], table) if number else None
         row = {"protocol": "boxes", "name": path.stem, "epoch": int(epoch) if epoch else None}
-        row |= {**box_quality(table, source.paths, truths), "drift": moved}
+        row |= {**box_quality(table, source.paths, truths), "drift": table_drift}
         rows.append(row)
-        since = "" if moved is None else f", drift {moved:.3f}"
-        found, whole = f"{100 * row['corloc']:.1f} %", f"{100 * row['corloc_whole']:.1f} %"
+        drift_text = "" if table_drift is None else f", drift {table_drift:.3f}"
+        corloc, corloc_whole = f"{100 * row['corloc']:.1f} %", f"{100 * row['corloc_whole']:.1f} %"
         print(
-            f"{path.stem}: IoU {row['iou']:.3f} (whole image {row['iou_whole']:.3f}), CorLoc {found} ({whole}),"
-            f" area {row['area']:.3f} (true {row['true_area']:.3f}){since}"
+            f"{path.stem}: IoU {row['iou']:.3f} (whole image {row['iou_whole']:.3f}), CorLoc {corloc} ({corloc_whole}),"
+            f" area {row['area']:.3f} (true {row['true_area']:.3f}){drift_text}"
         )
     print(f"over {rows[0]['images']} of {len(source)} images with a true box")
     write_rows(options.json, rows, data=str(options.data))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from saga_fast.cli.options import check_positive
 from saga_fast.cli.subject import Subject, add_subject, open_subject, write_rows
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.linear import ProbeLoaders, linear_probe
+from saga_fast.evaluate.linear import Accuracy, ProbeLoaders, linear_probe
 from saga_fast.evaluate.protocols import PROTOCOLS, ProbeConfig, choose_protocol
 from saga_fast.loaders import BadImages, CentrePlan, CropPlan, Plan, WholePlan
 from saga_fast.runtime.files import check_writable, sha256
@@ -21,30 +22,39 @@ def add_parser(protocols: Any) -> None:
         "linear",
         help="linear probe, top-1 and top-5",
         description="Train a linear classifier on the frozen encoder's pooled features and test it. The protocols are"
-        " those of papers; every one trains on random crops and tests on the centre crop. SRC holds train/ and val/, or"
-        " is the training images, with --val. Learning rates of 30 are for features of a ResNet-50 trained with MoCo.",
+        " published ones; all train on random crops and test on the centre crop. SRC contains train/ and val/, or SRC"
+        " is the training images and --val the validation images. A learning rate of 30 is for a ResNet-50 trained with"
+        " MoCo.",
     )
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="moco", help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: the protocol's; its steps move in proportion")
-    parser.add_argument("--lr", type=float, metavar="R", help="first one, never rescaled; default: the protocol's")
-    parser.add_argument("--weight-decay", type=float, metavar="W", help="of the classifier; default: the protocol's")
     parser.add_argument(
-        "--test-crop", metavar="F", help="side of the test crop over the shorter side (0.875), or 'whole': squashed"
+        "--epochs", type=int, metavar="N", help="default: the protocol's; steps of the schedule are scaled"
+    )
+    parser.add_argument(
+        "--lr", type=float, metavar="R", help="initial learning rate, not rescaled; default: the protocol's"
+    )
+    parser.add_argument("--weight-decay", type=float, metavar="W", help="default: the protocol's")
+    parser.add_argument(
+        "--test-crop",
+        metavar="F",
+        help="side of the test crop / shorter side (0.875), or 'whole': the image resized to a square",
     )
     parser.add_argument(
         "--cached",
         action="store_true",
-        help="compute the training images' features once, without augmentation: a fast estimate, named so in the rows",
+        help="compute the features of the training images once, without augmentation: a fast estimate",
     )
     parser.add_argument("--every", type=int, default=10, metavar="N", help="epochs between tests; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="keeps probe.pt; run again, a killed probe goes on")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for probe.pt, from which a killed probe resumes"
+    )
     add_subject(parser, batch_size=None)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print and write the last test."""
+    """Train the probe, print the last test and write all tests."""
     check_positive(options, "epochs", "lr", "batch_size", "every")
     config = choose_protocol(
         options.protocol,
@@ -52,14 +62,14 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         lr=options.lr,
         weight_decay=options.weight_decay,
-        centre=_centre(options.test_crop),
+        centre=_centre_fraction(options.test_crop),
     )
     options.batch_size = config.batch_size
     if options.out is not None:
         check_writable(options.out / "probe.pt")
     subject = open_subject(options)
     if subject.val is None:
-        raise SagaError("the linear probe needs validation images: a SRC with train/ and val/ in it, or --val")
+        raise SagaError(f"{options.data}: the linear probe needs validation images, in SRC/val/ or with --val")
     history = linear_probe(
         subject.frozen,
         _loaders(subject, config),
@@ -76,7 +86,21 @@ def run(options: argparse.Namespace) -> None:
         },
         progress=True,
     )
-    rows = [
+    rows = _rows(subject, config, history)
+    last = history[-1]
+    top5 = "" if last.top5 is None else f", top-5 {100 * last.top5:.1f} %"
+    estimate = ", cached features: an estimate" if options.cached else ""
+    print(
+        f"linear probe ({config.name}, {config.phase.epochs} epochs, {config.test_crop} test crop{estimate}):"
+        f" top-1 {100 * last.top1:.1f} %{top5}"
+    )
+    write_rows(options.json, rows, checkpoint=str(subject.ckpt), data=str(subject.train.root))
+
+
+def _rows(subject: Subject, config: ProbeConfig, history: Sequence[Accuracy]) -> list[dict[str, Any]]:
+    """One row of the JSON file per test."""
+    options = subject.options
+    return [
         {
             "protocol": "linear",
             "probe": config.name,
@@ -98,33 +122,25 @@ def run(options: argparse.Namespace) -> None:
         }
         for test in history
     ]
-    last = history[-1]
-    top5 = "" if last.top5 is None else f", top-5 {100 * last.top5:.1f} %"
-    estimate = ", cached features: an estimate" if options.cached else ""
-    print(
-        f"linear probe ({config.name}, {config.phase.epochs} epochs, {config.test_crop} test crop{estimate}):"
-        f" top-1 {100 * last.top1:.1f} %{top5}"
-    )
-    write_rows(options.json, rows, checkpoint=str(subject.ckpt), data=str(subject.train.root))
 
 
-def _centre(text: str | None) -> float | str | None:
+def _centre_fraction(text: str | None) -> float | str | None:
     if text is None or text == "whole":
         return text
     try:
         return float(text)
     except ValueError as error:
-        raise SagaError(f"--test-crop is a fraction in (0, 1] or 'whole', got {text!r}") from error
+        raise SagaError(f"--test-crop {text!r} must be a fraction in (0, 1] or 'whole'") from error
 
 
 def _loaders(subject: Subject, config: ProbeConfig) -> ProbeLoaders:
-    """Training crops, test crops and, with ``--cached``, the training images in order and without augmentation."""
+    """Loaders of training crops and test crops; with ``--cached`` also of the training images in order."""
     size, options = subject.config.crop.size, subject.options
     assert subject.val is not None
     whole: Plan = WholePlan(size=size)
     if config.centre is not None:
         if not 0.0 < config.centre <= 1.0:
-            raise SagaError(f"--test-crop must be in (0, 1], got {config.centre}")
+            raise SagaError(f"--test-crop {config.centre} must be in (0, 1]")
         whole = CentrePlan(size=size, fraction=config.centre)
     bad = BadImages(subject.train, max_fraction=subject.config.data.max_bad_fraction)
     table = None if options.views == "whole" else subject.table(subject.train)

@@ -32,22 +32,28 @@ def add_parser(protocols: Any) -> None:
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, metavar="CKPT", help="one or more checkpoints")
     parser.add_argument("--data", metavar="SRC", help="images; default: each checkpoint's training images")
     parser.add_argument(
-        "--table", type=Path, nargs="+", metavar="T", help="boxes, one file per checkpoint; default: made with each one"
+        "--table",
+        type=Path,
+        nargs="+",
+        metavar="T",
+        help="box tables, one per checkpoint; default: computed with each checkpoint",
     )
-    parser.add_argument("--images", type=int, metavar="N", help="draw so many images; default: all")
+    parser.add_argument("--images", type=int, metavar="N", help="number of images, drawn at random; default: all")
     parser.add_argument("--layer", choices=LAYERS, default="projector", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     add_loading(parser)
     add_json(parser)
-    parser.add_argument("--png", type=Path, metavar="F", help="draw the histograms into this picture")
+    parser.add_argument("--png", type=Path, metavar="F", help="write the histograms to this PNG file")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print one line per checkpoint and kind of crop."""
+    """Print one line per checkpoint and kind of crop, and write rows and histograms."""
     check_positive(options, "images", "batch_size")
     if options.table and len(options.table) != len(options.ckpt):
-        raise SagaError(f"--table needs one file per checkpoint, got {len(options.table)} for {len(options.ckpt)}")
+        raise SagaError(
+            f"{len(options.table)} for {len(options.ckpt)} checkpoints: --table needs one file per checkpoint"
+        )
     for path in (options.json, options.png):
         if path:
             check_writable(path)
@@ -64,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _names(ckpts: Sequence[Path]) -> list[str]:
-    """Folder and file of each checkpoint, with as many folders before them as it takes to tell them apart."""
+    """``FOLDER/FILE`` of each checkpoint without its ending, with more parent folders if names are equal."""
     full = [ckpt.resolve().with_suffix("").parts for ckpt in ckpts]
     depth = 2
     while len({parts[-depth:] for parts in full}) < len(set(full)):
@@ -73,6 +79,7 @@ def _names(ckpts: Sequence[Path]) -> list[str]:
 
 
 def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path | None) -> list[dict[str, Any]]:
+    """The rows of a checkpoint's plain and attention crops."""
     content = read_checkpoint(ckpt)
     config = checkpoint_config(content, ckpt)
     model = load_model(ckpt).to(choose_device(options.device))
@@ -84,12 +91,12 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
         table = BoxTable.open(table_file)
     attention = config.attention or AttentionConfig()
     plain = CropPlan(size=config.crop.size, seed=options.seed, scale=config.crop.scale, ratio=config.crop.ratio)
-    guided = replace(plain, table=table, crop=attention.crop, min_side=attention.min_side)
+    attention_crops = replace(plain, table=table, crop=attention.crop, min_side=attention.min_side)
     frozen = FrozenModel(model=model, precision=config.precision, channels_last=config.channels_last)
     rows = []
-    for views, plan in (("plain", plain), ("attention", guided)):
-        shuffled = replace(loader_options(options), shuffle=True, seed=options.seed)
-        loader = open_loader(engine, source, plan, shuffled)
+    for views, plan in (("plain", plain), ("attention", attention_crops)):
+        loading = replace(loader_options(options), shuffle=True, seed=options.seed)
+        loader = open_loader(engine, source, plan, loading)
         similarities = pair_similarities(
             frozen,
             loader,
@@ -99,6 +106,6 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
             seed=options.seed,
             progress=True,
         )
-        named = {"protocol": "pairs", "name": name, "epoch": content["epoch"]}
-        rows.append({**named, "views": views, "layer": options.layer, **histogram(similarities)})
+        row = {"protocol": "pairs", "name": name, "epoch": content["epoch"], "views": views, "layer": options.layer}
+        rows.append({**row, **histogram(similarities)})
     return rows

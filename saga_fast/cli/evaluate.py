@@ -23,13 +23,21 @@ def add_parser(subparsers: Any) -> None:
     knn = protocols.add_parser(
         "knn",
         help="k-nearest-neighbour top-1",
-        description="Weighted kNN top-1 on L2-normalised backbone and projector features (votes exp(s / temperature))."
-        " SRC with train/ and val/ in it: val images among train images. Any other SRC: each image among all others.",
+        description="Weighted kNN top-1 on L2-normalised backbone and projector features; a neighbour's vote is"
+        " exp(similarity / temperature). If SRC contains train/ and val/, val images are classified by train images."
+        " Otherwise each image is classified by the remaining images.",
     )
     add_subject(knn)
-    knn.add_argument("--k", type=int, nargs="+", default=[20, 200], metavar="K", help="neighbours; default: 20 200")
     knn.add_argument(
-        "--temperature", type=float, nargs="+", default=[0.07], metavar="T", help="of the votes; default: 0.07"
+        "--k", type=int, nargs="+", default=[20, 200], metavar="K", help="numbers of neighbours; default: 20 200"
+    )
+    knn.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        default=[0.07],
+        metavar="T",
+        help="temperatures of the votes; default: 0.07",
     )
     knn.add_argument("--layer", nargs="+", choices=LAYERS, default=list(LAYERS), help="default: both")
     knn.set_defaults(run=run_knn, distributed=True)
@@ -41,11 +49,11 @@ def add_parser(subparsers: Any) -> None:
 def run_knn(options: argparse.Namespace) -> None:
     """Print one line per layer, temperature and k."""
     if min(options.k) < 1 or min(options.temperature) <= 0.0:
-        raise SagaError(f"--k and --temperature must be positive, got {options.k} and {options.temperature}")
+        raise SagaError(f"--k {options.k} and --temperature {options.temperature} must be positive")
     subject = open_subject(options)
     queries = subject.val
     check_neighbours(max(options.k), len(subject.train), leave_one_out=queries is None)
-    if queries is not None:  # refused before the passes over the images
+    if queries is not None:  # unknown classes are refused before the passes over the images
         align_labels(torch.from_numpy(queries.labels), queries, subject.train)
     bank, bank_labels = _features(subject, subject.train)
     if queries is None:
@@ -80,8 +88,8 @@ def run_knn(options: argparse.Namespace) -> None:
                         "images": len(labels),
                     }
                 )
-                swept = f" temperature {temperature:g}" if len(options.temperature) > 1 else ""
-                print(f"kNN {layer:9s} k {k:3d}{swept}: {100 * top1:.1f} %")
+                at = f" temperature {temperature:g}" if len(options.temperature) > 1 else ""
+                print(f"kNN {layer:9s} k {k:3d}{at}: {100 * top1:.1f} %")
     write_rows(options.json, rows, checkpoint=str(options.ckpt), data=str(subject.train.root))
 
 

@@ -21,61 +21,62 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "import",
-        help="make another project's checkpoint into saga-fast's",
-        description="Make another project's checkpoint into one that build-att, eval and train --ckpt read. No code in"
-        " it is run, and every tensor of it is used, on the list of what its project keeps besides, or an error.",
+        help="convert another project's checkpoint",
+        description="Convert another project's checkpoint for build-att, eval and train --ckpt. No pickled code is run."
+        " Each tensor in the file is either used, or on the list of tensors that the format may drop, or an error.",
     )
-    parser.add_argument("ckpt", type=Path, metavar="CKPT", help="the other project's file")
+    parser.add_argument("ckpt", type=Path, metavar="CKPT", help="the file to convert")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT.pt", help="the checkpoint to write")
-    parser.add_argument("--format", choices=FORMATS, help="default: what the file looks like")
-    parser.add_argument("--data", metavar="SRC", help="the images it was or will be trained on")
-    parser.add_argument("--engine", default="folder", metavar="E", help=f"reads them: one of {', '.join(ENGINES)}")
+    parser.add_argument("--format", choices=FORMATS, help="default: detected")
+    parser.add_argument("--data", metavar="SRC", help="the images that it was or will be trained on")
     parser.add_argument(
-        "--fresh-memory", action="store_true", help="leave out its memory bank or queue, start a new one"
+        "--engine", default="folder", metavar="E", help=f"loader engine of --data: {', '.join(ENGINES)}"
     )
+    parser.add_argument("--fresh-memory", action="store_true", help="start with a new memory bank or queue")
     parser.add_argument("--boxes-out", type=Path, metavar="T", help="write ContrastiveCrop's boxes as a box table")
-    parser.add_argument("--config-out", type=Path, metavar="YAML", help="write the config, to be edited for train")
-    add_overrides(parser, text="set a value of the config, 'method.temperature=0.1' say")
+    parser.add_argument("--config-out", type=Path, metavar="YAML", help="write a config for train")
+    add_overrides(parser, text="override config values, for example method.temperature=0.1")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Import, and print what became of the file."""
+    """Import, and print which tensors were kept, dropped and started fresh."""
     outputs = [path for path in (options.out, options.boxes_out, options.config_out) if path is not None]
     for path in outputs:
         if path.is_dir() or path.resolve() == options.ckpt.resolve():
-            raise SagaError(f"cannot write to {path}: {'a folder' if path.is_dir() else 'it is the file to import'}")
+            reason = "a folder" if path.is_dir() else "the file to import"
+            raise SagaError(f"cannot write to {path}, it is {reason}: name another file")
     if options.boxes_out and options.data is None:
-        raise SagaError("--boxes-out needs --data: boxes belong to images")
+        raise SagaError("--boxes-out needs --data: a box table belongs to a data set")
     source = None if options.data is None else open_source(options.engine, options.data)
-    found = import_checkpoint(
+    imported = import_checkpoint(
         options.ckpt,
         format=options.format,
         source=source,
         overrides=options.overrides,
         fresh_memory=options.fresh_memory,
     )
-    if options.boxes_out and found.boxes is None:
-        raise SagaError(f"{options.ckpt} holds no boxes, only ContrastiveCrop's checkpoints do")
+    if options.boxes_out and imported.boxes is None:
+        raise SagaError(f"{options.ckpt} contains no boxes: --boxes-out is for checkpoints of ContrastiveCrop")
     for path in outputs:
         check_writable(path)
-    found.save(options.out)
-    if options.boxes_out and found.boxes is not None:
-        found.boxes.save(options.boxes_out)
+    imported.save(options.out)
+    if options.boxes_out and imported.boxes is not None:
+        imported.boxes.save(options.boxes_out)
     if options.config_out:
-        write_text(options.config_out, yaml.safe_dump(config_to_dict(found.config), sort_keys=False))
-    _report(options, found)
+        write_text(options.config_out, yaml.safe_dump(config_to_dict(imported.config), sort_keys=False))
+    _print_summary(options, imported)
 
 
-def _report(options: argparse.Namespace, found: Imported) -> None:
-    encoder = found.config.encoder
+def _print_summary(options: argparse.Namespace, imported: Imported) -> None:
+    encoder = imported.config.encoder
     shape = [encoder.name, f"{encoder.stem} stem", *(f"{key} {value}" for key, value in encoder.args.items())]
-    print(f"{options.ckpt}: {found.format} ({FORMATS[found.format].title}), epoch {found.epoch}")
-    print(f"  network  {found.config.method.name}, {', '.join(shape)}")
-    print(f"  kept     {', '.join(f'{name} ({count} tensors)' for name, count in found.kept.items())}")
-    for title, lines in (("dropped", found.dropped), ("fresh", found.fresh), ("note", found.notes)):
+    print(f"{options.ckpt}: {imported.format} ({FORMATS[imported.format].title}), epoch {imported.epoch}")
+    print(f"  network  {imported.config.method.name}, {', '.join(shape)}")
+    print(f"  kept     {', '.join(f'{name} ({count} tensors)' for name, count in imported.kept.items())}")
+    for title, lines in (("dropped", imported.dropped), ("fresh", imported.fresh), ("note", imported.notes)):
         for line in lines:
             print(f"  {title:8s} {line}")
-    if options.boxes_out and found.boxes is not None:
-        print(f"{options.boxes_out}: {len(found.boxes)} boxes, mean area {found.boxes.mean_area:.3f}")
+    if options.boxes_out and imported.boxes is not None:
+        print(f"{options.boxes_out}: {len(imported.boxes)} boxes, mean area {imported.boxes.mean_area:.3f}")
     print(f"{options.out}: for build-att --ckpt, eval --ckpt and train --ckpt")

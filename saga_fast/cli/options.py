@@ -13,23 +13,28 @@ from saga_fast.runtime.device import choose_device
 
 
 def add_overrides(parser: argparse.ArgumentParser, *, text: str) -> None:
-    """Add ``--set key=value ...``, which may be repeated: ``overrides``, a list of strings."""
+    """Add ``--set key=value ...``: ``overrides``, a list of strings. The option may be repeated."""
     parser.add_argument(
         "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="key=value", help=text
     )
 
 
 def add_engine(parser: argparse.ArgumentParser, *, default: str) -> None:
-    """Add ``--engine``; None if it is not given."""
+    """Add ``--engine``, None by default."""
     text = f"loader engine: {', '.join(ENGINES)}; default: {default}"
     parser.add_argument("--engine", metavar="E", help=text)
 
 
 def add_loading(parser: argparse.ArgumentParser, *, batch_size: int | None = 64) -> None:
-    """Add how images are read and where the model runs; see :func:`chosen_source` and :func:`loader_options`."""
+    """Add the options of :func:`chosen_source` and :func:`loader_options`.
+
+    Args:
+        parser: the command's parser.
+        batch_size: the default of ``--batch-size``; None: the linear probe's protocol has it.
+    """
     add_engine(parser, default="ffcv for .beton files, else folder")
-    usual = "the protocol's" if batch_size is None else str(batch_size)
-    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="B", help=f"default: {usual}")
+    default = "the protocol's" if batch_size is None else str(batch_size)
+    parser.add_argument("--batch-size", type=int, default=batch_size, metavar="B", help=f"default: {default}")
     parser.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: all cores")
     add_places(parser)
     add_device(parser)
@@ -37,9 +42,9 @@ def add_loading(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Add ``--decode`` and ``--crop``."""
-    for what, text in (("decode", "decoded"), ("crop", "cropped")):
-        text = f"where images are {text}; auto (default): on the GPU if the engine and the device can"
-        parser.add_argument(f"--{what}", choices=get_args(Place), default="auto", help=text)
+    for option, done in (("decode", "decoded"), ("crop", "cropped")):
+        text = f"where images are {done}; auto (default): on the GPU if the engine supports it"
+        parser.add_argument(f"--{option}", choices=get_args(Place), default="auto", help=text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +53,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_engine(options: argparse.Namespace, path: Path | str) -> str:
-    """``--engine``, or the default engine for data of this form."""
+    """``--engine``, or the default engine of a folder or .beton file."""
     engine: str | None = options.engine
     return engine or engines_for(path)[0]
 
 
 def chosen_source(options: argparse.Namespace, data: DataConfig) -> tuple[str, Source]:
-    """The engine and the images of ``--data``, or those of the checkpoint's ``data`` if it is not given."""
+    """Engine and images of ``--data``; without ``--data`` those of the checkpoint's config."""
     if options.data:
         engine = chosen_engine(options, options.data)
         return engine, open_source(engine, options.data)
@@ -63,7 +68,7 @@ def chosen_source(options: argparse.Namespace, data: DataConfig) -> tuple[str, S
 
 
 def loader_options(options: argparse.Namespace) -> LoaderOptions:
-    """The options of :func:`add_loading`."""
+    """The loader options from the arguments of :func:`add_loading`."""
     return LoaderOptions(
         batch_size=options.batch_size,
         threads=options.threads,
@@ -77,7 +82,7 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
     """Check that the numbers of these options are positive.
 
     Raises:
-        SagaError: with the option and the number.
+        SagaError: a number that is not positive.
     """
     for name in names:
         value = getattr(options, name)

@@ -1,4 +1,4 @@
-"""``saga-fast profile``: what binds on this machine, and what to choose."""
+"""``saga-fast profile``: the bottleneck on this machine, and the best loader options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from saga_fast.loaders import ENGINES, WholePlan, engines_for, open_loader, usab
 from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row, line, write
 from saga_fast.profile.kernels import profile_kernels
-from saga_fast.profile.loaders import LoadersProfile, binding, profile_loaders, recommend
+from saga_fast.profile.loaders import LoadersProfile, describe_bottleneck, profile_loaders, recommend
 from saga_fast.profile.rebuild import Cluster, predict
 from saga_fast.profile.train import profile_train
 from saga_fast.runtime.device import choose_device
@@ -39,8 +39,8 @@ def add_parser(subparsers: Any) -> None:
     """Add the command and its subjects."""
     parser = subparsers.add_parser(
         "profile",
-        help="how fast each stage is here, beside its limit",
-        description="Measure each stage on this machine beside its own limit, say which one binds and what to choose.",
+        help="throughput of each stage, compared with its limit",
+        description="Measure each stage on this machine, compare it with its limit, and print the bottleneck.",
     )
     subjects = parser.add_subparsers(dest="subject", required=True, metavar="SUBJECT")
     _add_loaders(subjects)
@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_measuring(parser: argparse.ArgumentParser, *, seconds: float) -> None:
-    text = "how long to measure each row, about; default: %(default)s"
+    text = "approximate time per row; default: %(default)s"
     parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help=text)
     parser.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
 
@@ -59,15 +59,17 @@ def _add_loaders(subjects: Any) -> None:
     parser = subjects.add_parser(
         "loaders",
         help="engines, thread counts and batch sizes for these images",
-        description="Every engine beside reading and decoding alone, for each thread count and batch size.",
+        description="Each engine, thread count and batch size, compared with reading and decoding alone.",
     )
-    parser.add_argument("--data", nargs="+", required=True, metavar="SRC", help="a folder of images, .beton files")
-    parser.add_argument("--engine", nargs="+", metavar="E", help="default: every engine that reads SRC")
+    parser.add_argument("--data", nargs="+", required=True, metavar="SRC", help="folders of images, .beton files")
+    parser.add_argument("--engine", nargs="+", metavar="E", help="default: all engines that can read SRC")
     parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the views; default: %(default)s")
-    parser.add_argument("--views", type=int, default=2, metavar="V", help="per image; default: %(default)s")
+    parser.add_argument("--views", type=int, default=2, metavar="V", help="views per image; default: %(default)s")
     parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="default: all cores")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[64], metavar="B", help="default: 64")
-    parser.add_argument("--prefetch", type=int, default=2, metavar="P", help="batches ahead; default: %(default)s")
+    parser.add_argument(
+        "--prefetch", type=int, default=2, metavar="P", help="batches loaded ahead; default: %(default)s"
+    )
     add_places(parser)
     add_device(parser)
     _add_measuring(parser, seconds=5.0)
@@ -77,16 +79,19 @@ def _add_loaders(subjects: Any) -> None:
 def _add_att(subjects: Any) -> None:
     parser = subjects.add_parser(
         "att",
-        help="the attention pass beside the bare forward loop, and the time of a rebuild",
-        description="The attention pass beside the bare forward loop, and how long a rebuild of D^att will take.",
+        help="the attention pass, compared with a bare forward loop, and the predicted time of a rebuild",
+        description="The attention pass, compared with a bare forward loop, and the predicted time of a rebuild of"
+        " D^att.",
     )
     parser.add_argument("--ckpt", type=Path, required=True, metavar="PT", help="a saga-fast checkpoint")
     parser.add_argument("--data", metavar="SRC", help="images; default: the checkpoint's training images")
     add_loading(parser)
-    parser.add_argument("--images", type=int, metavar="N", help="predict a rebuild of so many; default: SRC's")
-    parser.add_argument("--gpus", type=int, default=1, metavar="G", help="of a machine; default: %(default)s")
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="number of images of the predicted rebuild; default: that of SRC"
+    )
+    parser.add_argument("--gpus", type=int, default=1, metavar="G", help="GPUs per machine; default: %(default)s")
     parser.add_argument("--nodes", type=int, default=1, metavar="M", help="machines; default: %(default)s")
-    text = "network between machines, assumed; default: %(default)s"
+    text = "network between machines (not measured); default: %(default)s"
     parser.add_argument("--gbit-per-second", type=float, default=10.0, metavar="R", help=text)
     _add_measuring(parser, seconds=10.0)
     parser.set_defaults(run=run_att)
@@ -95,12 +100,13 @@ def _add_att(subjects: Any) -> None:
 def _add_train(subjects: Any) -> None:
     parser = subjects.add_parser(
         "train",
-        help="training beside the loader alone and the step alone",
-        description="A config's training beside the loader alone and the step alone. Nothing is written.",
+        help="training, compared with the loader alone and the step alone",
+        description="Training with a config, compared with the loader alone and the step alone. No run folder is"
+        " written.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
     add_engine(parser, default="the config's")
-    add_overrides(parser, text="override a config value")
+    add_overrides(parser, text="override config values")
     _add_measuring(parser, seconds=10.0)
     parser.set_defaults(run=run_train)
 
@@ -108,24 +114,26 @@ def _add_train(subjects: Any) -> None:
 def _add_kernels(subjects: Any) -> None:
     parser = subjects.add_parser(
         "kernels",
-        help="every kernel beside a copy of as many bytes",
-        description="Every kernel on this machine beside a copy of as many bytes.",
+        help="each kernel, compared with a copy of as many bytes",
+        description="Each kernel on this machine, compared with a copy of as many bytes.",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="default: %(default)s")
     parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the views; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=9, metavar="R", help="timings; default: %(default)s")
+    parser.add_argument(
+        "--repeats", type=int, default=9, metavar="R", help="calls of each kernel; default: %(default)s"
+    )
     add_device(parser)
     parser.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
     parser.set_defaults(run=run_kernels)
 
 
 def run_loaders(options: argparse.Namespace) -> None:
-    """Measure, name what binds and print the config line."""
+    """Measure, and print the bottleneck and the best options."""
     check_positive(options, "seconds", "size", "views", "batch_size", "threads")
-    wanted = options.engine or list(ENGINES)
-    data = [(engine, path) for path in options.data for engine in engines_for(path) if engine in wanted]
+    engines = options.engine or list(ENGINES)
+    data = [(engine, path) for path in options.data for engine in engines_for(path) if engine in engines]
     if not data:
-        raise SagaError(f"none of the engines {', '.join(wanted)} reads {', '.join(options.data)}")
+        raise SagaError(f"none of the engines {', '.join(engines)} reads {', '.join(options.data)}")
     profile = LoadersProfile(
         data=data,
         size=options.size,
@@ -138,21 +146,21 @@ def run_loaders(options: argparse.Namespace) -> None:
         decode=options.decode,
         crop=options.crop,
     )
-    rows = _show(profile_loaders(profile), profile.combinations, options.json)
+    rows = _print_rows(profile_loaders(profile), total=profile.combinations, json=options.json)
     best = recommend(rows)
     if best is None:
         raise SagaError("no engine could read the images, see above")
-    print(f"\n{binding(rows)}\nchoose: --set {best}")
+    print(f"\n{describe_bottleneck(rows)}\nchoose: --set {best}")
 
 
 def run_att(options: argparse.Namespace) -> None:
-    """Measure, and predict a rebuild."""
+    """Measure, and print and write the predicted time of a rebuild."""
     check_positive(options, "seconds", "batch_size", "threads", "images", "gpus", "nodes", "gbit_per_second")
     config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
-    attention_pass, how = config.attention_pass, loader_options(options)
+    attention_pass, loading = config.attention_pass, loader_options(options)
     engine, source = chosen_source(options, config.data)
-    device = torch.device(how.device)
-    loader = open_loader(engine, source, WholePlan(size=attention_pass.size), how)
+    device = torch.device(loading.device)
+    loader = open_loader(engine, source, WholePlan(size=attention_pass.size), loading)
     images = options.images or len(loader.source)
     profile = AttProfile(
         model=load_model(options.ckpt).to(device),
@@ -161,16 +169,16 @@ def run_att(options: argparse.Namespace) -> None:
         images=images,
         seconds=options.seconds,
     )
-    rows = _show(profile_att(profile), None, None)
+    rows = _print_rows(profile_att(profile))
     cluster = Cluster(
         gpus=options.gpus, nodes=options.nodes, on_gpu=device.type == "cuda", gbit_per_second=options.gbit_per_second
     )
     prediction = predict(rows, images=images, cluster=cluster)
     compiling = next((row for row in rows if row["name"] == "compile"), None)
     if compiling is not None and compiling["breaks_even"] is not None:
-        print(f"\ncompiling the forward pass pays from {compiling['breaks_even']} images on")
+        print(f"\ncompiling the forward pass saves time from {compiling['breaks_even']} images on")
     print(
-        f"\nrebuild of {images} images with {_many(options.gpus, 'GPU')} on {_many(options.nodes, 'machine')}:"
+        f"\nrebuild of {images} images with {_count(options.gpus, 'GPU')} on {_count(options.nodes, 'machine')}:"
         f" {_duration(prediction.seconds)} at {prediction.images_per_second:.0f} images/s; the bottleneck is"
         f" {prediction.bottleneck}"
     )
@@ -190,43 +198,49 @@ def run_att(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    """Measure, and say which of the two binds."""
+    """Measure, and print whether the loader or the step is the bottleneck."""
     check_positive(options, "seconds")
     config = load_config(options.config, options.overrides)
     if options.engine:
         config = replace(config, data=replace(config.data, engine=options.engine))
-    rows = _show(profile_train(config, seconds=options.seconds), 3, options.json)
+    rows = _print_rows(profile_train(config, seconds=options.seconds), total=3, json=options.json)
     train = rows[-1]
-    print(f"\nthe {train['against']} binds: training runs at {train['ratio']:.2f} of it")
+    print(f"\nthe {train['against']} is the bottleneck: training reaches {train['ratio']:.2f} of its rate")
 
 
 def run_kernels(options: argparse.Namespace) -> None:
-    """Measure."""
+    """Measure each kernel."""
     check_positive(options, "batch_size", "size", "repeats")
     device = choose_device(options.device)
-    _show(
-        profile_kernels(device, batch_size=options.batch_size, size=options.size, repeats=options.repeats),
-        6,
-        options.json,
-    )
+    rows = profile_kernels(device, batch_size=options.batch_size, size=options.size, repeats=options.repeats)
+    _print_rows(rows, total=6, json=options.json)
 
 
-def _show(rows: Iterable[Row], total: int | None, json: Path | None) -> list[Row]:
-    """Print each row as it is measured, below a progress bar's line, and write them all."""
+def _print_rows(rows: Iterable[Row], *, total: int | None = None, json: Path | None = None) -> list[Row]:
+    """Print each row when it is measured, with a progress bar, and write all rows to ``json``.
+
+    Args:
+        rows: rows that are measured one by one.
+        total: their number, if known.
+        json: the file to write; None: no file.
+
+    Returns:
+        The rows.
+    """
     if json is not None:
         check_writable(json)
-    seen = []
+    measured = []
     with tqdm(rows, total=total, desc="profile", unit="row", disable=None) as bar:
         for row in bar:
-            seen.append(row)
+            measured.append(row)
             bar.write(line(row))
     if json is not None:
-        write(json, seen)
-    return seen
+        write(json, measured)
+    return measured
 
 
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number > 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number > 1)}"
 
 
 def _duration(seconds: float) -> str:

@@ -14,10 +14,10 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "report",
-        help="training runs side by side in one HTML file",
-        description="One self-contained HTML page: accuracy by epoch, the paper's tables with these runs in them, boxes"
-        " through the renewals, throughput, configuration. What `saga-fast eval ... --json RUN/eval/NAME.json` wrote is"
-        " shown, too. A run folder called finetune is the baseline of the verdict.",
+        help="compare training runs in one HTML file",
+        description="One self-contained HTML page: accuracy by epoch, the paper's tables with rows for these runs,"
+        " boxes of each renewal, throughput, configs, and results of `saga-fast eval ... --json RUN/eval/NAME.json`. A"
+        " run folder called finetune is the baseline of the verdict.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, shown in this order")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="HTML", help="default: %(default)s")
@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     check_writable(options.out)
     write_report(options.runs, options.out, title=options.title)
     print(f"report: {options.out}")

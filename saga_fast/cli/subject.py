@@ -1,4 +1,4 @@
-"""What the ``eval`` commands share: a checkpoint, its labelled images, their boxes, and the JSON file of results."""
+"""The checkpoint, images and boxes of an ``eval`` command, their options, and the file of results."""
 
 from __future__ import annotations
 
@@ -26,26 +26,30 @@ TestViews = Literal["whole", "att", "both"]
 
 
 def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64) -> None:
-    """``--ckpt``, the images, how they are read, ``--views`` and ``--json``."""
+    """Add ``--ckpt``, the images, the loader's options, ``--views`` and ``--json``."""
     parser.add_argument("--ckpt", type=Path, required=True, metavar="CKPT", help="a saga-fast checkpoint")
     parser.add_argument("--data", type=Path, required=True, metavar="SRC", help="labelled images, CLASS/*.jpg")
-    parser.add_argument("--val", type=Path, metavar="DIR", help="validation images, when SRC is the training images")
-    parser.add_argument("--classes", type=Path, metavar="TXT", help="take only the class folders that its lines name")
+    parser.add_argument("--val", type=Path, metavar="DIR", help="validation images, if SRC is the training images")
+    parser.add_argument(
+        "--classes", type=Path, metavar="TXT", help="file with one class folder per line: use only these"
+    )
     parser.add_argument(
         "--views",
         choices=get_args(TestViews),
         default="whole",
         help="input of the encoder: whole images (default), attention boxes, or both, their features concatenated",
     )
-    parser.add_argument("--table", type=Path, metavar="T", help="box table for --views; default: made as in training")
+    parser.add_argument(
+        "--table", type=Path, metavar="T", help="box table for --views; default: computed as in training"
+    )
     parser.add_argument("--val-table", type=Path, metavar="T", help="box table of the validation images")
     add_loading(parser, batch_size=batch_size)
     add_json(parser)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """``--json``."""
-    text = "write the rows to this file; `saga-fast report` shows those in RUN/eval/"
+    """Add ``--json``."""
+    text = "write the results to this file; `saga-fast report` shows files in RUN/eval/"
     parser.add_argument("--json", type=Path, metavar="F", help=text)
 
 
@@ -63,39 +67,42 @@ class Subject:
     options: argparse.Namespace
 
     def loader(self, source: Source, plan: Plan, *, bad: BadImages | None = None, **changes: Any) -> Loader:
-        """A loader of some of the images; ``changes`` replace loader options."""
+        """A loader of training or validation images; ``changes`` replace loader options."""
         return open_loader(self.engine, source, plan, replace(loader_options(self.options), **changes), bad=bad)
 
     @property
     def frozen(self) -> FrozenModel:
-        """The model and the formats in which it runs."""
+        """The model with its precision and memory format."""
         return FrozenModel(model=self.model, precision=self.config.precision, channels_last=self.config.channels_last)
 
     def table(self, source: Source) -> BoxTable:
-        """The boxes of the training or validation images: from --table, or made now by the checkpoint's config."""
-        given: Path | None = self.options.table if source is self.train else self.options.val_table
-        if given is not None:
-            table = BoxTable.open(given)
+        """The boxes of the training or validation images, from ``--table`` or ``--val-table``.
+
+        Without the option they are computed with the checkpoint.
+        """
+        path: Path | None = self.options.table if source is self.train else self.options.val_table
+        if path is not None:
+            table = BoxTable.open(path)
             table.check(source.fingerprint, len(source))
             return table
         whole = WholePlan(size=self.config.attention_pass.size)
         return make_table(self.model, self.loader(source, whole), self.config)
 
     def plan(self, source: Source, whole: Plan) -> Plan:
-        """The plan of ``--views``: ``whole``, the attention box of each image, or both."""
+        """The views of ``--views``: ``whole``, the attention box of each image, or both."""
         views: TestViews = self.options.views
         if views == "whole":
             return whole
         table = self.table(source)
         min_side = (self.config.attention or AttentionConfig()).min_side
-        boxes = replace(table, boxes=widen_boxes(table.boxes, min_side))  # as training crops from them
+        boxes = replace(table, boxes=widen_boxes(table.boxes, min_side))  # as in training
         return BoxPlan(size=whole.size, table=boxes, first=whole if views == "both" else None)
 
 
 def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
-    """D^att of the loader's images, by the config's ``attention``, or by its defaults if training used none.
+    """The box table D^att of the loader's images, with the config's ``attention`` or its defaults.
 
-    If training used a classifier's attention, so does this.
+    If the boxes in training came from a classifier, these do too.
 
     Raises:
         SagaError: the classifier's checkpoint cannot be read.
@@ -107,7 +114,12 @@ def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
 
 
 def open_subject(options: argparse.Namespace) -> Subject:
-    """The subject of :func:`add_subject`'s options; an unwritable results file is refused before the work."""
+    """The subject of the options of :func:`add_subject`.
+
+    Raises:
+        SagaError: options that do not fit together, or a file that cannot be read.
+        OSError: ``--json`` cannot be written.
+    """
     train, val = options.data, options.val
     if val is None and (options.data / "train").is_dir() and (options.data / "val").is_dir():
         train, val = options.data / "train", options.data / "val"
@@ -130,7 +142,10 @@ def open_subject(options: argparse.Namespace) -> Subject:
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
-    """Write rows with hardware, versions, commit, command and ``facts`` to a JSON file; None: write nothing."""
+    """Write rows with hardware, versions, commit, command and ``facts`` to a JSON file.
+
+    Nothing is written if ``path`` is None.
+    """
     if path is not None:
         document = {**provenance(), **facts, "rows": list(rows)}
         write_text(path, json.dumps(document, indent=1) + "\n")

@@ -20,23 +20,23 @@ def add_parser(subparsers: Any) -> None:
         "train",
         help="train an encoder: plain epochs, then SAGA epochs",
         description="Train an encoder: plain epochs, then epochs on crops from its own attention, with renewed boxes."
-        " Also under torchrun, one process per GPU; add --resume for torchrun --max-restarts.",
+        " Also under torchrun, one process per GPU; torchrun --max-restarts needs --resume.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
     parser.add_argument("--out", metavar="DIR", help="run folder; default: the config's 'out'")
     parser.add_argument(
-        "--resume", action="store_true", help="resume from the run folder's last.pt; without one the run starts afresh"
+        "--resume",
+        action="store_true",
+        help="resume from the run folder's last.pt; without a last.pt the run starts from the beginning",
     )
     parser.add_argument(
         "--ckpt",
         type=Path,
         metavar="PT",
-        help="start from this checkpoint's weights at the SAGA phase: the plain phase is skipped",
+        help="start the SAGA phase from this checkpoint's weights, without the plain phase",
     )
     add_engine(parser, default="the config's")
-    add_overrides(
-        parser, text="override a config value, 'saga.epochs=20' or 'attention=null' (the fine-tuning baseline)"
-    )
+    add_overrides(parser, text="override config values: saga.epochs=20, attention=null (the fine-tuning baseline)")
     parser.set_defaults(run=run, distributed=True)
 
 

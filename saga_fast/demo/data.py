@@ -1,8 +1,8 @@
-"""A small image set with known object boxes, made from photographs that scikit-image and scikit-learn carry.
+"""A small image set with known object boxes, from photographs in scikit-image and scikit-learn.
 
-Every image is one object on a tinted texture, at a random place and small enough that a random crop often misses it:
-the situation of the SAGA paper's Fig. 1. Nothing is downloaded, and the true boxes let attention boxes be scored.
-Texture, place, size and tints are drawn without looking at the class, so only the object tells it.
+Each image is one object on a tinted texture, at a random place and small enough that a random crop often misses it:
+the situation of the SAGA paper's Fig. 1. Nothing is downloaded, and the true boxes allow attention boxes to be scored.
+Texture, place, size and tints do not depend on the class, so only the object determines it.
 """
 
 import gzip
@@ -25,8 +25,8 @@ from saga_fast.loaders.true_boxes import find_true_boxes, true_boxes_file
 
 _SKIMAGE = ("skimage", "data")
 _SKLEARN = ("sklearn", "datasets", "images")
-# Class: where its photograph lies, and the part (left, top, right, bottom) any half of which shows the object: sky,
-# table and black borders are the same nothing for several classes.
+# Class -> path of its photograph, and a part (left, top, right, bottom) of which any half shows the object: crops of
+# sky, table or black borders would look the same for several classes.
 _PHOTOS: dict[str, tuple[tuple[str, ...], tuple[float, float, float, float]]] = {
     "astronaut": ((*_SKIMAGE, "astronaut.png"), (0.0, 0.0, 1.0, 1.0)),
     "chelsea": ((*_SKIMAGE, "chelsea.png"), (0.0, 0.0, 0.9, 1.0)),
@@ -43,10 +43,10 @@ _PHOTOS: dict[str, tuple[tuple[str, ...], tuple[float, float, float, float]]] = 
 }
 _TEXTURES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg")
 _SPLITS = ("train", "val")
-_VERSION = 1  # of the recipe: another version draws other images from the same config
+_VERSION = 1  # of the recipe: a new version generates different images from the same config
 
 CLASSES: dict[str, tuple[str, ...]] = {"photos": tuple(_PHOTOS), "digits": tuple("0123456789")}
-"""Class names of each kind, in the order of ImageFolder's labels."""
+"""Class names of each kind, in the order of their labels."""
 
 
 class _Sources(NamedTuple):
@@ -58,45 +58,45 @@ def make_demo_data(root: Path, config: DemoDataConfig = DemoDataConfig()) -> Non
     """Write ``root/train`` and ``root/val`` as ImageFolder trees of JPEGs, each with its ``boxes.json``.
 
     ``boxes.json`` maps "class/file.jpg" to [x_min, y_min, w, h], normalised to [0, 1]: the pasted rectangle, which for
-    digits is the rectangle around the ink. Classes are balanced to within one image, and image i of a split depends
-    on (seed, split, i) alone, so a larger set begins with the smaller one. The folder appears whole or not at all,
-    and a second call with the same config returns at once.
+    digits is the rectangle around the ink. The classes' sizes differ by at most one image. Image i of a split depends
+    on (seed, split, i) alone, so a larger set starts with the images of a smaller one. The folder is written
+    atomically, and a second call with the same config returns at once.
 
     Args:
-        root: folder to make; it must not exist, be empty, or hold the same demo data.
-        config: what to make.
+        root: folder to write; it must be missing, empty, or contain the same demo data.
+        config: number, size and kind of the images.
 
     Raises:
-        SagaError: ``root`` holds something else, or scikit-image or scikit-learn is not installed.
+        SagaError: ``root`` contains something else, or scikit-image or scikit-learn is not installed.
     """
     root = root.resolve()
-    if _is_made(root, config):
+    if _exists(root, config):
         return
     sources = _load_sources(config)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch:
-        # One level down, because mkdtemp's own folder is closed to other users.
-        whole = Path(scratch) / "demo"
+        # A folder inside, because other users cannot read the folder of mkdtemp.
+        complete = Path(scratch) / "demo"
         for split, number in zip(_SPLITS, (config.num_train, config.num_val), strict=True):
-            _write_split(whole / split, split, number, sources, config)
-        (whole / "demo_data.json").write_bytes(_stamp(config))
+            _write_split(complete / split, split, number, sources, config)
+        (complete / "demo_data.json").write_bytes(_stamp(config))
         try:
-            whole.rename(root)
+            complete.rename(root)
         except OSError:
-            # Another process may have made the same data meanwhile; anything else in the way is an error.
-            if not _is_made(root, config):
+            # Another process may have written the same data in the meantime.
+            if not _exists(root, config):
                 raise
 
 
 def demo_boxes(source_root: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
-    """The true boxes of a demo data set's images: (N, 4) float32 [x_min, y_min, w, h], in the order of ``paths``.
+    """The true box of each image: (N, 4) float32 [x_min, y_min, w, h], normalised.
 
     Args:
-        source_root: a split's folder, or the .beton file that it was packed into.
+        source_root: a split's folder, or the .beton file that was packed from it.
         paths: N paths relative to the folder, with forward slashes.
 
     Raises:
-        SagaError: there is no file of true boxes, or it has no box or several for one of the paths.
+        SagaError: no file of true boxes, or no box or several boxes for one of the paths.
     """
     file = true_boxes_file(source_root)
     boxes = find_true_boxes(file, paths)
@@ -108,15 +108,20 @@ def demo_boxes(source_root: Path, paths: Sequence[str]) -> npt.NDArray[np.float3
 
 
 def _stamp(config: DemoDataConfig) -> bytes:
-    values = asdict(config)
+    """The content of demo_data.json, which identifies the data."""
+    fields = asdict(config)
     if not config.distractor:
-        del values["distractor"]  # younger than the images of a recipe that it does not change
-    stamp = {"format": "saga-fast/demo-data", "version": _VERSION, "config": values}
+        del fields["distractor"]  # older data have the same images and no such field
+    stamp = {"format": "saga-fast/demo-data", "version": _VERSION, "config": fields}
     return json.dumps(stamp, indent=2).encode()
 
 
-def _is_made(root: Path, config: DemoDataConfig) -> bool:
-    """Whether ``root`` holds exactly this demo data; SagaError if it holds anything else."""
+def _exists(root: Path, config: DemoDataConfig) -> bool:
+    """Whether ``root`` contains this demo data.
+
+    Raises:
+        SagaError: it contains something else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     stamp = root / "demo_data.json"
@@ -128,7 +133,7 @@ def _is_made(root: Path, config: DemoDataConfig) -> bool:
 
 
 def _data_file(*parts: str) -> Path:
-    """Path of a file that an installed package carries; skimage.data's own functions may download."""
+    """The path of a file in an installed package; the functions of skimage.data may download it."""
     spec = find_spec(parts[0])
     if not (spec and spec.origin and (path := Path(spec.origin).parent.joinpath(*parts[1:])).is_file()):
         raise SagaError(f"demo data needs {'/'.join(parts)}, which is missing: pip install 'saga-fast[demo]'")
@@ -137,7 +142,7 @@ def _data_file(*parts: str) -> Path:
 
 def _load_sources(config: DemoDataConfig) -> _Sources:
     textures = [Image.open(_data_file(*_SKIMAGE, name)).convert("RGB") for name in _TEXTURES]
-    # Stretched to the full range: 98 % of brick lies in levels 82 to 189, too dull to distract from any object.
+    # Stretched to the full range: 98 % of brick has levels 82 to 189, too little contrast to distract from an object.
     textures = [ImageOps.autocontrast(texture, cutoff=1) for texture in textures]
     if config.kind == "digits":
         return _Sources(_load_digits(), textures)
@@ -146,12 +151,15 @@ def _load_sources(config: DemoDataConfig) -> _Sources:
 
 
 def _load_photo(name: str, config: DemoDataConfig) -> Image.Image:
-    """The object's part of a photograph, shrunk to what the largest object needs, making patches 8 times faster."""
+    """The part of a photograph with the object, shrunk to 3 times the size of the largest pasted object.
+
+    That makes patches 8 times faster.
+    """
     parts, (left, top, right, bottom) = _PHOTOS[name]
     photo = Image.open(_data_file(*parts)).convert("RGB")
     width, height = photo.size
     photo = photo.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
-    # The smallest sub-crop is about half the short side: 3 times the largest object keeps it above 1 pixel per pixel.
+    # The smallest crop is about half the shorter side: at 3 times the largest object, no crop is enlarged.
     scale = min(1.0, 3 * config.object_side[1] * config.side / min(photo.size))
     return photo.resize((round(scale * photo.width), round(scale * photo.height)), Image.Resampling.LANCZOS)
 
@@ -160,9 +168,13 @@ def _load_digits() -> dict[str, list[list[Image.Image]]]:
     with gzip.open(_data_file("sklearn", "datasets", "data", "digits.csv.gz"), "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 64 levels, 0 to 16, then the label
     glyphs = np.minimum(table[:, :-1], 15).reshape(-1, 8, 8) * np.uint8(17)
-    classes = [[Image.fromarray(glyph) for glyph in glyphs[table[:, -1] == label]] for label in range(10)]
-    # A run of the file, not a random quarter: neighbours are often one person's, whom train should not know.
-    return {"train": [same[len(same) // 4 :] for same in classes], "val": [same[: len(same) // 4] for same in classes]}
+    by_class = [[Image.fromarray(glyph) for glyph in glyphs[table[:, -1] == label]] for label in range(10)]
+    # The first quarter of the file, not a random one: successive digits are often from one writer, who should be in one
+    # split only.
+    return {
+        "train": [digits[len(digits) // 4 :] for digits in by_class],
+        "val": [digits[: len(digits) // 4] for digits in by_class],
+    }
 
 
 def _write_split(folder: Path, split: str, number: int, sources: _Sources, config: DemoDataConfig) -> None:
@@ -184,11 +196,11 @@ def _rng(config: DemoDataConfig, split: str, index: int) -> np.random.Generator:
 
 
 def _render(sources: _Sources, config: DemoDataConfig, split: str, index: int) -> tuple[Image.Image, tuple[int, ...]]:
-    """Image ``index`` of a split and its object's rectangle (left, top, width, height) in pixels."""
+    """Image ``index`` of a split, and the rectangle (left, top, width, height) of its object in pixels."""
     rng = _rng(config, split, index)
     image = _background(sources.textures, config.side, rng)
-    same = sources.objects[split][index % len(CLASSES[config.kind])]
-    source = same[rng.integers(len(same))]
+    objects = sources.objects[split][index % len(CLASSES[config.kind])]
+    source = objects[rng.integers(len(objects))]
     side = round(config.side * rng.uniform(*config.object_side))
     patch = _photo_patch(source, side, rng) if config.kind == "photos" else _digit_ink(source, side, rng)
     width, height = patch.size
@@ -198,8 +210,8 @@ def _render(sources: _Sources, config: DemoDataConfig, split: str, index: int) -
             _paste_distractor(image, sources.objects[split], index, (left, top, width, height), config, rng)
         image.paste(patch, (left, top))
     else:
-        ground = image.crop((left, top, left + width, top + height))
-        image.paste(_stroke_colour(ground, rng), (left, top), mask=patch)
+        background = image.crop((left, top, left + width, top + height))
+        image.paste(_stroke_colour(background, rng), (left, top), mask=patch)
     return image, (left, top, width, height)
 
 
@@ -211,14 +223,14 @@ def _paste_distractor(
     config: DemoDataConfig,
     rng: np.random.Generator,
 ) -> None:
-    """A smaller object of any other class, where possible beside the labelled one's ``box``."""
-    other = photos[(index + int(rng.integers(1, len(photos)))) % len(photos)]
+    """Paste a smaller object of another class, if possible outside the ``box`` of the labelled object."""
+    distractor = photos[(index + int(rng.integers(1, len(photos)))) % len(photos)]
     side = round(0.6 * config.side * rng.uniform(*config.object_side))
-    patch = _photo_patch(other[0], side, rng)
+    patch = _photo_patch(distractor[0], side, rng)
     places = rng.integers(config.side - side + 1, size=(20, 2))
     near, far = np.array(box[:2]), np.array(box[:2]) + box[2:]
-    beside = ((places + side <= near) | (places >= far)).any(1)
-    left, top = places[int(beside.argmax())]  # the first that is beside it, or else the first
+    is_outside = ((places + side <= near) | (places >= far)).any(1)
+    left, top = places[int(is_outside.argmax())]  # the first place outside the box, or the first place
     image.paste(patch, (int(left), int(top)))
 
 
@@ -231,23 +243,23 @@ def _background(textures: list[Image.Image], side: int, rng: np.random.Generator
 
 
 def _photo_patch(photo: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
-    """A turned square of the photograph, (side, side) pixels: sampled from inside it, so it has no black corners."""
+    """A rotated square of the photograph, (side, side) pixels, without pixels from outside the photograph."""
     angle = math.radians(rng.uniform(-30, 30))
     cos, sin = math.cos(angle), math.sin(angle)
-    reach = cos + abs(sin)  # side of the upright square that holds a turned unit square
+    reach = cos + abs(sin)  # side of the upright square around a rotated unit square
     crop = min(photo.size) * rng.uniform(0.5, 1 / reach)
     x = rng.uniform(crop * reach / 2, photo.width - crop * reach / 2)
     y = rng.uniform(crop * reach / 2, photo.height - crop * reach / 2)
-    # Sampled at about the photograph's own resolution, then shrunk with a filter: transform alone would alias.
+    # Sampled at the photograph's resolution, then shrunk with a filter: transform() alone would cause aliasing.
     fine = max(side, round(crop))
     a, b = crop / fine * cos, crop / fine * sin
     affine = (a, -b, x - (a - b) * fine / 2, b, a, y - (a + b) * fine / 2)
-    turned = photo.transform((fine, fine), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-    return _tint_and_mirror(turned.resize((side, side), Image.Resampling.BICUBIC), rng)
+    rotated = photo.transform((fine, fine), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+    return _tint_and_mirror(rotated.resize((side, side), Image.Resampling.BICUBIC), rng)
 
 
 def _tint_and_mirror(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Map each channel's [0, 255] to its own random [low, high], and mirror every second image."""
+    """Map [0, 255] of each channel to a random [low, high], and mirror with probability 0.5."""
     low, high = rng.uniform(0, 50, 3), rng.uniform(150, 255, 3)
     table = np.rint(low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 256)).astype(int)
     image = image.point(table.ravel().tolist())
@@ -255,10 +267,10 @@ def _tint_and_mirror(image: Image.Image, rng: np.random.Generator) -> Image.Imag
 
 
 def _digit_ink(digit: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
-    """A slightly turned digit's ink (L), upscaled smoothly, cut to its ink; its longer side is ``side`` pixels."""
+    """The ink of a slightly rotated digit (L), upscaled and cropped; its longer side is ``side`` pixels."""
     smooth = ImageOps.expand(digit, 2).resize((144, 144), Image.Resampling.BICUBIC)
     smooth = smooth.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
-    # A steep ramp about half ink gives the 8x8 glyph the edges of a pen stroke.
+    # A steep ramp at half of the ink's range gives the 8x8 digit the edges of a pen stroke.
     ink = smooth.point([min(255, max(0, round((level - 90) * 3.2))) for level in range(256)])
     ink = ink.crop(ink.point([0] * 128 + [255] * 128).getbbox())
     scale = side / max(ink.size)
@@ -266,9 +278,9 @@ def _digit_ink(digit: Image.Image, side: int, rng: np.random.Generator) -> Image
     return ink.resize(size, Image.Resampling.BICUBIC)
 
 
-def _stroke_colour(ground: Image.Image, rng: np.random.Generator) -> tuple[int, ...]:
-    """Of 6 random colours, the one whose lightness is farthest from the ground's, so that the stroke can be seen."""
+def _stroke_colour(background: Image.Image, rng: np.random.Generator) -> tuple[int, ...]:
+    """The one of 6 random colours whose luma differs most from that of the background."""
     colours = rng.integers(0, 256, (6, 3))
     luma = np.array([0.299, 0.587, 0.114])
-    contrast = np.abs(colours @ luma - np.asarray(ground).mean((0, 1)) @ luma)
+    contrast = np.abs(colours @ luma - np.asarray(background).mean((0, 1)) @ luma)
     return tuple(colours[np.argmax(contrast)].tolist())

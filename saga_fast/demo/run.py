@@ -1,4 +1,4 @@
-"""The demo: plain training, then fine-tuning and SAGA from the same checkpoint, and a report that compares them."""
+"""The demo: plain training, then fine-tuning and SAGA from the same checkpoint, and a report."""
 
 from __future__ import annotations
 
@@ -31,26 +31,25 @@ TINY = (
     "attention.period=1",
     "evaluate.k=[20]",
 )
-"""Overrides of the demo's config for ``--tiny``: everything is run, nothing is learnt."""
+"""Overrides of the demo's config for ``--tiny``: each step runs, but the network learns nothing."""
 
 
 def run_demo(
     out: Path, *, engine: str = "folder", tiny: bool = False, overrides: Sequence[str] = (), progress: bool = True
 ) -> Path:
-    """Run the demo into a folder; a run that was cut short goes on, a finished one is only reported again.
+    """Run the demo in a folder and return the path of the report.
+
+    An interrupted demo resumes; for a finished one only the report is written again.
 
     Args:
-        out: gets ``data/``, ``plain/``, ``finetune/``, ``saga/`` and ``report.html``.
-        engine: how images are read; for ``ffcv`` they are packed first, as raw pixels.
-        tiny: a few dozen images and epochs, to try the machinery in seconds.
-        overrides: more ``key=value`` overrides of the demo's config.
+        out: the folder of ``data/``, ``plain/``, ``finetune/``, ``saga/`` and ``report.html``.
+        engine: loader engine; for ``ffcv`` the images are packed first, as raw pixels.
+        tiny: a few dozen images and epochs: a smoke test of seconds.
+        overrides: further ``key=value`` overrides of the demo's config.
         progress: show progress bars on stderr.
 
-    Returns:
-        The path of the report.
-
     Raises:
-        SagaError: what training refuses; a folder that holds another demo.
+        SagaError: a config that training refuses, or a folder with another demo.
     """
     start = time.perf_counter()
     source = files("saga_fast.configs") / "demo.yaml"
@@ -74,15 +73,15 @@ def run_demo(
         [out / name for name in arms],
         report,
         title="saga-fast demo",
-        intro=f"SimCLR on made images with known objects: {epochs},"
+        intro=f"SimCLR on generated images with known objects: {epochs},"
         " once on whole images (finetune) and once with crops from the network's own attention (saga).",
     )
-    log.info("demo: %.0f s in all", time.perf_counter() - start)
+    log.info("demo: %.0f s in total", time.perf_counter() - start)
     return report
 
 
 def _data(folder: Path, engine: str, config: TrainConfig, *, progress: bool) -> list[Path]:
-    """The demo's training and validation images, made and, for the ffcv engine, packed."""
+    """Generate the training and validation images and return their paths; for ffcv, pack them."""
     require_engine(engine)
     if config.data.generate:
         make_demo_data(folder, config.data.generate)
@@ -91,9 +90,9 @@ def _data(folder: Path, engine: str, config: TrainConfig, *, progress: bool) -> 
         return splits
     from saga_fast.loaders.ffcv.pack import PackOptions, pack
 
-    files = [split.with_suffix(".beton") for split in splits]
-    for split, file in zip(splits, files, strict=True):
+    packed = [split.with_suffix(".beton") for split in splits]
+    for split, file in zip(splits, packed, strict=True):
         if not file.exists():
             pack(ImageFolder(split), file, PackOptions(mode="raw"), workers=usable_cores(), progress=progress)
             copy_true_boxes(split, file)
-    return files
+    return packed

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from saga_fast.errors import SagaError
 from saga_fast.loaders import Batch, Loader
 from saga_fast.methods import Method
 from saga_fast.models.modes import eval_mode
 from saga_fast.models.precision import Precision, autocast, normalize_views
 from saga_fast.runtime.distributed import gather_uneven, is_main, rank, world_size
+from saga_fast.runtime.signals import stop, stop_requested
 
 Layer = Literal["backbone", "projector"]
 LAYERS: tuple[Layer, ...] = ("backbone", "projector")
@@ -82,11 +84,15 @@ def extract_features(
 ) -> tuple[dict[Layer, Tensor], Tensor]:
     """L2-normalised features and labels of a data set's images, in eval mode; the model's mode is restored.
 
-    Processes that torchrun started together share the batches, and each returns all features.
+    Processes that torchrun started together share the batches, and each returns all features. At SIGTERM it ends with
+    SystemExit 143, if the caller is :func:`saga_fast.runtime.signals.deferring_sigterm`.
 
     Returns:
         {"backbone": (M, dim), "projector": (M, 128)} float32 and labels (M,) int64, on the CPU, in the loader's order,
         for the M images that can be decoded; see :meth:`FrozenModel.unit_features`.
+
+    Raises:
+        SagaError: no image can be decoded, or more undecodable ones than the loader's list allows.
     """
     loader.bad.share()
     loader.set_batches(np.arange(rank(), len(loader), world_size()) if world_size() > 1 else None)
@@ -99,6 +105,8 @@ def extract_features(
             tqdm(total=len(loader.source), desc="features", unit="img", disable=disable) as bar,
         ):
             for batch in loader:
+                if stop_requested():
+                    stop()
                 for layer, features in frozen.unit_features(batch).items():
                     parts[layer].append(features.cpu())
                 labels.append(batch.label)
@@ -106,6 +114,8 @@ def extract_features(
                 bar.update(world_size() * len(batch.label))
     finally:
         loader.set_batches(None)
+    if len(loader.bad) == len(loader.source):
+        raise SagaError(f"none of the {len(loader.source)} images in {loader.source.root} can be decoded")
     if world_size() == 1:
         return {layer: torch.cat(part) for layer, part in parts.items()}, torch.cat(labels)
     order = gather_uneven(indices).argsort()  # the order in which one process extracts them

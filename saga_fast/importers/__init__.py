@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: read without running their code, and made into saga-fast's."""
+"""Checkpoints of other projects: read without running pickled code, and converted to saga-fast's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from saga_fast.importers.draft import Draft
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A way to lay out a checkpoint."""
+    """The layout of a project's checkpoints.
+
+    Attributes:
+        title: the project.
+        matches: whether a file has the layout.
+        read: fills a draft from a file.
+    """
 
     title: str
     matches: Callable[[Mapping[str, Any]], bool]
@@ -51,22 +57,22 @@ FORMATS = {
     "torchvision": Format(title="a ResNet of torchvision or timm", matches=classifier.matches, read=classifier.read),
     "timm": Format(title="a network of timm", matches=classifier.matches_timm, read=classifier.read_timm),
 }
-"""By name, in the order in which they are tried."""
+"""Formats by name, in the order of detection."""
 
 
 def detect(content: Mapping[str, Any], path: object) -> str:
     """The name of a file's format.
 
     Raises:
-        SagaError: a saga-fast checkpoint, or a layout that none of the formats has.
+        SagaError: a saga-fast checkpoint, or a layout of no known format.
     """
     if str(content.get("format", "")).startswith("saga-fast/"):
-        raise SagaError(f"{path} is a saga-fast checkpoint already")
-    found = next((name for name, kind in FORMATS.items() if kind.matches(content)), None)
-    if found is None:
+        raise SagaError(f"{path} is a saga-fast checkpoint already: use it without import")
+    name = next((name for name, layout in FORMATS.items() if layout.matches(content)), None)
+    if name is None:
         keys = ", ".join(list(map(str, content))[:6])
         raise SagaError(
             f"{path} has the layout of no known project (its keys begin {keys}): name one with --format,"
             f" of {', '.join(FORMATS)}"
         )
-    return found
+    return name

@@ -1,4 +1,4 @@
-"""Memory banks and the numbers that NCE code keeps beside them."""
+"""Memory banks and the ``params`` tensor of NCE losses."""
 
 from __future__ import annotations
 
@@ -8,42 +8,56 @@ from typing import Any
 import torch
 
 from saga_fast.importers.draft import Draft
-from saga_fast.importers.tensors import Piece, Tensors
+from saga_fast.importers.tensors import NamedTensor, Tensors
 
 
-def place_bank(draft: Draft, bank: Piece | None, to: str, dim: int, *, z: float | None = None) -> None:
-    """Rows (N, dim) and, for NCE, Z; fresh where the file has none.
+def place_bank(draft: Draft, bank: NamedTensor | None, to: str, dim: int, *, z: float | None = None) -> None:
+    """Put a memory bank and, for NCE, its constant Z.
 
     Args:
-        z: NCE's constant Z, negative before the first batch has set it; None: the loss is not NCE.
+        draft: the model.
+        bank: (N, dim); None: the rows start fresh.
+        to: the bank's module.
+        dim: output of the projector.
+        z: NCE's constant Z, negative until the first batch sets it; None: the loss is not NCE.
     """
     if bank is None:
         draft.fresh[f"{to}.rows"] = f"{to}: random rows"
     elif bank.tensor.ndim != 2 or bank.tensor.shape[1] != dim:
-        raise draft.fail(f"{bank.origin} has shape {tuple(bank.tensor.shape)}, expected (images, {dim})")
+        raise draft.error(f"{bank.origin} has shape {tuple(bank.tensor.shape)}, expected (images, {dim})")
     else:
-        draft.put(f"{to}.rows", bank)
+        draft.tensors[f"{to}.rows"] = bank
     if z is not None:
         origin = bank.origin if bank else to
-        draft.put(f"{to}.log_z", Piece(torch.tensor(math.log(z) if z > 0.0 else math.inf), f"{origin} (Z)"))
+        log_z = torch.tensor(math.log(z) if z > 0.0 else math.inf)
+        draft.tensors[f"{to}.log_z"] = NamedTensor(log_z, f"{origin} (Z)")
 
 
-def nce_numbers(
+def read_nce_params(
     draft: Draft, tensors: Tensors, constants: int, *, name: str = "params"
 ) -> tuple[dict[str, Any], list[float]]:
-    """``params`` = [K, temperature, Z ..., momentum] of CMC, lemniscate and VISSL.
+    """Read the tensor [K, temperature, Z ..., momentum] of CMC, lemniscate and VISSL.
+
+    Args:
+        draft: the model.
+        tensors: the state dict of the loss.
+        constants: number of Z constants.
+        name: name of the tensor.
 
     Returns:
-        Fields of :class:`~saga_fast.methods.bank.BankConfig`, and the ``constants`` values of Z.
+        Fields of :class:`~saga_fast.methods.bank.BankConfig`, and the constants Z.
     """
-    numbers = tensors.pop(name)
-    if numbers is None:
-        raise draft.fail(f"lacks {tensors.origin(name)}: K, temperature, Z and momentum")
-    if numbers.tensor.shape != (3 + constants,):
-        raise draft.fail(
-            f"{numbers.origin} has shape {tuple(numbers.tensor.shape)}, expected K, temperature,"
-            f" {constants} Z, momentum"
+    params = tensors.pop(name)
+    if params is None:
+        raise draft.error(f"lacks {tensors.origin(name)}: K, temperature, Z and momentum")
+    if params.tensor.shape != (3 + constants,):
+        raise draft.error(
+            f"{params.origin} has shape {tuple(params.tensor.shape)}, expected K, temperature, {constants} Z, momentum"
         )
-    values = numbers.tensor.double().tolist()
-    fields = {"negatives": int(values[0]), "temperature": round(values[1], 6), "bank_momentum": round(values[-1], 6)}
-    return fields, values[2:-1]
+    negatives, temperature, *z, momentum = params.tensor.double().tolist()
+    fields = {
+        "negatives": int(negatives),
+        "temperature": round(temperature, 6),
+        "bank_momentum": round(momentum, 6),
+    }
+    return fields, z

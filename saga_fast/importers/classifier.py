@@ -1,7 +1,8 @@
-"""Bare networks: classifiers of torchvision and timm, and encoders without a last layer.
+"""Classifiers of torchvision and timm, and encoders without a last layer.
 
-A classifier becomes method ``supervised``, whose attention is that of its predicted class. Another method may be asked
-for (``--set method.name=simclr``): the last layer is then its projector; where there is none, the projector is fresh.
+A classifier becomes method ``supervised``, whose attention is that of the predicted class. With
+``--set method.name=simclr`` or another method, the last layer becomes its projector; if there is no last layer, the
+projector starts fresh.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from typing import Any
 import timm
 import torch
 
-from saga_fast.errors import SagaError
 from saga_fast.importers.draft import Draft
-from saga_fast.importers.moco import moco_values
-from saga_fast.importers.tensors import Part, Tensors, begins
+from saga_fast.importers.moco import moco_config
+from saga_fast.importers.tensors import Part, Tensors, has_prefix
 
 FRESH = {
     "queue": "queue: random",
@@ -26,23 +26,24 @@ FRESH = {
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """A ResNet's tensors at the top or in ``state_dict`` or ``model``."""
-    return any(begins(state, "conv1.", "layer1.0.") for state in _states(content))
+    """Whether the file, its ``state_dict`` or its ``model`` has the tensors of a ResNet."""
+    return any(has_prefix(state, "conv1.", "layer1.0.") for state in _states(content))
 
 
 def matches_timm(content: Mapping[str, Any]) -> bool:
-    """Tensors of another network whose timm name is in ``arch``."""
+    """Whether the file has tensors, and a name of timm in ``arch``."""
     return bool(_states(content)) and isinstance(content.get("arch"), str) and timm.is_model(content["arch"])
 
 
 def _states(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
-    bare = bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
-    return [content] if bare else found
+    """The state dicts of a file: the file itself, or ``state_dict`` and ``model``."""
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return [content]
+    return [content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
 
 
 def read(draft: Draft) -> None:
-    """``conv1``, ``layer1`` ... and perhaps ``fc``."""
+    """Read ``conv1``, ``layer1`` ... and ``fc``, if there is one."""
     tensors = _open(draft)
     head = tensors.take("fc.")
     draft.place_resnet(tensors.take())
@@ -50,50 +51,55 @@ def read(draft: Draft) -> None:
 
 
 def read_timm(draft: Draft) -> None:
-    """A network of timm by its name; timm knows the name of its last layer."""
-    name = draft.wanted_encoder or draft.use("arch")
+    """Read a network of timm; its name in timm determines the name of its last layer."""
+    name = draft.requested_encoder or draft.entry("arch")
     if not isinstance(name, str) or not timm.is_model(name):
-        raise draft.fail("which network? Give its timm name, --set encoder.name=convnext_tiny")
+        raise draft.error("unknown network: give its name in timm, for example --set encoder.name=convnext_tiny")
     tensors = _open(draft)
     draft.encoder = {"name": name}
-    known = timm.get_pretrained_cfg(name)
-    head = tensors.take(f"{known.classifier if known else 'fc'}.")
+    pretrained = timm.get_pretrained_cfg(name)
+    head = tensors.take(f"{pretrained.classifier if pretrained else 'fc'}.")
     draft.place(tensors.take(), "encoder.backbone")
     _place_head(draft, head)
 
 
 def _open(draft: Draft) -> Tensors:
     key = next((key for key in ("state_dict", "model") if key in draft), None)
-    return draft.tensors(key) if key else draft.tensors()
+    return draft.state_dict(key) if key else draft.state_dict()
 
 
 def _place_head(draft: Draft, head: Part) -> None:
-    name = draft.wanted or "supervised"
+    """Put the last layer as the projector, or a fresh projector, and set the method's config."""
+    name = draft.requested_method or "supervised"
     draft.fresh |= FRESH
-    if not head:
-        if name == "supervised":
-            raise draft.fail(
-                "has no classifier: name the method to train it with, --set method.name=simclr;"
-                " its projector then starts fresh"
-            )
-        draft.method = {"name": name}
-        draft.fresh["projector."] = "projector: random"
-    elif name == "supervised":
-        if "0.weight" in head:
-            raise draft.fail(
-                f"{head.prefix} is a projector, no classifier: name the method, --set method.name=simclr or mocov2"
-            )
-        classes = draft.linear(draft.place_projector(head), head, name)["projection_dim"]
-        draft.method = {"name": name, "num_classes": classes}
-    elif name == "simclr":
-        draft.method = {"name": name, **draft.place_mlp(head)}
-    elif name in ("moco", "mocov2"):
-        draft.method = moco_values(draft, draft.place_projector(head))
-        if draft.method["name"] != name:
-            raise draft.fail(f"{head.prefix} fits method.name={draft.method['name']}, not {name}")
-    else:
-        draft.method = {"name": name, **draft.linear(draft.place_projector(head), head, name)}
+    draft.method = {"name": name, **(_head_config(draft, head, name) if head else _fresh_head_config(draft, name))}
     if name in ("moco", "mocov2"):
         draft.copy_to_keys()
     if name == "cmc":
-        raise SagaError(f"{draft.path}: CMC needs two encoders, for 1 and 2 channels")
+        raise draft.error("CMC needs two encoders, for 1 and 2 channels")
+
+
+def _fresh_head_config(draft: Draft, name: str) -> dict[str, Any]:
+    if name == "supervised":
+        raise draft.error(
+            "has no classifier: name the method of training, for example --set method.name=simclr;"
+            " its projector starts fresh"
+        )
+    draft.fresh["projector."] = "projector: random"
+    return {}
+
+
+def _head_config(draft: Draft, head: Part, name: str) -> dict[str, Any]:
+    if name == "simclr":
+        return draft.place_mlp(head)
+    if name in ("moco", "mocov2"):
+        config = moco_config(draft, draft.place_projector(head))
+        if config["name"] != name:
+            raise draft.error(f"{head.prefix} fits method.name={config['name']}, not {name}")
+        return config
+    if name == "supervised" and "0.weight" in head:
+        raise draft.error(
+            f"{head.prefix} is a projector, not a classifier: name the method, --set method.name=simclr or mocov2"
+        )
+    config = draft.linear_config(draft.place_projector(head), head, name)
+    return {"num_classes": config["projection_dim"]} if name == "supervised" else config

@@ -12,22 +12,22 @@ from saga_fast.importers.moco import read_state
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """``moco_state`` or ``simclr_state``."""
+    """Whether the file has ``moco_state`` or ``simclr_state``."""
     return "moco_state" in content or "simclr_state" in content
 
 
 def read(draft: Draft) -> None:
-    """MoCo as facebookresearch/moco's, SimCLR with a linear projector ``fc``; ``boxes`` (N, 4)."""
+    """Read MoCo, as in facebookresearch/moco, or SimCLR with projector ``fc``, and ``boxes`` (N, 4)."""
     if "moco_state" in draft:
-        read_state(draft, draft.tensors("moco_state"))
+        read_state(draft, draft.state_dict("moco_state"))
     else:
-        tensors = draft.tensors("simclr_state")
+        tensors = draft.state_dict("simclr_state")
         fields = draft.place_mlp(tensors.take("fc."))
         draft.place_resnet(tensors.take())
         draft.method = {"name": "simclr", "temperature": 0.5, **fields}
         tensors.finish("ContrastiveCrop")
-    boxes = draft.use("boxes")
+    boxes = draft.entry("boxes")
     if isinstance(boxes, torch.Tensor):
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise draft.fail(f"boxes has shape {tuple(boxes.shape)}, expected (images, 4)")
+            raise draft.error(f"boxes has shape {tuple(boxes.shape)}, expected (images, 4)")
         draft.boxes = boxes.float().numpy()

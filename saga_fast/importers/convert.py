@@ -1,7 +1,8 @@
-"""From another project's checkpoint to saga-fast's: the config, and every tensor accounted for."""
+"""Conversion of another project's checkpoint: the config, and the model with the file's tensors."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +19,34 @@ from saga_fast.errors import SagaError
 from saga_fast.importers import FORMATS, detect
 from saga_fast.importers.draft import Draft
 from saga_fast.importers.reading import read_foreign
-from saga_fast.importers.recipes import training_values
+from saga_fast.importers.recipes import training_config
 from saga_fast.loaders import BoxTable, Source
 from saga_fast.methods import Method, build_method
 from saga_fast.runtime.strict_yaml import apply_override
 
 NO_DATA = "(imported without --data: name the images)"
-"""Stands for the folder of images: a path that is no folder, so that using it is an error that says why."""
+"""The config's folder of images without --data: a text that explains the error "no such image folder"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What was made of a file."""
+    """A converted checkpoint.
+
+    Attributes:
+        format: a name in ``FORMATS``.
+        config: the config of the model, and for its training.
+        model: the model in eval mode.
+        epoch: finished epochs.
+        kept: number of the file's tensors by module of the model.
+        dropped, fresh, notes: messages about unused tensors, about parts that start fresh, and others.
+        boxes: the boxes of ContrastiveCrop.
+    """
 
     format: str
     config: TrainConfig
     model: Method
     epoch: int
     kept: Mapping[str, int]
-    """Our modules -> tensors that came from the file."""
     dropped: Sequence[str]
     fresh: Sequence[str]
     notes: Sequence[str]
@@ -56,43 +66,37 @@ def import_checkpoint(
     overrides: Sequence[str] = (),
     fresh_memory: bool = False,
 ) -> Imported:
-    """Read another project's checkpoint.
+    """Convert another project's checkpoint.
 
     Args:
         path: the file.
-        format: a name in ``FORMATS``; default: what the file looks like.
-        source: the images that it will be used with: its folder enters the config, and a memory bank needs its size.
-        overrides: ``key.sub=value`` for the config. ``method.name`` picks the method where a file leaves that open.
-        fresh_memory: leave out the file's memory bank or queue and start a new one; a bank has a row per image of
+        format: a name in ``FORMATS``; default: detected.
+        source: images for training and evaluation: the config names their folder, and a memory bank has a row for each.
+        overrides: ``key.sub=value`` for the config. ``method.name`` is the method of a file that does not determine it.
+        fresh_memory: start with a new memory bank or queue instead of the file's; a bank has a row per image of
             ``source``.
 
     Raises:
-        SagaError: a file that cannot be read, is of no known layout, or has a tensor too many, too few or of another
-            shape than its network; a memory bank of another data set.
+        SagaError: a file that cannot be read or is of no known layout; missing or surplus tensors, or wrong shapes; a
+            memory bank of another data set.
     """
     content = read_foreign(path)
-    wanted: dict[str, Any] = {}
+    requested: dict[str, Any] = {}
     for override in overrides:
-        apply_override(wanted, override)
-    encoder = wanted.get("encoder")
-    wanted_encoder = encoder.get("name") if isinstance(encoder, dict) else None
-    method = wanted.get("method")
-    name = format or ("timm" if wanted_encoder and _plain(content) else detect(content, path))
+        apply_override(requested, override)
+    encoder_name, method_name = _name(requested.get("encoder")), _name(requested.get("method"))
+    name = format or ("timm" if encoder_name and _is_of_no_project(content) else detect(content, path))
     if name not in FORMATS:
         raise SagaError(f"no such format: {name!r}, have {', '.join(FORMATS)}")
     draft = Draft(
-        path,
-        content,
-        wanted=method.get("name") if isinstance(method, dict) else None,
-        wanted_encoder=wanted_encoder,
-        fresh_memory=fresh_memory,
+        path, content, requested_method=method_name, requested_encoder=encoder_name, fresh_memory=fresh_memory
     )
     FORMATS[name].read(draft)
-    epoch = draft.use("epoch")
+    epoch = draft.entry("epoch")
     draft.epoch = epoch if isinstance(epoch, int) else draft.epoch
     config = _config(draft, source, overrides)
     model, kept, fresh = _model(draft, config, source)
-    unused = draft.unused()
+    unused = draft.unused_entries()
     return Imported(
         format=name,
         config=config,
@@ -106,72 +110,109 @@ def import_checkpoint(
     )
 
 
-def _plain(content: Mapping[str, Any]) -> bool:
-    """Whether a file is bare tensors, or a state dict that is not of another format."""
-    return all(not kind.matches(content) for name, kind in FORMATS.items() if name not in ("torchvision", "timm"))
+def _name(section: Any) -> Any:
+    """The ``name`` in a section of the overrides, None if there is none."""
+    return section.get("name") if isinstance(section, dict) else None
+
+
+def _is_of_no_project(content: Mapping[str, Any]) -> bool:
+    """Whether only the formats ``torchvision`` and ``timm`` may match a file."""
+    return not any(layout.matches(content) for name, layout in FORMATS.items() if name not in ("torchvision", "timm"))
 
 
 def _config(draft: Draft, source: Source | None, overrides: Sequence[str]) -> TrainConfig:
-    values = training_values(draft.method["name"], draft.epoch, draft.size)
-    values["method"] = dict(draft.method)
-    values["encoder"] = {
+    config = training_config(draft.method["name"], draft.epoch, draft.size)
+    config["method"] = dict(draft.method)
+    config["encoder"] = {
         key: list(value) if isinstance(value, tuple) else value for key, value in draft.encoder.items()
     }
-    values["data"] = {"train": NO_DATA if source is None else str(source.root)}
+    config["data"] = {"train": NO_DATA if source is None else str(source.root)}
     for override in overrides:
-        apply_override(values, override)
-    return config_from_dict(values, where=str(draft.path))
+        apply_override(config, override)
+    return config_from_dict(config, where=str(draft.path))
 
 
 def _model(draft: Draft, config: TrainConfig, source: Source | None) -> tuple[Method, dict[str, int], list[str]]:
-    """The model with the file's tensors; how many by module; and what started fresh."""
-    banks = [piece for name, piece in draft.pieces.items() if name.endswith("bank.rows")]
-    rows = len(banks[0].tensor) if banks else 1 if source is None else len(source)
-    if banks and source is not None and rows != len(source):
-        raise SagaError(
-            f"{draft.path}: {banks[0].origin} has {rows} rows, {source.root} {len(source)} images:"
-            " give the images it was trained on, or start a new bank with --fresh-memory"
-        )
+    """The model with the file's tensors.
+
+    Returns:
+        The model in eval mode, the number of the file's tensors by module, and messages about what starts fresh.
+
+    Raises:
+        SagaError: missing or surplus tensors, or wrong shapes.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build_method(config.method, config.encoder, num_images=rows)
-    own = model.state_dict()
-    untracked = not any(name.endswith("num_batches_tracked") for name in draft.pieces)
-    kept: dict[str, int] = {}
-    fresh: dict[str, None] = {}
-    loaded: dict[str, Tensor] = {}
-    for name, tensor in own.items():
-        piece = draft.pieces.get(name)
-        if piece is None:
-            loaded[name] = tensor
-            started = next((text for prefix, text in draft.fresh.items() if name.startswith(prefix)), None)
-            if started is not None:
-                fresh[started] = None
-            elif not (untracked and name.endswith("num_batches_tracked")):  # which torch has had since 0.4.1
-                raise SagaError(f"{draft.path} lacks {draft.origin(name)}")
-            continue
-        if piece.tensor.shape != tensor.shape:
-            raise SagaError(
-                f"{draft.path}: {piece.origin} has shape {tuple(piece.tensor.shape)}, here it is {tuple(tensor.shape)}"
-            )
-        loaded[name] = piece.tensor
-        module = name.partition(".")[0]
-        kept[module] = kept.get(module, 0) + 1
-    for name, piece in draft.pieces.items():
-        if name not in own:
-            raise SagaError(f"{draft.path} has a tensor that its network lacks: {piece.origin}")
-    model.load_state_dict(loaded)
-    if any(name.startswith("key_") for name in own) and "key_" in draft.fresh:
-        fresh[draft.fresh["key_"]] = None
-    if any(text.endswith("random rows") for text in fresh) and source is None:
+        model = build_method(config.method, config.encoder, num_images=_bank_rows(draft, source))
+    initial = model.state_dict()
+    model.load_state_dict(_merge(draft, initial))
+    kept = Counter(name.partition(".")[0] for name in initial if name in draft.tensors)
+    fresh = _fresh_messages(draft, initial)
+    if any(message.endswith("random rows") for message in fresh) and source is None:
         draft.notes.append("without --data the bank has one row: enough for build-att and eval, not for training")
-    return model.eval(), kept, list(fresh)
+    return model.eval(), dict(kept), fresh
+
+
+def _bank_rows(draft: Draft, source: Source | None) -> int:
+    """The number of rows of a memory bank: as in the file, else one per image.
+
+    Raises:
+        SagaError: the file's bank belongs to another data set than ``source``.
+    """
+    banks = [named for name, named in draft.tensors.items() if name.endswith("bank.rows")]
+    if not banks:
+        return 1 if source is None else len(source)
+    rows = len(banks[0].tensor)
+    if source is not None and rows != len(source):
+        raise SagaError(
+            f"{draft.path}: {banks[0].origin} has {rows} rows, {source.root} {len(source)} images:"
+            " give the images of the training, or start a new bank with --fresh-memory"
+        )
+    return rows
+
+
+def _merge(draft: Draft, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors, and the initial ones of what starts fresh."""
+    merged: dict[str, Tensor] = {}
+    # torch has num_batches_tracked since 0.4.1: older files have none.
+    has_counters = any(name.endswith("num_batches_tracked") for name in draft.tensors)
+    for name, tensor in initial.items():
+        named = draft.tensors.get(name)
+        if named is None:
+            is_old_counter = name.endswith("num_batches_tracked") and not has_counters
+            if _fresh_message(draft, name) is None and not is_old_counter:
+                raise SagaError(f"{draft.path} lacks {draft.origin(name)}")
+            merged[name] = tensor
+            continue
+        if named.tensor.shape != tensor.shape:
+            raise SagaError(
+                f"{draft.path}: {named.origin} has shape {tuple(named.tensor.shape)}, expected {tuple(tensor.shape)}"
+            )
+        merged[name] = named.tensor
+    for name, named in draft.tensors.items():
+        if name not in initial:
+            raise SagaError(f"{draft.path} has a tensor that its network lacks: {named.origin}")
+    return merged
+
+
+def _fresh_message(draft: Draft, name: str) -> str | None:
+    """The message about a tensor that may start fresh, None for any other tensor."""
+    return next((message for prefix, message in draft.fresh.items() if name.startswith(prefix)), None)
+
+
+def _fresh_messages(draft: Draft, initial: Mapping[str, Tensor]) -> list[str]:
+    """Messages about what starts fresh, each once."""
+    missing = (name for name in initial if name not in draft.tensors)
+    messages = dict.fromkeys(message for name in missing if (message := _fresh_message(draft, name)) is not None)
+    if any(name.startswith("key_") for name in initial) and "key_" in draft.fresh:
+        messages[draft.fresh["key_"]] = None
+    return list(messages)
 
 
 def _boxes(draft: Draft, config: TrainConfig, source: Source) -> BoxTable:
-    """ContrastiveCrop's boxes as a table.
+    """The boxes of ContrastiveCrop as a box table.
 
-    Its far edges are the last pixels inside, in images of the size that the network sees, so that one pixel is added.
+    Their far edges are the last pixels inside the box, at the network's input size: one pixel is added.
     """
     assert draft.boxes is not None
     if len(draft.boxes) != len(source):

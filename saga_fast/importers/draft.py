@@ -1,4 +1,4 @@
-"""What a format's reader makes of a file, piece by piece."""
+"""The imported model under construction: a format's reader fills it tensor by tensor."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import torch
 
 from saga_fast.errors import SagaError
 from saga_fast.importers.networks import Projector, read_projector, read_resnet
-from saga_fast.importers.tensors import Part, Piece, Renames, Tensors
+from saga_fast.importers.tensors import NamedTensor, Part, Renames, Tensors
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
 
 class Draft:
-    """A model to be: parts of its config, and tensors by our names.
+    """The config fields and tensors of a saga-fast model, read from another project's file.
 
     Attributes:
         path: the file.
-        wanted, wanted_encoder: the method and the encoder that the user asks for, where a file does not say which.
-        method, encoder: fields of their configs.
-        size: side of the images it was trained on, pixels.
-        epoch: as the file says.
-        pieces: our names -> tensors.
-        fresh: our names' beginnings -> why these start anew.
+        requested_method, requested_encoder: names from the user, for files that do not determine them.
+        method, encoder: fields of the two configs.
+        size: side of the training images, pixels.
+        epoch: finished epochs.
+        tensors: tensors by their names in saga-fast.
+        fresh: prefix of names in saga-fast -> message; these tensors start fresh if the file lacks them.
         dropped, notes: lines for the user.
-        boxes: ContrastiveCrop's, (N, 4) h_min, w_min, h_max, w_max, normalised.
+        boxes: boxes of ContrastiveCrop, (N, 4) [h_min, w_min, h_max, w_max], normalised.
     """
 
     def __init__(
@@ -38,36 +38,35 @@ class Draft:
         path: Path,
         content: Mapping[str, Any],
         *,
-        wanted: str | None = None,
-        wanted_encoder: str | None = None,
+        requested_method: str | None = None,
+        requested_encoder: str | None = None,
         fresh_memory: bool = False,
     ) -> None:
         self._fresh_memory = fresh_memory
-        self.path, self.wanted, self.wanted_encoder = path, wanted, wanted_encoder
+        self.path, self.requested_method, self.requested_encoder = path, requested_method, requested_encoder
         self._content = content
         self._used = {"epoch", "arch", "format", "version"}
         self.method: dict[str, Any] = {}
         self.encoder: dict[str, Any] = {}
         self.size = 224
         self.epoch = 0
-        self.pieces: dict[str, Piece] = {}
+        self.tensors: dict[str, NamedTensor] = {}
         self.fresh: dict[str, str] = {}
         self.dropped: list[str] = []
         self.notes: list[str] = []
         self.boxes: npt.NDArray[np.float32] | None = None
-        self.projector: Projector | None = None
-        self._places: list[tuple[str, Part]] = []
+        self._placed: list[tuple[str, Part]] = []
 
     def __contains__(self, key: str) -> bool:
         return key in self._content
 
-    def use(self, key: str) -> Any:
-        """A top-level entry of the file."""
+    def entry(self, key: str) -> Any:
+        """A top-level entry of the file, None if missing; counts as used."""
         self._used.add(key)
         return self._content.get(key)
 
-    def tensors(self, *keys: str) -> Tensors:
-        """The state dict at ``keys``; none: the file itself is one."""
+    def state_dict(self, *keys: str) -> Tensors:
+        """The state dict at the nested ``keys``; without keys the file itself is one."""
         state: Any = self._content
         if not keys:
             self._used.update(self._content)
@@ -78,34 +77,30 @@ class Draft:
             state = state[key]
         return Tensors(self.path, state, at="".join(f"{key}." for key in keys))
 
-    def memory(self, tensors: Tensors, name: str) -> Piece | None:
-        """A bank, a queue or what belongs to it; None if the user wants a new one.
+    def take_memory(self, tensors: Tensors, name: str) -> NamedTensor | None:
+        """A memory bank, a queue or its pointer, None if the user wants a new one.
 
         Raises:
             SagaError: the file lacks it.
         """
-        piece = tensors.pop(name)
-        if piece is None and not self._fresh_memory:
+        named = tensors.pop(name)
+        if named is None and not self._fresh_memory:
             raise SagaError(f"{self.path} lacks {tensors.origin(name)}: start a new one with --fresh-memory")
-        return None if self._fresh_memory else piece
+        return None if self._fresh_memory else named
 
-    def unused(self) -> list[str]:
-        """Top-level entries that nothing was taken from."""
+    def unused_entries(self) -> list[str]:
+        """The top-level entries of the file that were not used."""
         return [key for key in self._content if key not in self._used]
 
     def place(self, part: Part, to: str) -> None:
-        """Put tensors below our module ``to``."""
-        self._places.append((f"{to}.", part))
-        self.pieces |= {f"{to}.{name}": piece for name, piece in part.items()}
-
-    def put(self, name: str, piece: Piece) -> None:
-        """Put one tensor."""
-        self.pieces[name] = piece
+        """Put the tensors of ``part`` into module ``to``."""
+        self._placed.append((f"{to}.", part))
+        self.tensors |= {f"{to}.{name}": named for name, named in part.items()}
 
     def place_resnet(self, part: Part, to: str = "encoder", *, in_channels: int = 3) -> None:
-        """Put a ResNet in torchvision's names; the first one says what the encoder's config is.
+        """Put a ResNet with torchvision's names; the first one determines the encoder's config.
 
-        A 3x3 first convolution is CIFAR's: images of 32 px and their mean.
+        A 3x3 first convolution is taken as CIFAR's: images of 32 px with CIFAR's mean and standard deviation.
         """
         if not self.encoder:
             self.encoder = read_resnet(part)
@@ -114,68 +109,81 @@ class Draft:
                 self.encoder |= {"mean": CIFAR_MEAN, "std": CIFAR_STD}
         channels = part.need("conv1.weight").tensor.shape[1]
         if channels != in_channels:
-            raise part.refuse("conv1.weight", f"this format's encoder sees {in_channels} channels, not {channels}")
+            raise part.shape_error("conv1.weight", f"expected {in_channels} input channels, not {channels}")
         self.place(part, f"{to}.backbone")
 
     def place_projector(self, part: Part, to: str = "projector", *, bias: bool = True) -> Projector:
-        """Put a projector; the first one says what the method's config is."""
-        found = read_projector(part, bias=bias)
-        self._places.append((f"{to}.", part))
-        self.pieces |= {f"{to}.{name}": piece for name, piece in found.pieces.items()}
-        for name in found.zero_biases:
-            weight = found.pieces[name.replace("bias", "weight")]
-            self.pieces[f"{to}.{name}"] = Piece(torch.zeros(weight.tensor.shape[0]), f"{weight.origin} (no bias)")
-        if found.zero_biases:
+        """Put a projector into module ``to`` and return it."""
+        projector = read_projector(part, bias=bias)
+        self._placed.append((f"{to}.", part))
+        self.tensors |= {f"{to}.{name}": named for name, named in projector.tensors.items()}
+        for name in projector.zero_biases:
+            weight = projector.tensors[name.replace("bias", "weight")]
+            zeros = torch.zeros(weight.tensor.shape[0])
+            self.tensors[f"{to}.{name}"] = NamedTensor(zeros, f"{weight.origin} (no bias)")
+        if projector.zero_biases:
             self.notes.append(f"{to}: biases are zero, the file's layers have none")
-        self.projector = self.projector or found
-        return found
+        return projector
 
     def place_mlp(self, part: Part, *, bias: bool = True) -> dict[str, Any]:
-        """Put the projector of SimCLR, where one linear layer is an MLP too, and give the fields of its config."""
-        found = self.place_projector(part, bias=bias)
-        if not found.linear:
-            return found.values(found.widths[0])
-        for name in ("weight", "bias"):
-            self.pieces[f"projector.0.{name}"] = self.pieces.pop(f"projector.{name}")
-        return {"projection_dim": found.widths[-1], "projection_layers": 1}
+        """Put the projector of SimCLR and return the fields of its config.
 
-    def linear(self, projector: Projector, part: Part, method: str) -> dict[str, Any]:
-        """The field of a method whose projector is one layer.
+        SimCLR's projector is an MLP even if it has one layer, which is then ``projector.0``.
+        """
+        projector = self.place_projector(part, bias=bias)
+        if not projector.is_linear:
+            return projector.config(projector.widths[0])
+        for name in ("weight", "bias"):
+            self.tensors[f"projector.0.{name}"] = self.tensors.pop(f"projector.{name}")
+        return {"projection_dim": projector.widths[-1], "projection_layers": 1}
+
+    def linear_config(self, projector: Projector, part: Part, method: str) -> dict[str, Any]:
+        """The fields of a method whose projector is a linear layer.
 
         Raises:
-            SagaError: it has more.
+            SagaError: ``projector``, which was read from ``part``, has several layers.
         """
-        if not projector.linear:
+        if not projector.is_linear:
             raise SagaError(
-                f"{self.path}: {part.prefix} has {len(projector.widths) - 1} layers, {method} here a linear projector"
+                f"{self.path}: {part.prefix} has {len(projector.widths) - 1} layers, but the projector of {method} is"
+                " linear"
             )
         return {"projection_dim": projector.widths[-1]}
 
     def copy_to_keys(self) -> None:
-        """The key encoder starts as the query encoder's copy."""
-        for ours, keys in (("encoder.", "key_encoder."), ("projector.", "key_projector.")):
-            self.pieces |= {
-                keys + name.removeprefix(ours): piece for name, piece in self.pieces.items() if name.startswith(ours)
+        """Start the key encoder as a copy of the query encoder."""
+        for query, key in (("encoder.", "key_encoder."), ("projector.", "key_projector.")):
+            self.tensors |= {
+                key + name.removeprefix(query): named for name, named in self.tensors.items() if name.startswith(query)
             }
         self.fresh["key_"] = "key encoder (EMA): a copy of the query encoder"
 
     def origin(self, name: str) -> str:
-        """What the file would call our tensor, where a part of the file says so."""
-        for prefix, part in self._places:
+        """The name in the file of a saga-fast tensor, or ``name`` if it comes from no part of the file."""
+        for prefix, part in self._placed:
             if name.startswith(prefix):
                 return part.origin(name.removeprefix(prefix))
         return name
 
-    def fail(self, message: str) -> SagaError:
-        """An error about the file, to be raised."""
+    def error(self, message: str) -> SagaError:
+        """An error with the file's path, for the caller to raise."""
         return SagaError(f"{self.path}: {message}")
 
 
-def resnet_and_head(
+def place_resnet_and_projector(
     draft: Draft, tensors: Tensors, prefix: str, head: str, *, renames: Renames = (), keys: bool = False
 ) -> Projector:
-    """A ResNet whose last layer ``head`` is the projector; ``keys``: they are the key encoder's."""
-    ours = "key_" if keys else ""
-    projector = draft.place_projector(tensors.take(f"{prefix}{head}."), f"{ours}projector")
-    draft.place_resnet(tensors.take(prefix, renames=renames), f"{ours}encoder")
+    """Put a ResNet whose last layer ``head`` is the projector, and return the projector.
+
+    Args:
+        draft: the model.
+        tensors: the state dict.
+        prefix: prefix of the ResNet's names.
+        head: name of the last layer.
+        renames: changes to the ResNet's names.
+        keys: whether this is the key encoder.
+    """
+    target = "key_" if keys else ""
+    projector = draft.place_projector(tensors.take(f"{prefix}{head}."), f"{target}projector")
+    draft.place_resnet(tensors.take(prefix, renames=renames), f"{target}encoder")
     return projector

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saga_fast.importers.draft import Draft, resnet_and_head
-from saga_fast.importers.tensors import begins
+from saga_fast.importers.draft import Draft, place_resnet_and_projector
+from saga_fast.importers.tensors import has_prefix
 
 CIFAR_RENAMES = ((".shortcut.", ".downsample."),)
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """``net`` with a last layer ``linear``."""
-    return begins(content.get("net"), "linear.")
+    """Whether ``net`` has a last layer ``linear``."""
+    return has_prefix(content.get("net"), "linear.")
 
 
 def read(draft: Draft) -> None:
-    """A CIFAR ResNet whose skip connections are called ``shortcut``."""
-    tensors = draft.tensors("net")
-    projector = resnet_and_head(draft, tensors, "", "linear", renames=CIFAR_RENAMES)
+    """Read a CIFAR ResNet whose skip connections are called ``shortcut``."""
+    tensors = draft.state_dict("net")
+    projector = place_resnet_and_projector(draft, tensors, "", "linear", renames=CIFAR_RENAMES)
     tensors.finish("Inv. Spread")
     draft.method = {"name": "invspread", "projection_dim": projector.widths[-1]}

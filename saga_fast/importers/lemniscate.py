@@ -1,7 +1,7 @@
 """zhirongw/lemniscate.pytorch: InsDis on ImageNet, and on CIFAR-10.
 
-Its files hold the bank as a pickled module, which is refused; saved again with the module's ``state_dict()`` in its
-place (or nothing), they are read.
+The original files contain the bank as a pickled module, which is refused. They can be read if they are saved again with
+the module's ``state_dict()``, or nothing, in its place.
 """
 
 from __future__ import annotations
@@ -9,29 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saga_fast.importers.banks import nce_numbers, place_bank
-from saga_fast.importers.draft import Draft, resnet_and_head
+from saga_fast.importers.banks import place_bank, read_nce_params
+from saga_fast.importers.draft import Draft, place_resnet_and_projector
 from saga_fast.importers.invspread import CIFAR_RENAMES
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """``lemniscate`` beside ``state_dict`` or, for CIFAR-10, ``net``."""
+    """Whether the file has ``lemniscate`` and ``state_dict`` or, for CIFAR-10, ``net``."""
     return "lemniscate" in content and ("state_dict" in content or "net" in content)
 
 
 def read(draft: Draft) -> None:
-    """A ResNet with ``fc``, or ``linear`` for CIFAR-10; ``lemniscate`` has ``memory`` and ``params``."""
+    """Read a ResNet with ``fc`` (CIFAR-10: ``linear``), and ``memory`` and ``params`` of ``lemniscate``."""
     cifar = "net" in draft
-    tensors = draft.tensors("net" if cifar else "state_dict")
-    projector = resnet_and_head(draft, tensors, "", "linear" if cifar else "fc", renames=CIFAR_RENAMES if cifar else ())
+    tensors = draft.state_dict("net" if cifar else "state_dict")
+    projector = place_resnet_and_projector(
+        draft, tensors, "", "linear" if cifar else "fc", renames=CIFAR_RENAMES if cifar else ()
+    )
     tensors.finish("lemniscate")
     fields: dict[str, Any] = {"negatives": 4096}
     rows, constants = None, [-1.0]
-    if draft.use("lemniscate"):
-        memory = draft.tensors("lemniscate")
-        found, constants = nce_numbers(draft, memory, 1)
-        fields |= found
-        rows = draft.memory(memory, "memory")
+    if draft.entry("lemniscate"):
+        memory = draft.state_dict("lemniscate")
+        bank_fields, constants = read_nce_params(draft, memory, 1)
+        fields |= bank_fields
+        rows = draft.take_memory(memory, "memory")
         memory.finish("lemniscate")
     place_bank(draft, rows, "bank", projector.widths[-1], z=constants[0])
     draft.method = {"name": "insdis", "loss": "nce", "projection_dim": projector.widths[-1], **fields}

@@ -1,4 +1,4 @@
-"""Other projects' files, read without running their code."""
+"""Reading checkpoint files without running pickled code."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ALLOWED: list[Any] = [
     (_make_scalar, "numpy._core.multiarray.scalar"),
     (_make_scalar, "numpy.core.multiarray.scalar"),
 ]
-"""What a file may hold besides torch's plain types: options of a command line and numbers, which are values only."""
+"""Types that a file may contain besides torch's default types: command-line options and NumPy numbers."""
 
 
 def read_foreign(path: Path) -> dict[str, Any]:
-    """The dictionary that a .pt, .pth, .tar, .ckpt, .t7 or .safetensors file holds, tensors on the CPU.
+    """The dictionary in a .pt, .pth, .tar, .ckpt, .t7 or .safetensors file, tensors on the CPU.
 
     Raises:
-        SagaError: no such file, cut short, not a dictionary, or one whose reading would run pickle code.
+        SagaError: no such file, a damaged file, no dictionary, or a file whose reading would run pickled code.
     """
     if not path.is_file():
         raise SagaError(f"no such checkpoint: {path}")
@@ -43,18 +43,18 @@ def read_foreign(path: Path) -> dict[str, Any]:
             raise SagaError(f"cannot read the checkpoint {path}: {_first_line(error)}") from error
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files from old torch versions, which are fine
+            warnings.simplefilter("ignore")  # about the format of old torch versions
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
-            raise SagaError(f"cannot read the checkpoint {path}: it is not torch's, or damaged") from error
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if match is None:
+            raise SagaError(f"cannot read the checkpoint {path}: not a file of torch, or damaged") from error
         raise SagaError(
-            f"{path} holds a pickled {found[1]}, and reading that would run code of its own: with the project that"
-            " wrote the file at hand, load it there with torch.load(..., weights_only=False), put the object's"
-            " state_dict() in its place or leave it out, and torch.save it again"
+            f"pickled {match[1]} in {path}, and reading that would run code from the file: in the code of the project"
+            " that wrote the file, load it with torch.load(..., weights_only=False), put the object's state_dict() in"
+            " its place or remove the object, and torch.save it again"
         ) from error
-    except Exception as error:  # damaged bytes make torch's reader raise anything from IndexError to RuntimeError
+    except Exception as error:  # for damaged files torch's reader raises IndexError, RuntimeError and more
         raise SagaError(f"cannot read the checkpoint {path}: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise SagaError(f"{path} is not a checkpoint: expected a dictionary, got {type(content).__name__}")

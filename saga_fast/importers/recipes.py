@@ -1,4 +1,4 @@
-"""How to go on training what was imported: as the shipped config of its method does."""
+"""The training config of an imported model: the shipped config of its method, with the file's numbers."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from typing import Any
 import yaml
 
 
-def training_values(method: str, epoch: int, size: int) -> dict[str, Any]:
-    """A config's values, for images of ``size`` px and after ``epoch`` plain epochs; method, encoder and data aside.
+def training_config(method: str, epoch: int, size: int) -> dict[str, Any]:
+    """A config as in YAML, without ``method``, ``encoder`` and ``data``.
 
-    float32, because a network is first of all looked at: ``--set precision=bf16`` for training.
+    The precision is float32, because most imported models are evaluated first: ``--set precision=bf16`` for training.
+
+    Args:
+        method: name of the method.
+        epoch: finished epochs, which count as plain epochs.
+        size: side of the training images, pixels.
     """
-    values = _shipped(method)
-    values |= {"out": "runs/imported", "precision": "fp32"}
-    values["crop"] = {**values.get("crop", {}), "size": size}
-    values["plain"] = {**values.get("plain", {}), "epochs": max(epoch, 0)}
-    values["plain"]["warmup_epochs"] = min(values["plain"].get("warmup_epochs", 0), max(epoch, 0))
-    if values.get("photometric", {}).get("blur"):
-        values["photometric"]["blur_kernel"] = size // 20 * 2 + 1  # a tenth of the side, odd
-    return values
+    config = _shipped_config(method)
+    config |= {"out": "runs/imported", "precision": "fp32"}
+    config["crop"] = {**config.get("crop", {}), "size": size}
+    config["plain"] = {**config.get("plain", {}), "epochs": max(epoch, 0)}
+    config["plain"]["warmup_epochs"] = min(config["plain"].get("warmup_epochs", 0), max(epoch, 0))
+    if config.get("photometric", {}).get("blur"):
+        config["photometric"]["blur_kernel"] = size // 20 * 2 + 1  # an odd number, a tenth of the side
+    return config
 
 
-def _shipped(method: str) -> dict[str, Any]:
+def _shipped_config(method: str) -> dict[str, Any]:
     for folder in ("imagenet", "imagenet100"):
         path = files("saga_fast.configs").joinpath(folder, f"{method}.yaml")
         if path.is_file():
-            values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return values
-    return {"saga": {"epochs": 1}}  # a classifier, which is not trained
+            config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return config
+    return {"saga": {"epochs": 1}}  # method supervised, which is not trained

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from saga_fast.importers.draft import Draft
-from saga_fast.importers.tensors import begins
+from saga_fast.importers.tensors import has_prefix
 
 
 def matches_sthalles(content: Mapping[str, Any]) -> bool:
-    """``state_dict`` with a projector that is the backbone's last layer."""
+    """Whether ``state_dict`` has a projector as the backbone's last layer."""
     state = content.get("state_dict")
-    return begins(state, "backbone.fc.") and not begins(state, "projector.", "projection_head.")
+    return has_prefix(state, "backbone.fc.") and not has_prefix(state, "projector.", "projection_head.")
 
 
 def read_sthalles(draft: Draft) -> None:
-    """``backbone.*`` with ``backbone.fc.0/.2``. Images were not normalised, and those of STL-10 are 96 px."""
-    tensors = draft.tensors("state_dict")
+    """Read ``backbone.*`` with projector ``backbone.fc``; STL-10 at 96 px, images not normalised."""
+    tensors = draft.state_dict("state_dict")
     head = tensors.take("backbone.fc.")
     head.need("2.weight")
     fields = draft.place_mlp(head)
@@ -31,14 +31,14 @@ def read_sthalles(draft: Draft) -> None:
 
 
 def matches_spijkervet(content: Mapping[str, Any]) -> bool:
-    """Tensors at the top, ``encoder.*`` and ``projector.*``."""
+    """Whether the file is a state dict with ``encoder.*`` and ``projector.*``."""
     bare = all(isinstance(value, torch.Tensor) for value in content.values())
-    return bare and begins(content, "encoder.") and begins(content, "projector.")
+    return bare and has_prefix(content, "encoder.") and has_prefix(content, "projector.")
 
 
 def read_spijkervet(draft: Draft) -> None:
-    """A ResNet and a projector without biases. Images were not normalised."""
-    tensors = draft.tensors()
+    """Read a ResNet and a projector without biases; images were not normalised."""
+    tensors = draft.state_dict()
     head = tensors.take("projector.")
     for name in ("0.weight", "2.weight"):
         head.need(name)

@@ -1,4 +1,4 @@
-"""A file's tensors, each to be taken or dropped exactly once."""
+"""The tensors of a file: each one is taken or dropped exactly once."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from torch import Tensor
 from saga_fast.errors import SagaError
 
 Renames = Sequence[tuple[str, str]]
-"""(theirs, ours) pieces of names: a piece that begins with a dot anywhere, any other at the name's beginning."""
+"""(text in the file's name, replacement). Text that starts with a dot is replaced anywhere, other text only at the
+start of the name."""
 
 
-class Piece(NamedTuple):
+class NamedTensor(NamedTuple):
     """A tensor and its name in the file, for messages."""
 
     tensor: Tensor
     origin: str
 
 
-class Part(dict[str, Piece]):
-    """Tensors under one prefix, by their names without it (and renamed)."""
+class Part(dict[str, NamedTensor]):
+    """The tensors with one prefix, by their names without the prefix and after ``renames``."""
 
-    def __init__(self, path: Path, prefix: str, pieces: Mapping[str, Piece], renames: Renames = ()) -> None:
-        super().__init__(pieces)
+    def __init__(self, path: Path, prefix: str, tensors: Mapping[str, NamedTensor], renames: Renames = ()) -> None:
+        super().__init__(tensors)
         self.path, self.prefix, self.renames = path, prefix, renames
 
-    def need(self, name: str) -> Piece:
+    def need(self, name: str) -> NamedTensor:
         """The tensor of that name.
 
         Raises:
@@ -40,91 +41,95 @@ class Part(dict[str, Piece]):
         return self[name]
 
     def origin(self, name: str) -> str:
-        """What the file would call a tensor."""
-        return self.prefix + rename(name, [(ours, theirs) for theirs, ours in self.renames])
+        """The name of a tensor in the file, also of a missing one."""
+        return self.prefix + rename(name, [(new, old) for old, new in self.renames])
 
-    def refuse(self, name: str, reason: str) -> SagaError:
-        """An error about one tensor, to be raised."""
+    def shape_error(self, name: str, reason: str) -> SagaError:
+        """An error with a tensor's shape, for the caller to raise."""
         return SagaError(f"{self.path}: {self[name].origin} has shape {tuple(self[name].tensor.shape)}, {reason}")
 
 
 class Tensors:
-    """A state dict of another project, taken apart by prefixes.
+    """The state dict of another project, from which tensors are taken by prefix.
+
+    The prefix ``module.`` of data parallelism is ignored.
 
     Args:
         path: the file, for messages.
-        state: names -> tensors; what is no tensor is refused.
-        at: where in the file, for messages.
+        state: name -> tensor.
+        at: prefix of the state dict's names in the file, for messages.
 
-    ``module.`` before all names, which data parallelism leaves, is ignored.
+    Raises:
+        SagaError: ``state`` is not a mapping, or has a value that is not a tensor.
     """
 
     def __init__(self, path: Path, state: Any, *, at: str = "") -> None:
         if not isinstance(state, Mapping):
-            raise SagaError(f"{path}: {at.rstrip('.') or 'the file'} holds no tensors")
+            raise SagaError(f"{path}: {at.rstrip('.') or 'the file'} contains no tensors")
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 raise SagaError(f"{path}: {at}{name} is not a tensor but a {type(value).__name__}")
         self.path = path
         self._base = at + ("module." if any(name.startswith("module.") for name in state) else "")
-        self._left = {name.removeprefix("module."): Piece(tensor, at + name) for name, tensor in state.items()}
+        self._remaining = {name.removeprefix("module."): NamedTensor(state[name], at + name) for name in state}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._left
+        return name in self._remaining
 
-    def has(self, *prefixes: str) -> bool:
-        """Whether any name that is left begins like that."""
-        return any(name.startswith(prefixes) for name in self._left)
+    def has_prefix(self, *prefixes: str) -> bool:
+        """Whether the name of any remaining tensor starts with one of the prefixes."""
+        return any(name.startswith(prefixes) for name in self._remaining)
 
     def take(self, prefix: str = "", *, renames: Renames = ()) -> Part:
-        """Take out all tensors whose names begin with ``prefix``."""
-        names = [name for name in self._left if name.startswith(prefix)]
-        pieces = {rename(name.removeprefix(prefix), renames): _plain(self._left.pop(name)) for name in names}
-        return Part(self.path, self._base + prefix, pieces, renames)
+        """Remove and return the tensors whose names start with ``prefix``."""
+        names = [name for name in self._remaining if name.startswith(prefix)]
+        tensors = {rename(name.removeprefix(prefix), renames): _to_float32(self._remaining.pop(name)) for name in names}
+        return Part(self.path, self._base + prefix, tensors, renames)
 
-    def pop(self, name: str) -> Piece | None:
-        """Take out the tensor of exactly that name, if there is one."""
-        return _plain(self._left.pop(name)) if name in self._left else None
+    def pop(self, name: str) -> NamedTensor | None:
+        """Remove and return the tensor of exactly that name, None if there is none."""
+        return _to_float32(self._remaining.pop(name)) if name in self._remaining else None
 
     def origin(self, name: str) -> str:
-        """What the file would call a tensor."""
+        """The name of a tensor in the file, also of a missing one."""
         return self._base + name
 
     def drop(self, *prefixes: str) -> int:
-        """Take out tensors that have no place here, and count them."""
-        names = [name for name in self._left if name.startswith(prefixes)]
+        """Remove the tensors whose names start with one of the prefixes, and return their number."""
+        names = [name for name in self._remaining if name.startswith(prefixes)]
         for name in names:
-            del self._left[name]
+            del self._remaining[name]
         return len(names)
 
     def finish(self, title: str) -> None:
-        """
+        """Check that no tensor remains.
+
         Raises:
-            SagaError: a tensor is left; the message names the first.
+            SagaError: a tensor remains; the message names the first.
         """
-        if self._left:
-            first, *others = (piece.origin for piece in self._left.values())
-            more = f" and {len(others)} more" if others else ""
+        if self._remaining:
+            first, *remaining = (named.origin for named in self._remaining.values())
+            more = f" and {len(remaining)} more" if remaining else ""
             raise SagaError(f"{self.path} has a tensor that no {title} checkpoint should have: {first}{more}")
 
 
 def rename(name: str, renames: Renames) -> str:
-    """Apply the first of the ``renames`` that fits."""
-    for theirs, ours in renames:
-        if theirs.startswith("."):
-            if theirs in name:
-                return name.replace(theirs, ours)
-        elif name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
+    """Apply the first of the ``renames`` that matches."""
+    for old, new in renames:
+        if old.startswith("."):
+            if old in name:
+                return name.replace(old, new)
+        elif name.startswith(old):
+            return new + name.removeprefix(old)
     return name
 
 
-def begins(state: object, *prefixes: str) -> bool:
-    """Whether any name of a state dict begins like that, ``module.`` aside; False of what is no state dict."""
+def has_prefix(state: object, *prefixes: str) -> bool:
+    """Whether ``state`` is a mapping in which any name starts with one of the prefixes, after ``module.``."""
     return isinstance(state, Mapping) and any(str(name).removeprefix("module.").startswith(prefixes) for name in state)
 
 
-def _plain(piece: Piece) -> Piece:
-    """Mixed-precision training leaves 16-bit weights; ours are float32."""
-    tensor = piece.tensor.detach()
-    return Piece(tensor.to(torch.float32) if tensor.is_floating_point() else tensor, piece.origin)
+def _to_float32(named: NamedTensor) -> NamedTensor:
+    """Mixed-precision training may save 16-bit weights; saga-fast's are float32."""
+    tensor = named.tensor.detach()
+    return NamedTensor(tensor.to(torch.float32) if tensor.is_floating_point() else tensor, named.origin)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from saga_fast.errors import SagaError
-from saga_fast.importers.banks import nce_numbers, place_bank
+from saga_fast.importers.banks import place_bank, read_nce_params
 from saga_fast.importers.draft import Draft
-from saga_fast.importers.moco import moco_values, place_queue
+from saga_fast.importers.moco import moco_config, place_queue
 from saga_fast.importers.networks import Projector
 from saga_fast.importers.tensors import Part, Tensors
 
@@ -16,22 +16,28 @@ STATE = ("classy_state_dict", "base_model", "model")
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """``classy_state_dict``."""
+    """Whether the file has ``classy_state_dict``."""
     return "classy_state_dict" in content
 
 
 def read(draft: Draft) -> None:
-    """``classy_state_dict.base_model.model.{trunk,heads}``; ``loss``: queue and momentum encoder, or a bank."""
-    trunk, heads = draft.tensors(*STATE, "trunk"), draft.tensors(*STATE, "heads")
-    loss = draft.tensors("loss") if draft.use("loss") else None
-    classy = draft.use("classy_state_dict")
-    draft.epoch = int(draft.use("train_phase_idx") or classy.get("train_phase_idx") or -1) + 1
+    """Read ``classy_state_dict.base_model.model.{trunk,heads}`` and ``loss``.
+
+    ``loss`` has the queue and the momentum encoder of MoCo, or a memory bank.
+    """
+    trunk, heads = draft.state_dict(*STATE, "trunk"), draft.state_dict(*STATE, "heads")
+    loss = draft.state_dict("loss") if draft.entry("loss") else None
+    classy = draft.entry("classy_state_dict")
+    draft.epoch = int(draft.entry("train_phase_idx") or classy.get("train_phase_idx") or -1) + 1
     _place_trunk(draft, trunk, "encoder")
-    if heads.has("0.0."):
+    if heads.has_prefix("0.0."):
         _read_pirl(draft, heads)
     else:
-        part = _numbered(heads.take())
-        if (loss is not None and loss.has("queue", "moco_encoder.")) or draft.wanted in ("moco", "mocov2"):
+        part = _as_sequence(heads.take())
+        if (loss is not None and loss.has_prefix("queue", "moco_encoder.")) or draft.requested_method in (
+            "moco",
+            "mocov2",
+        ):
             _read_moco(draft, draft.place_projector(part), loss)
         elif len([name for name in part if name.endswith("weight")]) == 1:
             dim = draft.place_projector(part).widths[-1]
@@ -39,8 +45,8 @@ def read(draft: Draft) -> None:
         else:
             draft.method = {"name": "simclr", "temperature": 0.1, **draft.place_mlp(part)}
     if draft.method["name"] in ("insdis", "pirl"):
-        fields, z = nce_numbers(draft, loss, 1, name="nce_average.params") if loss is not None else ({}, [-1.0])
-        rows = draft.memory(loss, "nce_average.memory") if loss is not None else None
+        fields, z = read_nce_params(draft, loss, 1, name="nce_average.params") if loss is not None else ({}, [-1.0])
+        rows = draft.take_memory(loss, "nce_average.memory") if loss is not None else None
         place_bank(draft, rows, "bank", draft.method["projection_dim"], z=z[0])
         draft.method |= fields
     heads.finish("VISSL")
@@ -51,41 +57,41 @@ def read(draft: Draft) -> None:
 
 
 def _place_trunk(draft: Draft, tensors: Tensors, to: str) -> None:
-    prefix = "base_model._feature_blocks." if tensors.has("base_model.") else "_feature_blocks."
+    prefix = "base_model._feature_blocks." if tensors.has_prefix("base_model.") else "_feature_blocks."
     draft.place_resnet(tensors.take(prefix), to)
     tensors.finish("VISSL")
 
 
-def _numbered(part: Part) -> Part:
-    """``0.clf.0``, ``1.clf.0``: MLPs after each other, whose layers become one sequence."""
+def _as_sequence(part: Part) -> Part:
+    """The layers of successive heads, ``0.clf.0``, ``1.clf.0``, as one sequence ``0``, ``1``."""
     layers = {name: name.rpartition(".")[0].split(".clf.") for name in part}
     for name, layer in layers.items():
         if len(layer) != 2 or not (layer[0].isdigit() and layer[1].isdigit()):
             raise SagaError(f"{part.path} has a tensor that no projector should have: {part[name].origin}")
     order = sorted({(int(head), int(layer)) for head, layer in layers.values()})
     position = {name: order.index((int(head), int(layer))) for name, (head, layer) in layers.items()}
-    pieces = {f"{position[name]}.{name.rpartition('.')[2]}": piece for name, piece in part.items()}
-    back = tuple((f"{head}.clf.{layer}.", f"{number}.") for number, (head, layer) in enumerate(order))
-    return Part(part.path, part.prefix, pieces, back)
+    tensors = {f"{position[name]}.{name.rpartition('.')[2]}": named for name, named in part.items()}
+    renames = tuple((f"{head}.clf.{layer}.", f"{number}.") for number, (head, layer) in enumerate(order))
+    return Part(part.path, part.prefix, tensors, renames)
 
 
 def _read_moco(draft: Draft, projector: Projector, loss: Tensors | None) -> None:
     queue = pointer = None
     if loss is not None:
-        queue, pointer = draft.memory(loss, "queue"), draft.memory(loss, "queue_ptr")
-    if loss is not None and loss.has("moco_encoder."):
+        queue, pointer = draft.take_memory(loss, "queue"), draft.take_memory(loss, "queue_ptr")
+    if loss is not None and loss.has_prefix("moco_encoder."):
         draft.place_resnet(loss.take("moco_encoder.trunk._feature_blocks."), "key_encoder")
-        draft.place_projector(_numbered(loss.take("moco_encoder.heads.")), "key_projector")
+        draft.place_projector(_as_sequence(loss.take("moco_encoder.heads.")), "key_projector")
     else:
         draft.copy_to_keys()
     place_queue(draft, projector, queue, pointer, transposed=True)
-    draft.method = moco_values(draft, projector)
+    draft.method = moco_config(draft, projector)
 
 
 def _read_pirl(draft: Draft, heads: Tensors) -> None:
-    """Head 0 takes the patches (layer, concatenation, layer), head 1 the image."""
+    """Read PIRL's heads: 0 for the patches (layer, concatenation, layer), 1 for the image."""
     image = heads.take("1.0.clf.0.")
-    dim = draft.linear(draft.place_projector(image), image, "pirl")["projection_dim"]
-    for prefix, ours in (("0.0.clf.0.", "patch_projector"), ("0.2.clf.0.", "jigsaw_projector")):
-        draft.place_projector(heads.take(prefix), ours)
+    dim = draft.linear_config(draft.place_projector(image), image, "pirl")["projection_dim"]
+    for prefix, module in (("0.0.clf.0.", "patch_projector"), ("0.2.clf.0.", "jigsaw_projector")):
+        draft.place_projector(heads.take(prefix), module)
     draft.method = {"name": "pirl", "projection_dim": dim, "loss": "nce", "negatives": 32000}

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from saga_fast.errors import SagaError
 from saga_fast.loaders.box_table import BoxTable
 from saga_fast.loaders.boxes import pixel_rectangles, widen_boxes
-from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.loaders.decode import DecodeError, read_pixels
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.plan import Views, check_views
 
@@ -138,8 +138,8 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
 
     def _read(self, index: int) -> Image.Image:
         try:
-            return Image.fromarray(decode_image(self.source.read(index)))
-        except (DecodeError, OSError) as error:
+            return Image.fromarray(read_pixels(self.source, index))
+        except DecodeError as error:
             path = self.source.root / self.source.paths[index]
             raise SagaError(f"cannot read {path}: {error}") from error
 

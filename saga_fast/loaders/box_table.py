@@ -128,7 +128,7 @@ class BoxTable:
             "found_fraction": f"{self.found_fraction:.6f}",
             "created_by": f"saga-fast {__version__}",
         }
-        content = save(columns, metadata={**metadata, "sha256": column_digest(columns, metadata)})
+        content = serialized(columns, {**metadata, "sha256": column_digest(columns, metadata)})
         with replacing(Path(path)) as temporary:
             temporary.write_bytes(content)
 
@@ -161,6 +161,20 @@ class BoxTable:
             return cls(**(columns | {"found": columns["found"].astype(np.bool_)}), metadata=metadata)
         except SagaError as error:
             raise SagaError(f"{path}: {error}") from error
+
+
+def serialized(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file of contiguous columns; equal columns and metadata give equal bytes.
+
+    safetensors itself writes the metadata in the order of a hash table, which differs from process to process.
+    """
+    content = save(dict(columns), metadata=dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)  # columns begin at a multiple of 8, as safetensors has them
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def column_digest(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from saga_fast.errors import SagaError
 from saga_fast.kernels.philox import SUBSTITUTE, draw
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch, make_batch
@@ -138,7 +139,7 @@ def substitutes(num_images: int, bad: BadImages, index: int, taken: Int64, *, se
     would fail too.
 
     Raises:
-        RuntimeError: after 1000 draws.
+        SagaError: after 1000 draws.
     """
     for attempt in range(1000):
         u = draw(seed, epoch, np.array([index]), purpose=SUBSTITUTE, block=attempt)[0, 0]
@@ -146,4 +147,7 @@ def substitutes(num_images: int, bad: BadImages, index: int, taken: Int64, *, se
         repeated = candidate in taken and attempt < 100
         if not repeated and candidate not in bad:
             yield candidate
-    raise RuntimeError(f"found no substitute for image {index} in 1000 draws")
+    raise SagaError(
+        f"found no image to replace the undecodable image {index} in 1000 draws, {len(bad)} of {num_images} are bad:"
+        " remove them, or mend the files"
+    )

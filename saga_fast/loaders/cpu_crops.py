@@ -12,7 +12,7 @@ import torch
 from saga_fast.kernels.crop_resize import crop_resize_image
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.core import Epoch, PendingBatch
-from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
+from saga_fast.loaders.decode import DecodeError, Pixels, read_pixels
 from saga_fast.loaders.loader import Int64
 
 Good = npt.NDArray[np.bool_]
@@ -53,7 +53,7 @@ class CpuCrops:
 
     def _read(self, index: int) -> Pixels | None:
         try:
-            return decode_image(self.epoch.source.read(index), self.epoch.options.max_pixels)
-        except (DecodeError, OSError) as error:
+            return read_pixels(self.epoch.source, index, self.epoch.options.max_pixels)
+        except DecodeError as error:
             self.epoch.bad.add(index, str(error))
             return None

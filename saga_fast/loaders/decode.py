@@ -6,6 +6,7 @@ and Pillow 1.1; a 72 px one 0.045, 0.052 and 0.15. It releases the GIL. Pillow d
 
 from __future__ import annotations
 
+import errno
 import io
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from saga_fast.loaders.source import Source
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before memory is allocated: Pillow warns of a decompression bomb from here on."""
@@ -31,6 +34,9 @@ FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 Pixels = npt.NDArray[np.uint8]
 
+EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+"""Errors of a read that mean that the machine is short of something, not that the file is bad."""
+
 
 class DecodeError(Exception):
     """The bytes cannot be decoded as an image; the message says why."""
@@ -45,10 +51,11 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous and writable. Grey, CMYK and palette images become RGB; alpha is dropped;
-        16 bits per channel are cut to the upper 8.
+        16 bits per channel are cut to the upper 8; see :func:`_to_8_bits` for numbers of 32 bits.
 
     Raises:
-        DecodeError: empty, truncated or unknown data, more than ``max_pixels`` pixels, or more than MAX_SCANS scans.
+        DecodeError: empty, truncated or unknown data, more than ``max_pixels`` pixels, more than MAX_SCANS scans, or
+            numbers whose range is unknown.
     """
     if data[:2] == b"\xff\xd8":
         try:
@@ -57,9 +64,36 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             check_scans(data, width * height)
             pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
             return pixels
-        except ValueError:
-            pass  # an error that libjpeg calls recoverable: Pillow decides whether it is an image
+        except ValueError as error:
+            if "nsufficient memory" in str(error):
+                raise MemoryError(str(error)) from error
+            # an error that libjpeg calls recoverable: Pillow decides whether it is an image
     return _decode_pillow(data, max_pixels)
+
+
+def read_pixels(source: Source, index: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """The pixels (H, W, 3) uint8 of an image of a data set.
+
+    Raises:
+        DecodeError: the image cannot be read or decoded; the message says why.
+        MemoryError, OSError: memory or file descriptors are exhausted, which says nothing about the image.
+    """
+    return decode_image(read_bytes(source, index), max_pixels)
+
+
+def read_bytes(source: Source, index: int) -> bytes:
+    """The encoded bytes of an image of a data set.
+
+    Raises:
+        DecodeError: the image cannot be read.
+        OSError: file descriptors or memory are exhausted.
+    """
+    try:
+        return source.read(index)
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
+        raise DecodeError(str(error)) from error
 
 
 def check_scans(data: bytes, pixels: int) -> None:
@@ -82,19 +116,50 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Pixels:
             _check_size(*image.size, max_pixels)
             if image.format in ("JPEG", "MPO"):
                 check_scans(data, image.width * image.height)
-            if image.mode.startswith("I"):
-                grey: Any = np.asarray(image).astype(np.int64)
-                levels = np.clip(grey >> 8, 0, 255).astype(np.uint8)
+            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+                # PNG and PGM say their range, which Pillow scales to 16 bits; TIFF does not.
+                has_16_bits = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
+                levels = _to_8_bits(np.asarray(image), has_16_bits=has_16_bits)
                 return np.repeat(levels[..., None], 3, axis=2)
             # A palette with transparency goes through RGBA, as Pillow advises; straight to RGB it warns.
             opaque = image.convert("RGBA") if "transparency" in image.info else image
             return np.array(opaque.convert("RGB"))
-    except DecodeError:
+    except (DecodeError, MemoryError):  # memory that is short now says nothing about the image
         raise
-    except UnidentifiedImageError as error:  # whose text holds an address in memory
-        raise DecodeError("not an image in a known format") from error
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text holds an address in memory
+        raise DecodeError("not an image in a known format" if unknown else _one_line(error)) from error
     except Exception as error:  # Pillow raises whatever its parsers trip over; the caller needs one kind
-        raise DecodeError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        raise DecodeError(_one_line(error)) from error
+
+
+def _to_8_bits(grey: npt.NDArray[Any], *, has_16_bits: bool) -> Pixels:
+    """The levels of a grey image of more than 8 bits.
+
+    Args:
+        grey: (H, W) integers, or floats.
+        has_16_bits: the range is known to be 0 to 65535. Otherwise the values tell: floats are in [0, 1] or [0, 255],
+            integers in 0 to 255 or 0 to 65535.
+
+    Raises:
+        DecodeError: values outside of these ranges, or NaN.
+    """
+    if has_16_bits:
+        return np.clip(grey.astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+    low, high = grey.min(), grey.max()
+    if grey.dtype.kind == "f":
+        if not (low >= 0.0 and high <= 255.0):  # NaN, too
+            raise DecodeError(f"floats from {low:g} to {high:g}: expected [0, 1] or [0, 255]")
+        return np.rint(grey * 255.0 if high <= 1.0 else grey).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise DecodeError(f"integers from {low} to {high}: expected 0 to 255 or 0 to 65535")
+    return (grey if high <= 255 else grey >> 8).astype(np.uint8)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

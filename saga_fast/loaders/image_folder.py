@@ -16,7 +16,11 @@ from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import read_file
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"),
+)
+OTHER_IMAGES = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".dng", ".cr2", ".nef", ".exr", ".hdr")
+"""Endings of images that are not read; files of these endings, and files without one, are counted and left out."""
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -13,6 +14,36 @@ from torch import Tensor, nn
 
 from saga_fast.errors import SagaError
 from saga_fast.models.modes import eval_mode
+
+DEPTHS, WIDTHS = ("layers", "depths", "depth"), ("channels", "dims", "embed_dim", "stem_width")
+
+ARCHITECTURE_ARGUMENTS = frozenset(
+    {
+        # timm's ResNets
+        *("layers", "channels", "cardinality", "base_width", "output_stride", "stem_width", "stem_type"),
+        *("replace_stem_pool", "block_reduce_first", "down_kernel_size", "avg_down", "zero_init_last"),
+        # DenseNet, ConvNeXt and others
+        *("growth_rate", "block_config", "num_init_features", "groups", "width_factor", "expansion"),
+        *(
+            "depths",
+            "dims",
+            "kernel_sizes",
+            "patch_size",
+            "stem_stride",
+            "head_init_scale",
+            "ls_init_value",
+            "conv_mlp",
+        ),
+        *("use_grn", "conv_bias", "embed_dim", "depth", "num_heads", "window_size", "mlp_ratio", "img_size"),
+        # all networks
+        *("act_layer", "norm_layer", "aa_layer", "global_pool", "drop_rate", "drop_path_rate", "drop_block_rate"),
+        *("channel_multiplier", "depth_multiplier", "fix_stem", "se_ratio"),
+    }
+)
+"""Keyword arguments of ``timm.create_model`` that a config may set: they describe the network. All others are refused:
+``pretrained``, ``pretrained_cfg``, ``checkpoint_path`` and ``cache_dir`` read and write files and download."""
+MAX_WIDTH, MAX_DEPTH, MAX_WEIGHTS = 2**14, 512, 2**28
+"""Largest number of channels, of layers, and of layers times channels squared: a config must not allocate terabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +76,19 @@ class EncoderConfig:
             raise SagaError(
                 f"encoder.name is not a timm model: {self.name!r}" + (f"; perhaps {', '.join(close)}" if close else "")
             )
+        for key, value in self.args.items():
+            _check_argument(key, value)
+        depth, width = (_total(self.args, keys, combine) for keys, combine in ((DEPTHS, sum), (WIDTHS, max)))
+        if depth * width**2 > MAX_WEIGHTS:
+            raise SagaError(f"encoder.args describes {depth} layers of up to {width} channels: that is too large")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise SagaError(f"encoder.mean and encoder.std must be finite, got {self.mean}, {self.std}")
         if min(self.std) <= 0.0:
             raise SagaError(f"encoder.std must be positive, got {self.std}")
-        if self.stem_channels is not None and self.stem_channels < 1:
-            raise SagaError(f"encoder.stem_channels must be at least 1, got {self.stem_channels}")
-        if self.stem_padding < 0:
-            raise SagaError(f"encoder.stem_padding must not be negative, got {self.stem_padding}")
+        if self.stem_channels is not None and not 1 <= self.stem_channels <= MAX_WIDTH:
+            raise SagaError(f"encoder.stem_channels must be in 1 to {MAX_WIDTH}, got {self.stem_channels}")
+        if not 0 <= self.stem_padding <= 16:
+            raise SagaError(f"encoder.stem_padding must be in 0 to 16, got {self.stem_padding}")
 
 
 class Encoder(nn.Module):
@@ -77,7 +115,9 @@ class Encoder(nn.Module):
         self.compiled: Callable[[Tensor], Tensor | None] | None = None
         channels: dict[str, Any] = {} if in_channels == 3 else {"in_chans": in_channels}
         try:
-            self.backbone = cast(Any, timm.create_model(config.name, num_classes=0, **channels, **config.args))
+            self.backbone = cast(
+                Any, timm.create_model(config.name, pretrained=False, num_classes=0, **channels, **config.args)
+            )
             self._channels_last_map = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
             if config.stem != "imagenet" or config.stem_channels is not None:
                 _replace_stem(self.backbone, config)
@@ -122,6 +162,27 @@ class Encoder(nn.Module):
         mean = trial.mean((2, 3))
         is_mean = pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-5, atol=1e-6)
         return pooled.shape[1], is_mean
+
+
+def _check_argument(key: str, value: Any) -> None:
+    """
+    Raises:
+        SagaError: a key that is not in ARCHITECTURE_ARGUMENTS, or a value that no network of a sensible size has.
+    """
+    if key not in ARCHITECTURE_ARGUMENTS:
+        raise SagaError(f"encoder.args.{key} is not allowed, it does not describe a network: remove it")
+    items = value if isinstance(value, list | tuple) else [value]
+    limit = MAX_DEPTH if key in DEPTHS else MAX_WIDTH
+    plain = all(item is None or isinstance(item, bool | int | float | str) for item in items)
+    numbers = [item for item in items if isinstance(item, int | float)]
+    if not plain or len(items) > 64 or not all(math.isfinite(number) and abs(number) <= limit for number in numbers):
+        raise SagaError(f"encoder.args.{key} must be numbers up to {limit}, words or a list of them, got {value!r:.80}")
+
+
+def _total(args: Mapping[str, Any], keys: Sequence[str], combine: Callable[[list[int]], int]) -> int:
+    """The layers or the channels that the arguments ask for; at least 1."""
+    values = [args[key] if isinstance(args[key], list | tuple) else [args[key]] for key in keys if key in args]
+    return combine([1, *(int(item) for items in values for item in items if isinstance(item, int | float))])
 
 
 def _replace_stem(backbone: Any, config: EncoderConfig) -> None:

@@ -1,1 +1,1 @@
-"""How fast each stage is on this machine, beside its own limit: what ``saga-fast profile`` measures."""
+"""``saga-fast profile``: the throughput of each stage on this machine, compared with its limit."""

@@ -1,4 +1,4 @@
-"""``profile att``: the attention pass compared with a bare forward loop, and the other stages of a rebuild of D^att."""
+"""``profile att``: the stages of a rebuild of D^att, and the attention pass compared with its limit."""
 
 from __future__ import annotations
 
@@ -83,11 +83,10 @@ def profile_att(profile: AttProfile) -> Iterator[Row]:
     is_compiled = forward_kind == "compiled"
     first = next(iter(loader))
     forward = _Forward(profile, model)
-    stages = _stages(profile, forward, first)
+    eager = _Forward(profile, copy.deepcopy(model)) if is_compiled else None
+    stages = _stages(profile, first, forward, eager)
     context: AbstractContextManager[None] = nullcontext()
     if is_compiled:
-        eager = _Forward(profile, copy.deepcopy(model))
-        stages["eager_forward"] = _synchronised(batches(loader, eager), profile.device)
         context = compiled_features(model.encoders, batch_size=len(first.index), precision=options.precision)
     with context:
         compile_seconds = _first_call_overhead(lambda: forward(first)) if is_compiled else 0.0
@@ -106,8 +105,8 @@ def profile_att(profile: AttProfile) -> Iterator[Row]:
     yield _write_row(len(loader.source))
 
 
-def _stages(profile: AttProfile, forward: _Forward, first: Batch) -> dict[str, Epoch]:
-    """The stages that are measured in turn; ``first`` is the batch of ``network`` and ``upload``."""
+def _stages(profile: AttProfile, first: Batch, forward: _Forward, eager: _Forward | None) -> dict[str, Epoch]:
+    """The stages that take turns; ``first`` is the batch of ``network`` and ``upload``."""
     model, loader, device = profile.model, profile.loader, profile.device
 
     def attend(batch: Batch) -> None:
@@ -130,6 +129,8 @@ def _stages(profile: AttProfile, forward: _Forward, first: Batch) -> dict[str, E
         "attention_pass": _synchronised(batches(loader, attend), device),
         "network": network,
     }
+    if eager is not None:
+        stages["eager_forward"] = _synchronised(batches(loader, eager), device)
     if device.type == "cuda":
         stages["upload"] = upload
     return stages
@@ -184,7 +185,10 @@ def _start_row(loader: Loader) -> Row:
 
 
 def _synchronised(epoch: Epoch, device: torch.device) -> Epoch:
-    """The same epoch, waiting for the GPU at every fourth batch and at the end: a rate counts finished work."""
+    """The same epoch, waiting for the GPU at every fourth batch and at its end.
+
+    Without that, a rate would count work that is only queued.
+    """
 
     def synchronised() -> Iterable[int]:
         for number, count in enumerate(epoch()):

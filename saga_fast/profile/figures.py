@@ -1,7 +1,7 @@
-"""What every benchmark shares: interleaved timing, rows of figures, and the file they are written to.
+"""Interleaved timing, rows of figures and their JSON file, for profiles and benchmarks.
 
-A row has a ``name``, one figure (a key of UNITS), the ``limit`` it is measured against in the same unit, and ``ratio``:
-how many times as good as the limit, above 1 is better.
+A row has a ``name``, one figure (a key of UNITS), the ``limit`` that it is compared with in the same unit, and
+``ratio``: how many times as good as the limit, above 1 is better.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ UNITS = ("seconds", "images_per_second", "bytes", "bytes_per_second", "deviation
 
 
 def time_pairs(ways: Ways, *, repeats: int, warmup: int = 1) -> dict[str, Seconds]:
-    """Seconds of each call, (repeats,) per way. The ways take turns, so that a noisy minute slows all of them alike."""
+    """Seconds of each call: (repeats,) for each of the ways.
+
+    The ways take turns, so that other load on the machine slows all of them alike.
+    """
     for way in ways.values():
         for _ in range(warmup):
             way()
@@ -37,20 +40,25 @@ def time_pairs(ways: Ways, *, repeats: int, warmup: int = 1) -> dict[str, Second
     return seconds
 
 
-def compare(name: str, ours: Seconds, other: Seconds, *, against: str, images: int | None = None, **facts: Any) -> Row:
-    """A row from interleaved timings: medians, 20th and 80th percentiles of ours, and those of the pairs' ratios.
+def compare(
+    name: str, ours: Seconds, baseline: Seconds, *, against: str, images: int | None = None, **facts: Any
+) -> Row:
+    """A row with medians and percentiles of interleaved timings.
+
+    ``p20`` and ``p80`` are percentiles of ``ours``; ``ratio``, ``ratio_p20`` and ``ratio_p80`` are those of the ratio
+    of each pair of calls.
 
     Args:
-        ours, other: (repeats,) seconds from :func:`time_pairs`, taken in turn.
-        against: what ``other`` is.
+        ours, baseline: (repeats,) seconds from one call of :func:`time_pairs`.
+        against: name of the baseline.
         images: images per call; gives ``images_per_second`` in place of ``seconds``.
         facts: more columns, such as sizes and the target of ``ratio``.
     """
     unit = "seconds" if images is None else "images_per_second"
-    figures, others = (ours, other) if images is None else (images / ours, images / other)
+    figures, limits = (ours, baseline) if images is None else (images / ours, images / baseline)
     p20, p50, p80 = (float(q) for q in np.percentile(figures, [20, 50, 80]))
-    limit = float(np.median(others))
-    low, ratio, high = (float(q) for q in np.percentile(other / ours, [20, 50, 80]))
+    limit = float(np.median(limits))
+    low, ratio, high = (float(q) for q in np.percentile(baseline / ours, [20, 50, 80]))
     return {
         "name": name,
         unit: p50,
@@ -66,11 +74,11 @@ def compare(name: str, ours: Seconds, other: Seconds, *, against: str, images: i
 
 
 def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None) -> None:
-    """Write the rows with hardware, versions, commit and command.
+    """Write rows with hardware, versions, commit and command to a JSON file.
 
     Args:
-        path: the JSON file.
-        rows: see above; the row of a failed measurement has a ``name`` and an ``error``.
+        path: the JSON file; its folder is created.
+        rows: see the module's docstring; the row of a failed measurement has a ``name`` and an ``error``.
         of_commit: the commit, for a copy of a checkout that is not a git repository.
     """
     document = provenance() | ({"commit": of_commit} if of_commit else {}) | {"rows": list(rows)}
@@ -79,7 +87,7 @@ def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None) -> N
 
 
 def line(row: Row) -> str:
-    """A row for the eye: name, figure, and how it compares."""
+    """A row as one line of text: name, figure, unit, ratio and limit."""
     if "error" in row:
         return f"{row['name']:44} failed: {row['error']}"
     unit = next(key for key in UNITS if key in row)

@@ -1,4 +1,4 @@
-"""``profile kernels``: every kernel on this machine, beside the time that moving its bytes takes."""
+"""``profile kernels``: each kernel on this machine, compared with a copy of as many bytes."""
 
 from __future__ import annotations
 
@@ -24,41 +24,45 @@ MOCO_V2 = PhotometricRecipe(
     flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter=0.8, grayscale=0.2, blur=0.5
 )
 HEIGHT, WIDTH = 375, 500
-"""Of a stored image: ImageNet's usual ones."""
+"""Size of a stored image: the most frequent one of ImageNet."""
 
 
 def profile_kernels(device: torch.device, *, batch_size: int, size: int, repeats: int) -> Iterator[Row]:
-    """A row per kernel; the limit is a copy of as many bytes as the kernel must read and write.
+    """One row per kernel; the limit is a copy of as many bytes as the kernel must read and write.
 
     Args:
-        device: where the arrays lie; sampling is the processor's anywhere.
-        batch_size: images.
+        device: device of the arrays; the two sampling kernels always run on the CPU.
+        batch_size: images per call.
         size: side of the views, pixels.
-        repeats: timings of each.
+        repeats: calls of each kernel.
     """
-    for name, (run, moved) in _ways(device, batch_size, size).items():
-        source = torch.ones(max(moved // 2, 1), dtype=torch.uint8, device=device)
+    for name, (run, moved_bytes) in _kernel_calls(device, batch_size, size).items():
+        source = torch.ones(max(moved_bytes // 2, 1), dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
 
         def copy(source: torch.Tensor = source, target: torch.Tensor = target) -> None:
             target.copy_(source)
 
-        ways = {"kernel": _waiting(run, device), "copy": _waiting(copy, device)}
+        ways = {"kernel": _synchronised(run, device), "copy": _synchronised(copy, device)}
         seconds = time_pairs(ways, repeats=repeats)
-        yield compare(name, seconds["kernel"], seconds["copy"], against="copy of as many bytes", moved_bytes=moved)
+        yield compare(
+            name, seconds["kernel"], seconds["copy"], against="copy of as many bytes", moved_bytes=moved_bytes
+        )
 
 
-def _waiting(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    def waiting() -> None:
+def _synchronised(run: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """The same call, waiting for the GPU at its end."""
+
+    def synchronised() -> None:
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return waiting
+    return synchronised
 
 
-def _ways(device: torch.device, batch: int, size: int) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Each kernel as training calls it, and the bytes it must move."""
+def _kernel_calls(device: torch.device, batch: int, size: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """(call with a training step's arguments, bytes to read and write) of each kernel."""
     generator = torch.Generator().manual_seed(0)
     indices, sizes = np.arange(batch), np.tile([HEIGHT, WIDTH], (batch, 1))
     boxes = np.tile(np.array([0.25, 0.25, 0.5, 0.5], np.float32), (batch, 1))
@@ -72,8 +76,8 @@ def _ways(device: torch.device, batch: int, size: int) -> dict[str, tuple[Callab
     rows, negatives = 65536, min(4096, 65535)
     bank = torch.randn(rows, 128, generator=generator).to(device)
     queries = torch.randn(batch, 128, generator=generator).to(device)
-    drawn = torch.randint(0, rows, (batch, 1 + negatives), generator=generator).to(device)
-    cropped = int(windows[..., 2].astype(np.int64).ravel() @ windows[..., 3].astype(np.int64).ravel()) * 3
+    bank_rows = torch.randint(0, rows, (batch, 1 + negatives), generator=generator).to(device)
+    cropped_bytes = int(windows[..., 2].astype(np.int64).ravel() @ windows[..., 3].astype(np.int64).ravel()) * 3
     return {
         "attention_boxes": (lambda: attention_boxes(features, weights, size=size), features.nbytes),
         "sample_windows": (lambda: sample_windows(boxes, sizes, **key), boxes.nbytes + windows.nbytes),
@@ -81,7 +85,7 @@ def _ways(device: torch.device, batch: int, size: int) -> dict[str, tuple[Callab
             lambda: sample_photometrics(MOCO_V2, 0, 0, torch.from_numpy(indices), 2),
             photometrics.nbytes,
         ),
-        "crop_resize": (lambda: crop_resize(images, windows, size), cropped + views.nbytes),
+        "crop_resize": (lambda: crop_resize(images, windows, size), cropped_bytes + views.nbytes),
         "augment": (lambda: augment(views, photometrics, MEAN, STD), 5 * views.nbytes),
-        "bank_logits": (lambda: bank_logits(queries, bank, drawn), drawn.numel() * (128 * 4 + 8 + 4)),
+        "bank_logits": (lambda: bank_logits(queries, bank, bank_rows), bank_rows.numel() * (128 * 4 + 8 + 4)),
     }

@@ -1,4 +1,4 @@
-"""``profile loaders``: which engine, thread count and batch size to choose on this machine for these images."""
+"""``profile loaders``: the best engine, thread count and batch size for these images on this machine."""
 
 from __future__ import annotations
 
@@ -13,40 +13,50 @@ from saga_fast.profile.figures import Row
 from saga_fast.profile.measure import Measured, batches, decoding, measure
 
 CLOSE = 0.97
-"""A rate within 3 % of the best counts as the best; fewer threads and smaller batches are then preferred."""
+"""Rates within 3 % of the best count as equal; of these, fewer threads and smaller batches are preferred."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadersProfile:
-    """What to measure."""
+    """What to measure.
+
+    Attributes:
+        data: (engine, path of its images).
+        size: side of the views, pixels.
+        num_views: views per image.
+        threads, batch_sizes: the numbers to try.
+        prefetch: batches loaded ahead.
+        seconds: per combination.
+        device: device of the views.
+        decode, crop: where images are decoded and cropped.
+    """
 
     data: Sequence[tuple[str, str]]
-    """Engines and what each of them reads."""
     size: int = 224
     num_views: int = 2
     threads: Sequence[int]
     batch_sizes: Sequence[int]
     prefetch: int = 2
     seconds: float = 5.0
-    """Per combination."""
     device: torch.device
     decode: Place = "auto"
     crop: Place = "auto"
 
     @property
     def combinations(self) -> int:
-        """How many rows :func:`profile_loaders` yields."""
+        """The number of rows of :func:`profile_loaders`."""
         return len(self.threads) * (1 + len(self.data) * len(self.batch_sizes)) + (self.device.type == "cuda")
 
 
 def profile_loaders(profile: LoadersProfile) -> Iterator[Row]:
-    """A row per measurement, as it is done: decoding alone for each thread count, then every engine beside it.
+    """One row per measurement: for each thread count decoding alone, then each engine and batch size.
 
-    On a GPU the copy of a batch to it is a row too: a loader faster than that gains nothing.
+    Decoding alone is the limit of the engines. On a GPU the first row is the copy of a batch to the GPU, the limit of
+    any loader.
     """
     source = open_source(*profile.data[0])
     if profile.device.type == "cuda":
-        yield _upload(profile)
+        yield _upload_row(profile)
     for threads in profile.threads:
         limit = measure(
             decoding(source, threads=threads, batch_size=profile.batch_sizes[0]), seconds=profile.seconds, warmup=2
@@ -59,16 +69,16 @@ def profile_loaders(profile: LoadersProfile) -> Iterator[Row]:
         )
         for engine, path in profile.data:
             for batch_size in profile.batch_sizes:
-                yield _engine(profile, engine, path, threads, batch_size, limit)
+                yield _engine_row(profile, engine, path, threads, batch_size, limit)
 
 
 def recommend(rows: Sequence[Row]) -> str | None:
-    """The config line of the best combination: the ``--set`` values of ``saga-fast train``; None if none worked."""
-    tried = [row for row in rows if "engine" in row and "error" not in row]
-    if not tried:
+    """The best combination as ``--set`` values of ``saga-fast train``, None if no engine worked."""
+    measured = _engine_rows(rows)
+    if not measured:
         return None
-    best = max(row["images_per_second"] for row in tried)
-    close = [row for row in tried if row["images_per_second"] >= CLOSE * best]
+    best = max(row["images_per_second"] for row in measured)
+    close = [row for row in measured if row["images_per_second"] >= CLOSE * best]
     row = min(close, key=lambda row: (row["threads"], row["batch_size"], -row["images_per_second"]))
     return (
         f"data.engine={row['engine']} data.threads={row['threads']} data.prefetch={row['prefetch']}"
@@ -76,20 +86,27 @@ def recommend(rows: Sequence[Row]) -> str | None:
     )
 
 
-def binding(rows: Sequence[Row]) -> str:
-    """What keeps the fastest combination from being faster, in words."""
-    row = max((row for row in rows if "engine" in row and "error" not in row), key=lambda row: row["images_per_second"])
-    uploads = [other for other in rows if other["name"].startswith("copy")]
-    if uploads and uploads[0]["images_per_second"] < 1.1 * row["images_per_second"]:
-        return "the copy to the GPU binds: crop there (crop: gpu), or send smaller views"
-    if row["ratio"] > 0.7:
-        return f"decoding binds: the loader runs at {row['ratio']:.2f} of reading and decoding alone"
-    if row["cpu"] < 0.7 * row["threads"]:
-        return f"reading or waiting binds: {row['cpu']:.1f} of {row['threads']} cores are busy; try more threads"
-    return f"cropping binds: the cores are busy, at {row['ratio']:.2f} of reading and decoding alone"
+def describe_bottleneck(rows: Sequence[Row]) -> str:
+    """The bottleneck of the fastest combination, as one line for the user."""
+    fastest = max(_engine_rows(rows), key=lambda row: row["images_per_second"])
+    uploads = [row for row in rows if row["name"].startswith("copy")]
+    if uploads and uploads[0]["images_per_second"] < 1.1 * fastest["images_per_second"]:
+        return "the copy to the GPU is the bottleneck: crop on the GPU (--crop gpu), or use smaller views"
+    share = f"{fastest['ratio']:.2f} of the rate of reading and decoding alone"
+    if fastest["ratio"] > 0.7:
+        return f"decoding is the bottleneck: the loader reaches {share}"
+    if fastest["cpu"] < 0.7 * fastest["threads"]:
+        busy = f"{fastest['cpu']:.1f} of {fastest['threads']} cores are busy"
+        return f"reading or waiting is the bottleneck: {busy}; try more threads"
+    return f"cropping is the bottleneck: all cores are busy, and the loader reaches {share}"
 
 
-def _engine(profile: LoadersProfile, engine: str, path: str, threads: int, batch_size: int, limit: Measured) -> Row:
+def _engine_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows of engines that worked."""
+    return [row for row in rows if "engine" in row and "error" not in row]
+
+
+def _engine_row(profile: LoadersProfile, engine: str, path: str, threads: int, batch_size: int, limit: Measured) -> Row:
     name = f"{engine}, {profile.num_views} views, {threads} threads, batches of {batch_size}"
     facts = {"engine": engine, "threads": threads, "batch_size": batch_size, "prefetch": profile.prefetch}
     try:
@@ -111,8 +128,8 @@ def _engine(profile: LoadersProfile, engine: str, path: str, threads: int, batch
     return measured.row(name, limit=limit.images_per_second, against="read and decode alone", **facts)
 
 
-def _upload(profile: LoadersProfile) -> Row:
-    """Images whose views are copied from page-locked memory per second."""
+def _upload_row(profile: LoadersProfile) -> Row:
+    """The rate of copying the views of images from page-locked memory to the GPU."""
     count = profile.batch_sizes[-1]
     shape = (count, profile.num_views, profile.size, profile.size, 3)
     views = torch.empty(shape, dtype=torch.uint8, pin_memory=True)

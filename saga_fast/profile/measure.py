@@ -1,4 +1,4 @@
-"""Measuring a stream of batches: its rate, how evenly it comes, and what it takes of the machine."""
+"""Measuring a stream of batches: rate, time per batch, CPU use and memory."""
 
 from __future__ import annotations
 
@@ -16,35 +16,42 @@ from saga_fast.loaders import Batch, Loader, Source
 from saga_fast.loaders.decode import DecodeError, decode_image
 from saga_fast.profile.figures import Row
 
+Epoch = Callable[[], Iterable[int]]
+"""Called for each epoch; gives the number of images of each batch when the batch is ready."""
 TASK = 16
 """Images per task of the decode-only loop, as in the folder engine."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a stream of batches did."""
+    """Figures of a stream of batches.
+
+    Attributes:
+        images_per_second: the rate.
+        batch_p50, batch_p95: percentiles of the seconds from one batch to the next.
+        cpu: mean number of cores that this process kept busy.
+        resident_bytes: memory of this process at the end.
+    """
 
     images_per_second: float
     batch_p50: float
-    """Seconds from one batch to the next, the median."""
     batch_p95: float
     cpu: float
-    """Cores kept busy by this process."""
     resident_bytes: int
 
     def row(self, name: str, *, limit: float, against: str, **facts: object) -> Row:
-        """A row of figures; ``limit`` is ``against``'s rate, images/s."""
+        """A row of these figures; ``limit`` is the rate of ``against``, images/s."""
         ratio = self.images_per_second / limit
         return {"name": name, "limit": limit, "against": against, "ratio": ratio, **asdict(self), **facts}
 
 
-def measure(epoch: Callable[[], Iterable[int]], *, seconds: float, warmup: int) -> Measured:
-    """Draw batches for some seconds.
+def measure(epoch: Epoch, *, seconds: float, warmup: int) -> Measured:
+    """The figures of a stream that is read for ``seconds``.
 
     Args:
-        epoch: called for every epoch; gives the number of images in each batch, as it is ready.
-        seconds: how long to measure; the batch under way is waited for, and at least two are measured.
-        warmup: batches before that, which compile kernels and use up what was prefetched.
+        epoch: the stream; repeated as often as needed.
+        seconds: how long to measure; the last batch is waited for, and at least two batches are measured.
+        warmup: batches before the measurement, which compile kernels and use up the prefetched batches.
     """
 
     def epochs() -> Generator[int]:
@@ -63,19 +70,19 @@ def measure(epoch: Callable[[], Iterable[int]], *, seconds: float, warmup: int) 
         if marks[-1] - start >= seconds and len(marks) > 2:
             break
     stream.close()  # ends the loader's threads
-    taken = marks[-1] - start
+    elapsed = marks[-1] - start
     p50, p95 = (float(value) for value in np.percentile(np.diff(marks), [50, 95]))
     return Measured(
-        images_per_second=images / taken,
+        images_per_second=images / elapsed,
         batch_p50=p50,
         batch_p95=p95,
-        cpu=(sum(process.cpu_times()[:2]) - busy) / taken,
+        cpu=(sum(process.cpu_times()[:2]) - busy) / elapsed,
         resident_bytes=process.memory_info().rss,
     )
 
 
-def batches(loader: Loader, use: Callable[[Batch], object] | None = None) -> Callable[[], Iterable[int]]:
-    """A loader's epochs for :func:`measure`, each batch given to ``use``."""
+def batches(loader: Loader, use: Callable[[Batch], object] | None = None) -> Epoch:
+    """A loader's epochs for :func:`measure`; ``use`` is called with each batch."""
     epochs = itertools.count()
 
     def epoch() -> Iterable[int]:
@@ -88,29 +95,29 @@ def batches(loader: Loader, use: Callable[[Batch], object] | None = None) -> Cal
     return epoch
 
 
-def decoding(source: Source, *, threads: int, batch_size: int) -> Callable[[], Iterable[int]]:
-    """Reading and decoding alone, pixels dropped: the limit of any loader of these images that decodes on the CPU."""
+def decoding(source: Source, *, threads: int, batch_size: int) -> Epoch:
+    """Reading and decoding alone, for :func:`measure`: the limit of the loaders that decode on the CPU."""
 
     def decode(indices: range) -> None:
         for index in indices:
             try:
                 decode_image(source.read(index))
             except (DecodeError, OSError):
-                continue  # it took its time; the loaders list it
+                continue  # its time counts; the loaders list such images
 
     def epoch() -> Iterable[int]:
         with ThreadPoolExecutor(threads) as pool:
             parts = [range(at, min(at + TASK, len(source))) for at in range(0, len(source), TASK)]
             per_batch = max(batch_size // TASK, 1)
-            # Some batches ahead, as a loader's prefetch; map() would queue the whole data set.
-            for group in _ahead(pool, [partial(decode, part) for part in parts], per_batch):
-                yield group * TASK
+            # Two batches ahead, as a loader's prefetch; map() would queue the whole data set.
+            for count in _ahead(pool, [partial(decode, part) for part in parts], per_batch):
+                yield count * TASK
 
     return epoch
 
 
 def _ahead(pool: ThreadPoolExecutor, tasks: list[Callable[[], None]], per_batch: int) -> Iterable[int]:
-    """Run tasks with two batches of them ahead; the number of tasks in each batch, as it is done."""
+    """Run tasks with two batches of them ahead; yields the number of tasks of each finished batch."""
     pending = []
     try:
         for task in tasks:
@@ -124,5 +131,5 @@ def _ahead(pool: ThreadPoolExecutor, tasks: list[Callable[[], None]], per_batch:
             done.result()
         yield len(pending)
     finally:
-        for left in pending:
-            left.cancel()
+        for unfinished in pending:
+            unfinished.cancel()

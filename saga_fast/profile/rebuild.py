@@ -1,4 +1,4 @@
-"""Prediction of a rebuild of D^att from the rates of its stages."""
+"""The predicted time of a rebuild of D^att, from the rates of its stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from saga_fast.profile.figures import Row
 
 ROW_BYTES = 33
-"""Bytes of an image's row as it travels between processes: index, box, found, pseudo label and score."""
+"""Bytes per image that are sent between processes: index, box, found, pseudo label and score."""
 
 
 @dataclass(frozen=True)
@@ -22,42 +22,45 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The machines of a rebuild."""
+    """The machines of a rebuild.
+
+    Attributes:
+        gpus: GPUs per machine.
+        nodes: machines.
+        on_gpu: whether the rates were measured on a GPU.
+        gbit_per_second: network between machines, over which all rows are sent to each machine: assumed, not measured.
+    """
 
     gpus: int = 1
-    """GPUs of a machine."""
     nodes: int = 1
-    """Machines."""
     on_gpu: bool
-    """Whether the rates were measured on a GPU."""
     gbit_per_second: float = 10.0
-    """Network between machines, over which all rows travel to each machine: assumed, not measured."""
 
 
 def predict(rows: Sequence[Row], *, images: int, cluster: Cluster) -> Prediction:
     """The predicted time of a rebuild, from measured rates.
 
-    The stages overlap, so the slowest sets the rate. On a GPU the network's rate grows with the number of GPUs, while a
-    machine's loader feeds all its GPUs; without a GPU the whole pass runs on the processor of each of the ``gpus`` or
-    ``nodes`` machines. Serial parts are added: the loader's first batch, compiling, gathering the rows and writing.
+    The stages overlap, so the slowest sets the rate. On GPUs the network's rate grows with the number of GPUs, while
+    the GPUs of a machine share one loader. On CPUs each of the ``gpus * nodes`` machines runs the whole pass. Serial
+    parts are added: the loader's first batch, compiling, gathering the rows and writing.
 
     Args:
-        rows: of :func:`saga_fast.profile.att.profile_att`.
-        images: images of the data set.
+        rows: the rows of :func:`saga_fast.profile.att.profile_att`.
+        images: number of images of the data set.
         cluster: the machines.
     """
     gpus, nodes = cluster.gpus, cluster.nodes
     rate = {row["name"]: row["images_per_second"] for row in rows if "images_per_second" in row}
-    taken = {row["name"]: row["seconds"] for row in rows if "seconds" in row}
+    seconds = {row["name"]: row["seconds"] for row in rows if "seconds" in row}
     write = next(row for row in rows if row["name"] == "write")
     if cluster.on_gpu:
-        # The pass is slower than the forward loop by work that the GPU does too.
+        # The pass is slower than the forward loop because of further work on the GPU.
         network = gpus * nodes * rate["network"] * min(rate["attention_pass"] / rate["forward"], 1.0)
         stages = {"decode": nodes * rate["decode"], "network": network, "upload": gpus * nodes * rate["upload"]}
     else:
-        stages = {"the processor, which decodes and computes": gpus * nodes * rate["attention_pass"]}
+        stages = {"the CPU, which decodes and computes": gpus * nodes * rate["attention_pass"]}
     bottleneck = min(stages, key=lambda name: stages[name])
     writing = write["seconds"] * images / write["images"]
     gathering = images * ROW_BYTES * 8 / (cluster.gbit_per_second * 1e9) if nodes > 1 else 0.0
-    more = taken.get("start", 0.0) + taken.get("compile", 0.0) + gathering + writing
-    return Prediction(images / stages[bottleneck] + more, bottleneck, stages[bottleneck])
+    serial = seconds.get("start", 0.0) + seconds.get("compile", 0.0) + gathering + writing
+    return Prediction(images / stages[bottleneck] + serial, bottleneck, stages[bottleneck])

@@ -1,4 +1,4 @@
-"""``profile train``: training beside its two limits, the loader alone and the step alone."""
+"""``profile train``: training compared with its two limits, the loader alone and the step alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from saga_fast.train.plan import crop_plan
 from saga_fast.train.step import Training
 
 
-class _Some(Loader):
-    """Some batches in place of an epoch's: of another loader, or one of them again and again."""
+class _FixedSteps(Loader):
+    """An epoch of ``steps`` batches of another loader.
+
+    They are successive batches, or with ``repeat`` its first batch again and again.
+    """
 
     def __init__(self, loader: Loader, steps: int, *, repeat: bool) -> None:
         super().__init__(loader.source, loader.plan, loader.options, loader.bad)
@@ -33,21 +36,22 @@ class _Some(Loader):
     def __iter__(self) -> Iterator[Batch]:
         if self._repeat:
             return itertools.repeat(next(iter(self._loader)), self._steps)
-        epochs = (self._epoch_of(number) for number in itertools.count(self.epoch))
+        epochs = (self._inner_epoch(number) for number in itertools.count(self.epoch))
         return itertools.islice(itertools.chain.from_iterable(epochs), self._steps)
 
-    def _epoch_of(self, number: int) -> Loader:
+    def _inner_epoch(self, number: int) -> Loader:
         self._loader.set_epoch(number)
         return self._loader
 
 
 def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
-    """Rows ``loader`` (batches drawn and dropped), ``step`` (one batch in memory repeatedly) and ``train``.
+    """The rows ``loader``, ``step`` and ``train`` of a run's plain phase, without evaluation.
 
-    A run's plain phase, on the config's data and device, without evaluation and without writing anything.
+    ``loader`` only loads batches, ``step`` repeats one batch in memory, ``train`` does both. Data and device are the
+    config's. Nothing is written.
 
     Args:
-        config: the experiment.
+        config: the run's config.
         seconds: approximate time per row.
     """
     device = choose_device(config.device)
@@ -57,15 +61,15 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
         model.to(memory_format=torch.channels_last)
     options = replace(config.loader_options(device), shuffle=True, drop_last=True)
     loader = open_loader(config.data.engine, source, crop_plan(config, model), options)
-    drawn = measure(batches(loader), seconds=seconds, warmup=config.data.prefetch + 2)
-    yield drawn.row("loader", limit=drawn.images_per_second, against="loader")
-    first = _train(config, model, _Some(loader, 2, repeat=True))
-    steps = max(2, round(seconds * first.images_per_second / config.batch_size))
-    step = _train(config, model, _Some(loader, steps, repeat=True))
+    loading = measure(batches(loader), seconds=seconds, warmup=config.data.prefetch + 2)
+    yield loading.row("loader", limit=loading.images_per_second, against="loader")
+    warmup = _train(config, model, _FixedSteps(loader, 2, repeat=True))
+    steps = max(2, round(seconds * warmup.images_per_second / config.batch_size))
+    step = _train(config, model, _FixedSteps(loader, steps, repeat=True))
     yield _row("step", step, limit=step.images_per_second, against="step")
-    train = _train(config, model, _Some(loader, steps, repeat=False))
-    limit = min(drawn.images_per_second, step.images_per_second)
-    slower = "loader" if limit == drawn.images_per_second else "step"
+    train = _train(config, model, _FixedSteps(loader, steps, repeat=False))
+    limit = min(loading.images_per_second, step.images_per_second)
+    slower = "loader" if limit == loading.images_per_second else "step"
     yield _row("train", train, limit=limit, against=slower, data_wait=train.data_wait)
 
 

@@ -88,9 +88,12 @@ def pairs_panels(runs: Sequence[Run]) -> list[PairsPanel]:
 
 
 def _run_of_checkpoint(runs: Sequence[Run], position: int, row: Record) -> int | None:
-    """The position of the run whose folder contains a row's checkpoint; ``position``: of the run that has the row."""
+    """The position of the run whose folder contains a row's checkpoint, None if there is none.
+
+    ``position`` is that of the run whose ``eval/`` has the row.
+    """
     folder = PurePosixPath(str(row.get("name", ""))).parent.name or runs[position].folder.name
-    # Folders of two runs may have the same name: the run that has the row comes first.
+    # Folders of two runs may have the same name: the run with the row comes first.
     candidates = [position, *range(len(runs))]
     return next((i for i in candidates if runs[i].folder.name == folder), None)
 
@@ -120,7 +123,8 @@ def boxes_table(runs: Sequence[Run]) -> Table:
     )
     return Table(
         caption="Attention boxes compared with true boxes. In brackets: IoU and CorLoc of the whole image as the box,"
-        " and the area of the true boxes. Areas are fractions of the image. Drift is 1 - mean IoU with the previous table",
+        " and the area of the true boxes. Areas are fractions of the image. Drift is 1 - mean IoU with the previous"
+        " table",
         head=("Run", "Table", "Epoch", "Mean IoU", "CorLoc@0.5 (%)", "Area", "Drift", "Images"),
         rows=rows,
     )
@@ -140,7 +144,7 @@ def _label(row: Record) -> str:
 
 
 def _defaults(row: Record) -> list[tuple[str, str, float]]:
-    """(name in a label, key, default) of the settings that a label names only if they differ from the protocol's."""
+    """(name in a label, key, default) of the settings that a label omits at their defaults."""
     protocol = PROTOCOLS.get(str(row["probe"]))
     defaults: list[tuple[str, str, float]] = [("seed", "seed", 0)]
     if protocol is not None:

@@ -115,6 +115,14 @@ def _tile(source: Source, table: BoxTable, row: int, reference: BoxTable | None)
     for boxes, colour in ((reference, REFERENCE_COLOUR), (table, TABLE_COLOUR)):
         if boxes is not None:
             top, left, height, width = pixel_rectangles(boxes.boxes[[row]], sizes)[0].tolist()
-            draw.rectangle((left, top, left + width - 1, top + height - 1), outline=(0, 0, 0), width=4)
-            draw.rectangle((left + 1, top + 1, left + width - 2, top + height - 2), outline=colour, width=2)
+            _outline(draw, (left, top, left + width - 1, top + height - 1), (0, 0, 0), 4)
+            _outline(draw, (left + 1, top + 1, left + width - 2, top + height - 2), colour, 2)
     return picture
+
+
+def _outline(
+    draw: ImageDraw.ImageDraw, edges: tuple[int, int, int, int], colour: tuple[int, int, int], width: int
+) -> None:
+    """Draw a rectangle [left, top, right, bottom]; one that is too narrow for its outline becomes a line or a point."""
+    left, top, right, bottom = edges
+    draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=width)

@@ -34,10 +34,10 @@ def read_yaml(text: str) -> Any:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Set ``key.sub=value`` in nested mappings, in place; the value is YAML.
+    """Set ``key.sub=value`` in nested mappings, in place; the value is YAML, of which no character is dropped.
 
     Raises:
-        SagaError: not of that form, or a key below a value.
+        SagaError: not of that form, a key below a value, or a comment behind a list, a mapping or quotes.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -50,9 +50,28 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise SagaError(f"cannot set {key!r}: {parent!r} holds a value, not keys")
     try:
-        values[last] = read_yaml(text)
+        values[last] = _read_whole(text)
     except ValueError as error:
         raise SagaError(f"the value of {override!r} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _read_whole(text: str) -> Any:
+    """The value of a YAML text, or the text itself if YAML would read a part of it as a comment.
+
+    Raises:
+        ValueError: as :func:`read_yaml`; or characters in front of or behind the value that YAML does not read.
+    """
+    value = read_yaml(text)
+    node = yaml.compose(text, _Loader)
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.style is None):
+        read = "" if node is None else text[node.start_mark.index : node.end_mark.index]
+        is_cut = read != text.strip() or (isinstance(value, str) and value != text)
+        return text if is_cut else value
+    # A mark may lie at the end of the line, so that it is the lines of the marks that are compared.
+    ignored = text[: node.start_mark.index] + text[node.end_mark.index :]
+    if "#" in ignored:
+        raise ValueError(f"{ignored.strip()} is a comment: remove it, or put quotes around the text")
+    return value
 
 
 class _Loader(yaml.SafeLoader):

@@ -61,8 +61,9 @@ def _run_epochs(run: Run) -> None:
     config = run.config
     total = config.plain.epochs + config.saga.epochs
     if not run.resumed:
-        _evaluate(run)
         _save(run)
+    if run.evaluation_is_missing:
+        _evaluate(run)
     while run.epoch < total:
         in_saga = run.epoch >= config.plain.epochs
         name, phase = ("saga", config.saga) if in_saga else ("plain", config.plain)
@@ -86,9 +87,9 @@ def _run_epochs(run: Run) -> None:
         )
         run.bad.share()
         run.training.share_statistics()
+        _save(run)  # before the evaluation, which may fail or be stopped
         if config.evaluate and (run.epoch % config.evaluate.every == 0 or run.epoch == total):
             _evaluate(run)
-        _save(run)
 
 
 def _train_epoch(run: Run, phase: PhaseConfig, phase_epoch: int) -> EpochResult:
@@ -157,21 +158,23 @@ def _evaluate(run: Run) -> None:
     evaluate = run.config.evaluate
     if evaluate is None or run.val is None:
         return
+    known_bad = len(run.bad)
     whole = WholePlan(size=run.config.crop.size)
     frozen = FrozenModel(
         model=run.training.model, precision=run.config.precision, channels_last=run.config.channels_last
     )
     bank, bank_labels = extract_features(frozen, run.open_whole(whole))
     queries, labels = extract_features(frozen, run.open_whole(whole, run.val))
+    run.bad.share()
+    if len(run.bad) > known_bad:
+        _save(run)  # the next epoch leaves them out, and so must a run that is resumed here
     if not is_main():
         return
     labels = align_labels(labels, run.val, run.source)
     ks = [k for k in evaluate.k if k <= len(bank_labels)]
     if len(ks) < len(evaluate.k):
         log.warning("kNN leaves out k > %d, the number of training images", len(bank_labels))
-    if not ks:
-        return
-    for layer in bank:
+    for layer in bank if ks else ():
         accuracies = knn_accuracy(
             bank[layer], bank_labels, queries[layer], labels, ks=ks, temperature=evaluate.temperature
         )
@@ -181,7 +184,7 @@ def _evaluate(run: Run) -> None:
 
 
 def _save(run: Run, steps: Steps | None = None) -> None:
-    """Write last.pt at an epoch's end, or after some steps of an epoch."""
+    """Write last.pt at an epoch's end, before its evaluation, or after some steps of an epoch."""
     partial = steps.state() if steps else None
     run.bad.share()
     if is_main():

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from saga_fast.errors import SagaError
 from saga_fast.loaders import Batch, Loader
 from saga_fast.methods import StepOutput
 from saga_fast.optim import PhaseConfig, learning_rate
@@ -70,10 +71,13 @@ def train_epoch(
         after_step: called after each step.
 
     Raises:
+        SagaError: fewer decodable images than a batch.
         NonFiniteLossError: checked every CHECK_EVERY steps and at the epoch's end, so that no step waits for a GPU; or,
             with ``config.skip_nonfinite``, at each step, after this number of skipped steps.
     """
     config, model, count = training.config, training.model, len(loader)
+    if count == 0:
+        raise SagaError(_too_few(loader))
     model.train()
     model.begin_epoch(config.seed, at.epoch)
     steps = Steps(count, model, partial=at.partial)
@@ -110,6 +114,14 @@ def train_epoch(
     steps.settle()
     steps.seconds += time.perf_counter() - mark
     return _result(steps, rate)
+
+
+def _too_few(loader: Loader) -> str:
+    total, bad = len(loader.source), len(loader.bad)
+    return (
+        f"{total - bad} of the {total} images in {loader.source.root} can be decoded, fewer than batch_size"
+        f" {loader.global_batch_size}: lower batch_size, or mend the images of bad_images.txt"
+    )
 
 
 def _skip(training: Training, steps: Steps, at: EpochPosition, batch: Batch, output: StepOutput) -> None:

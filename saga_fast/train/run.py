@@ -13,6 +13,7 @@ from saga_fast.checkpoint import load_weights, read_checkpoint
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
+from saga_fast.evaluate.features import LAYERS
 from saga_fast.loaders import BadImages, Loader, Source, WholePlan, open_loader, open_source
 from saga_fast.methods import Method, build_method
 from saga_fast.models.encoder import Encoder
@@ -29,7 +30,7 @@ from saga_fast.runtime.distributed import (
     world_size,
 )
 from saga_fast.runtime.files import write_text
-from saga_fast.runtime.metrics import Metrics
+from saga_fast.runtime.metrics import Metrics, read_metrics
 from saga_fast.train.plan import crop_plan
 from saga_fast.train.provider import check_provider
 from saga_fast.train.renewal import Renewals
@@ -54,6 +55,8 @@ class Run:
         known_bad: undecodable images that the current epoch's order leaves out.
         found_bad: further ones that an interrupted epoch found.
         resumed: whether the run was set up from its checkpoint.
+        evaluation_is_missing: whether the network is to be evaluated before training goes on: at a run's start, and
+            where an evaluation was interrupted after its checkpoint.
     """
 
     config: TrainConfig
@@ -68,6 +71,7 @@ class Run:
     metrics: Metrics
     progress: bool
     resumed: bool
+    evaluation_is_missing: bool
     epoch: int = 0
     skipped: int = 0
     partial_epoch: dict[str, Any] | None = None
@@ -124,6 +128,7 @@ def open_run(config: TrainConfig, *, resume: bool, ckpt: Path | None, progress: 
     options = replace(config.loader_options(device), shuffle=True, drop_last=True, rank=rank(), world_size=world_size())
     loader = open_loader(config.data.engine, source, crop_plan(config, model), options, bad=bad)
     epoch, partial_epoch = state.get("epoch", 0 if ckpt is None else config.plain.epochs), state.get("so_far")
+    evaluated = exists and broadcast(partial_epoch is not None or _is_evaluated(config, folder, epoch, len(source)))
     return Run(
         config=config,
         folder=folder,
@@ -134,9 +139,10 @@ def open_run(config: TrainConfig, *, resume: bool, ckpt: Path | None, progress: 
         bad=bad,
         loader=loader,
         renewals=renewals,
-        metrics=_open_metrics(folder, epoch, partial=partial_epoch is not None, resumed=exists),
+        metrics=_open_metrics(folder, epoch, partial=partial_epoch is not None, resumed=exists, evaluated=evaluated),
         progress=progress,
         resumed=exists,
+        evaluation_is_missing=not evaluated,
         epoch=epoch,
         skipped=state.get("skipped", 0),
         partial_epoch=partial_epoch,
@@ -196,14 +202,32 @@ def _open_whole(config: TrainConfig, device: torch.device, source: Source, plan:
     return open_loader(config.data.engine, source, plan, options, bad=bad)
 
 
-def _open_metrics(folder: Path, epoch: int, *, partial: bool, resumed: bool) -> Metrics:
+def _is_evaluated(config: TrainConfig, folder: Path, epoch: int, num_images: int) -> bool:
+    """Whether the evaluation after this epoch's checkpoint is complete, or none is due."""
+    evaluate, total = config.evaluate, config.plain.epochs + config.saga.epochs
+    if evaluate is None or config.data.val is None:
+        return True
+    rows = read_metrics(folder)
+    is_start = not any(row["kind"] == "epoch" for row in rows)
+    if not is_start and epoch % evaluate.every and epoch != total:
+        return True
+    # Rows are written in the order of layers and k, so the last one means that all are there.
+    ks = [k for k in evaluate.k if k <= num_images]
+    last = LAYERS[-1], ks[-1] if ks else None
+    return not ks or any(
+        (row["kind"], row["epoch"], row.get("layer"), row.get("k")) == ("knn", epoch, *last) for row in rows
+    )
+
+
+def _open_metrics(folder: Path, epoch: int, *, partial: bool, resumed: bool, evaluated: bool) -> Metrics:
     """The run's figures, without the rows that the resumed run writes again.
 
-    A renewal at epoch E comes after the checkpoint of epoch E, and is repeated when resuming from it, unless the
-    checkpoint holds steps of the next epoch.
+    The evaluation and the renewal at epoch E come after the checkpoint of epoch E. A renewal is repeated when resuming
+    from it, unless the checkpoint holds steps of the next epoch, and so is an evaluation that is not complete.
     """
+    repeated = {"renewal"} if evaluated else {"renewal", "knn"}
 
     def keep(row: dict[str, Any]) -> bool:
-        return resumed and row["epoch"] < epoch + (partial or row["kind"] != "renewal")
+        return resumed and row["epoch"] < epoch + (partial or row["kind"] not in repeated)
 
     return Metrics(folder, keep=keep, writes=is_main())

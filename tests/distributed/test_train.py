@@ -102,9 +102,9 @@ def test_steps_take_the_same_images_for_any_number_of_processes(images: Path) ->
         assert {len(part) for part in parts} == {4}  # 41 images in batches of 12, the last of 5
         size = 12 // world_size
         orders = [part.order() for part in parts]
-        for step in range(4):
-            batch = torch.cat([torch.from_numpy(each[step * size : (step + 1) * size]) for each in orders])
-            assert batch.tolist() == whole[step * 12 : (step + 1) * 12].tolist()
+        for number in range(4):
+            batch = torch.cat([torch.from_numpy(each[number * size : (number + 1) * size]) for each in orders])
+            assert batch.tolist() == whole[number * 12 : (number + 1) * 12].tolist()
         for part, full in zip(parts, orders, strict=True):
             part.set_epoch(0, 2)
             assert part.order().tolist() == full[2 * size :].tolist()

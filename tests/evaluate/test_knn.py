@@ -114,7 +114,7 @@ def test_small_temperature_does_not_underflow() -> None:
 def test_k_too_large(leave_one_out: bool, available: int) -> None:
     bank, labels = random_features(20, 2)
     assert knn_accuracy(bank, labels, bank, labels, ks=[available], leave_one_out=leave_one_out)
-    with pytest.raises(SagaError, match=f"k = {available + 1} .* there are {available}"):
+    with pytest.raises(SagaError, match=f"k = {available + 1} is more than the {available} possible neighbours"):
         knn_accuracy(bank, labels, bank, labels, ks=[1, available + 1], leave_one_out=leave_one_out)
 
 

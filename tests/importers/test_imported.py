@@ -74,7 +74,7 @@ def test_pycontrast_without_its_bank(tmp_path: Path, capsys: pytest.CaptureFixtu
     content = LAYOUTS["pycontrast insdis"]().content
     content = {"model": content["model"], "epoch": 200}
     assert load_model(run_import(content, tmp_path)).method == "insdis"
-    assert "--set method.name=moco for MoCo" in capsys.readouterr().out
+    assert "for MoCo, --set method.name=moco" in capsys.readouterr().out
     assert (
         load_model(run_import(content, tmp_path, "--set", "method.name=moco", "method.queue_size=8")).method == "moco"
     )

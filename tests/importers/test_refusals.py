@@ -167,7 +167,7 @@ def test_outputs(tmp_path: Path, capsys: Capture, images: Path) -> None:
     assert "it is the file to import" in refusal(ckpt, tmp_path, capsys, "--config-out", ckpt)
     assert "a folder" in refusal(ckpt, tmp_path, capsys, "--config-out", tmp_path)
     assert "needs --data" in refusal(ckpt, tmp_path, capsys, "--boxes-out", tmp_path / "b")
-    assert "holds no boxes" in refusal(
+    assert "contains no boxes" in refusal(
         ckpt, tmp_path, capsys, "--boxes-out", tmp_path / "b", "--data", images / "train"
     )
     assert "no such image folder" in refusal(ckpt, tmp_path, capsys, "--data", tmp_path / "none")

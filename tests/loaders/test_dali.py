@@ -153,7 +153,7 @@ def test_dali_decodes_what_it_decodes_as_we_do(source: ImageFolder, monkeypatch:
         decoded.append(len(data))
         return decode_image(data, max_pixels)
 
-    monkeypatch.setattr("saga_fast.loaders.cpu_crops.decode_image", count)
+    monkeypatch.setattr("saga_fast.loaders.decode.decode_image", count)
     assert sum(len(batch.index) for batch in open_source(source)) == N
     assert len(decoded) == OWN
 

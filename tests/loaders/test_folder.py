@@ -297,7 +297,7 @@ def test_an_exception_in_a_thread_reaches_the_caller(source: ImageFolder, monkey
 
     loader = open_source(source, batch_size=2)
     with monkeypatch.context() as patch:
-        patch.setattr("saga_fast.loaders.cpu_crops.decode_image", fail)
+        patch.setattr("saga_fast.loaders.decode.decode_image", fail)
         with pytest.raises(ZeroDivisionError):
             next(iter(loader))
     assert not engine_threads()
@@ -323,7 +323,7 @@ def test_prefetch_bounds_the_batches_in_flight(
         decoded.release()
         return decode_image(data, max_pixels)
 
-    monkeypatch.setattr("saga_fast.loaders.cpu_crops.decode_image", count)
+    monkeypatch.setattr("saga_fast.loaders.decode.decode_image", count)
     batches = iter(open_source(source, options=replace(OPTIONS, prefetch=prefetch), batch_size=3))
     for taken in range(1, 4):
         next(batches)

@@ -270,7 +270,10 @@ def test_missing_file(tmp_path: Path) -> None:
         [],
         ["attention=null", "evaluate=null"],
         ["method={name: mocov2, queue_size: 7}", "saga={epochs: 3, schedule: step, milestones: [1, 2]}"],
-        ["data.generate={kind: digits}", "encoder.args={block_args: {a: [1, {b: null}]}, drop_rate: 1.0e-05}"],
+        [
+            "data.generate={kind: digits}",
+            "encoder.args={channels: [8, 8, 16, 24], drop_path_rate: null, drop_rate: 1.0e-05}",
+        ],
     ],
 )
 def test_round_trip(tiny_yaml: Path, tmp_path: Path, changes: list[str]) -> None:

@@ -34,7 +34,7 @@ from saga_fast.loaders.core import Epoch
 from saga_fast.loaders.cpu_crops import CpuCrops
 from saga_fast.loaders.dali.decoder import NOTHING, Decoder, DecoderError, Encoded
 from saga_fast.loaders.dali.jpeg import jpeg_size
-from saga_fast.loaders.decode import Pixels
+from saga_fast.loaders.decode import DecodeError, Pixels, read_bytes
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
@@ -208,8 +208,8 @@ def _one_ahead(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
 
 def _read_bytes(source: Source, index: int) -> bytes:
     try:
-        return source.read(index)
-    except OSError:
+        return read_bytes(source, index)
+    except DecodeError:
         return b""  # CpuCrops.fill reads it again and lists it with the reason
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
-from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, Pixels, check_scans, decode_image
+from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, Pixels, check_scans, decode_image, read_bytes
 from saga_fast.loaders.ffcv.beton import (
     FORMAT,
     JPEG,
@@ -226,8 +226,8 @@ def _stored_images(
 
 def _read(source: ImageFolder, index: int, options: PackOptions) -> _Stored | str:
     try:
-        return _store(source.read(index), index, options)
-    except (DecodeError, OSError) as error:
+        return _store(read_bytes(source, index), index, options)
+    except DecodeError as error:
         return str(error)
 
 

@@ -1,8 +1,8 @@
 """libturbojpeg for compiled code: the library that FFCV was built with, called with the exact DCT.
 
 FFCV's ``imdecode`` uses the fast DCT, whose pixels differ by some levels from those of other JPEG readers, and so
-from the folder engine's. The functions below are known to LLVM by name, not by address, so that Numba can cache compiled code
-for the next process.
+from the folder engine's. The functions below are known to LLVM by name, not by address, so that Numba can cache
+compiled code for the next process.
 """
 
 from __future__ import annotations

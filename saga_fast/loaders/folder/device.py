@@ -13,7 +13,7 @@ import torch
 
 from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.core import Epoch, PendingBatch
-from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.loaders.decode import DecodeError, read_bytes, read_pixels
 from saga_fast.loaders.loader import Int64
 from saga_fast.loaders.plan import Plan, view_bytes
 
@@ -55,12 +55,12 @@ class DeviceCrops:
         return [self._read(int(index), keep_jpeg=self._epoch.options.decode == "gpu") for index in indices]
 
     def _read(self, index: int, *, keep_jpeg: bool) -> torch.Tensor | None:
+        epoch = self._epoch
         try:
-            data = self._epoch.source.read(index)
-            if keep_jpeg and data[:2] == b"\xff\xd8":
+            if keep_jpeg and (data := read_bytes(epoch.source, index))[:2] == b"\xff\xd8":
                 return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return torch.from_numpy(decode_image(data, self._epoch.options.max_pixels))
-        except (DecodeError, OSError) as error:
+            return torch.from_numpy(read_pixels(epoch.source, index, epoch.options.max_pixels))
+        except DecodeError as error:
             self._epoch.bad.add(index, str(error))
             return None
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_attention import SIZE, SMALL_RESNET, assert_edges, grad_cam_edges, open_images, read_pixels, table_edges
+from grad_cam import SIZE, SMALL_RESNET, assert_edges, grad_cam_edges, open_images, read_pixels, table_edges
 from torch import Tensor, nn
 
 from saga_fast.attention import AttentionPass, build_box_table
-from saga_fast.attention.channel_weights import Score
 from saga_fast.attention.heatmap import scaled_map
 from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.methods import build_method
@@ -44,7 +43,7 @@ def rgb(root: Path) -> Tensor:
     return (read_pixels(root) * std[:, None, None] + mean[:, None, None]).float()
 
 
-def branch_maps(model: CMC, images: Tensor, score: Score, normalize: Normalize) -> tuple[Tensor, Tensor]:
+def branch_maps(model: CMC, images: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:
     """Each branch's heatmap by a hook and autograd, scaled to [0, 1]: (B, 2, u, v); and z side by side (B, 20)."""
     maps, outputs = [], []
     for branch in model.branches(images):
@@ -68,18 +67,16 @@ def branch_maps(model: CMC, images: Tensor, score: Score, normalize: Normalize) 
 
 
 @pytest.mark.parametrize(
-    ("score", "delta", "normalize"),
-    [("pseudo_label", 0.7, "minmax"), ("pseudo_label", 0.5, "minmax"), ("pseudo_label", 0.6, "max")],
+    ("delta", "normalize"),
+    [(0.7, "minmax"), (0.5, "minmax"), (0.6, "max")],
 )
-def test_boxes_are_those_of_the_average_map(few: Path, score: Score, delta: float, normalize: Normalize) -> None:
+def test_boxes_are_those_of_the_average_map(few: Path, delta: float, normalize: Normalize) -> None:
     model = make_model()
-    _, z = branch_maps(model, rgb(few), score, normalize)
+    _, z = branch_maps(model, rgb(few), normalize)
     with torch.no_grad():  # so that either branch's z is the strongest of some images
         model.projector.luminance.bias.add_((z[:, 10:].amax(1) - z[:, :10].amax(1)).median())
-    table = build_box_table(
-        model, open_images(few), AttentionPass(size=SIZE, delta=delta, score=score, normalize=normalize)
-    )
-    maps, z = branch_maps(model, rgb(few), score, normalize)
+    table = build_box_table(model, open_images(few), AttentionPass(size=SIZE, delta=delta, normalize=normalize))
+    maps, z = branch_maps(model, rgb(few), normalize)
     half = torch.full((24, 2), 0.5, dtype=torch.float64)
     edges, found = grad_cam_edges(maps, half, SIZE, delta, normalize)
     assert_edges(table_edges(table, SIZE), edges)
@@ -99,7 +96,7 @@ def test_a_branch_without_a_map_has_no_vote(few: Path) -> None:
     nn.init.constant_(model.projector.luminance.weight, -1.0)
     nn.init.constant_(model.projector.luminance.bias, -1.0)
     table = build_box_table(model, open_images(few), delta=0.5)
-    maps, _ = branch_maps(model, rgb(few), "pseudo_label", "minmax")
+    maps, _ = branch_maps(model, rgb(few), "minmax")
     assert not maps[:, 0].any()
     edges, found = grad_cam_edges(maps[:, 1:], torch.ones(24, 1), SIZE, 0.5, "minmax")
     assert_edges(table_edges(table, SIZE), edges)

@@ -4,33 +4,37 @@ Shapes: B images, C channels, (u, v) the last convolutional map, S the image's s
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from grad_cam import (
+    CHANNEL_SCORES,
+    RESNET,
+    SCORES,
+    SIZE,
+    SMALL_RESNET,
+    assert_edges,
+    autograd_weights,
+    copy_images,
+    grad_cam_edges,
+    make_model,
+    open_images,
+    read_pixels,
+    table_edges,
+)
 from torch import Tensor, nn
 
-from saga_fast.attention import AttentionConfig, AttentionPass, build_box_table
+from saga_fast.attention import AttentionPass, build_box_table
 from saga_fast.attention import build as attention
 from saga_fast.attention.channel_weights import Score, channel_weights
 from saga_fast.errors import SagaError
 from saga_fast.kernels.attention_boxes import Normalize
-from saga_fast.loaders import BadImages, BoxTable, ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, ImageFolder, WholePlan, open_loader
 from saga_fast.loaders.boxes import box_iou
-from saga_fast.methods import METHODS, Method, build_method
-from saga_fast.models.encoder import EncoderConfig
-
-SIZE = 40
-RESNET: dict[str, Any] = {"name": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]}}
-SMALL_RESNET: dict[str, Any] = {**RESNET, "stem": "small"}  # 5 x 5 maps of 40 px
-SCORES: tuple[Score, ...] = get_args(Score)
-CHANNEL_SCORES = tuple(score for score in SCORES if score != "background")  # a weighted sum of channels: Eq. 3
 
 # Encoder, and the module whose output is A. The first is pooled by the global average, the others are not.
 BACKBONES: list[tuple[dict[str, Any], str]] = [
@@ -40,91 +44,6 @@ BACKBONES: list[tuple[dict[str, Any], str]] = [
     ({"name": "test_mambaout"}, "stages"),
     ({**RESNET, "args": {**RESNET["args"], "global_pool": "max"}}, "layer4"),
 ]
-
-
-def make_model(encoder: dict[str, Any], *, linear: bool = False, seed: int = 0) -> Method:
-    """A random network in train mode whose batch-norm statistics are not the initial zeros and ones."""
-    torch.manual_seed(seed)
-    model = build_method(METHODS["simclr"].Config(name="simclr"), EncoderConfig(**encoder))
-    if linear:
-        model.projector = nn.Linear(model.encoder.dim, 128)
-    with torch.no_grad():
-        for _ in range(3):
-            model.encoder(torch.randn(16, 3, 32, 32))
-    return model
-
-
-def open_images(root: Path, *, size: int = SIZE, batch_size: int = 32, threads: int = 2) -> Loader:
-    source = ImageFolder(root)
-    bad = BadImages(source, max_fraction=0.5)
-    plan = WholePlan(size=size)
-    return open_loader("folder", source, plan, LoaderOptions(threads=threads), batch_size=batch_size, bad=bad)
-
-
-def read_pixels(root: Path) -> Tensor:
-    """The images of ``root`` in ImageFolder order, read by Pillow and normalised as the encoder's defaults say."""
-    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(root.rglob("*.png"))])
-    x = torch.from_numpy(pixels).double().permute(0, 3, 1, 2) / 255.0
-    mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
-    return (x - mean[:, None, None]) / std[:, None, None]
-
-
-def autograd_weights(model: Method, layer: str, x: Tensor, score: Score) -> tuple[Tensor, Tensor, Tensor]:
-    """A and alpha (Eq. 2) by a hook on the layer and a backward pass through all that follows it; and z.
-
-    In float64, image by image, so that nothing rests on the rows of a batch being independent.
-    """
-    model = copy.deepcopy(model).double().eval()
-    kept: list[Tensor] = []
-    model.encoder.backbone.get_submodule(layer).register_forward_hook(lambda *arguments: kept.append(arguments[2]))
-    maps, alphas, outputs = [], [], []
-    for image in x.double():
-        kept.clear()
-        z = model.projector(model.encoder(image[None]))[0]
-        (a,) = kept
-        # The images are square: a map that is not is (1, u, v, C), as timm's NHWC families have it.
-        order = (2, 0, 1) if a.shape[2] != a.shape[3] else (0, 1, 2)
-        if score == "activation":
-            alpha = torch.ones(a[0].permute(order).shape[0], dtype=torch.float64)
-        else:
-            target = z[z.argmax()]
-            (gradient,) = torch.autograd.grad(target, a)
-            alpha = gradient[0].permute(order).mean((1, 2))
-        maps.append(a[0].permute(order).detach())
-        alphas.append(alpha)
-        outputs.append(z.detach())
-    return torch.stack(maps), torch.stack(alphas), torch.stack(outputs)
-
-
-def grad_cam_edges(
-    maps: Tensor, alphas: Tensor, size: int, delta: float, normalize: Normalize
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Eq. 3 and 4: box edges [x0, y0, x1, y1] (B, 4) in pixels of the upsampled map, and which were found (B,)."""
-    edges, found = [], []
-    for a, alpha in zip(maps, alphas, strict=True):
-        coarse = torch.relu((alpha[:, None, None] * a).sum(0))
-        low = coarse.min() if normalize == "minmax" else torch.zeros(())
-        scaled = (coarse - low) / (coarse.max() - low)
-        fine = F.interpolate(scaled[None, None], size=(size, size), mode="bicubic", align_corners=False)[0, 0]
-        inside = (fine > delta).nonzero()
-        found.append(len(inside) > 0)
-        box = [*inside.min(0).values.flip(0), *(inside.max(0).values + 1).flip(0)] if found[-1] else [0, 0, size, size]
-        edges.append([int(edge) for edge in box])
-    return np.array(edges), np.array(found)
-
-
-def table_edges(table: BoxTable, size: int) -> npt.NDArray[np.int64]:
-    """The boxes' edges in pixels, which have to lie on the pixel grid."""
-    edges = np.concatenate([table.boxes[:, :2], table.boxes[:, :2] + table.boxes[:, 2:]], 1) * size
-    rounded: npt.NDArray[np.int64] = np.rint(edges).astype(np.int64)
-    np.testing.assert_allclose(edges, rounded, atol=1e-4)
-    return rounded
-
-
-def assert_edges(edges: npt.NDArray[np.int64], expected: npt.NDArray[np.int64], *, exact: float = 0.9) -> None:
-    """Exact on a share of the images and nowhere off by more than one pixel."""
-    assert (edges == expected).all(1).mean() >= exact
-    assert np.abs(edges - expected).max() <= 1
 
 
 def assert_same(table: BoxTable, other: BoxTable) -> None:
@@ -317,16 +236,6 @@ def test_error_of_the_loader_passes_through(few: Path, tmp_path: Path) -> None:
     assert model.training
 
 
-def copy_images(root: Path, target: Path, *, spoil: Sequence[int]) -> Path:
-    """Copy a folder; the images of these indices lose their second half."""
-    source = ImageFolder(root)
-    for index, path in enumerate(source.paths):
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        data = (root / path).read_bytes()
-        (target / path).write_bytes(data[: len(data) // 2] if index in spoil else data)
-    return target
-
-
 @pytest.mark.parametrize(
     ("batch_size", "spoil"),
     [(7, [0, 5, 23]), (24, [11]), (23, [23]), (1, [4, 5])],
@@ -378,40 +287,3 @@ def test_bfloat16_and_channels_last_give_nearly_the_same_boxes(few: Path) -> Non
     )
     assert (half.score != full.score).any()  # it did run in another number format
     assert np.median(box_iou(full.boxes, half.boxes)) > 0.8
-
-
-def test_box_iou() -> None:
-    boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0.1, 0.2, 0.4, 0.4], [0, 0, 0.5, 1], [0.2, 0.2, 0.2, 0.2]])
-    others = np.array([[0, 0, 1, 1], [0.5, 0.5, 0.5, 0.5], [0.3, 0.4, 0.4, 0.4], [0, 0, 1, 0.5], [0.0, 0.0, 1.0, 1.0]])
-    expected = [1.0, 0.0, 0.04 / 0.28, 0.25 / 0.75, 0.04]
-    np.testing.assert_allclose(box_iou(boxes, others), expected, atol=1e-12)
-    np.testing.assert_allclose(box_iou(others, boxes), expected, atol=1e-12)
-
-
-def test_box_iou_counts_pixels() -> None:
-    rng = np.random.default_rng(0)
-    edges = np.sort(rng.integers(0, 21, (2, 200, 2, 2)), axis=2)  # box, row, near and far, axis
-    edges[:, :, 1] += edges[:, :, 0] == edges[:, :, 1]
-    masks = np.zeros((2, 200, 21, 21), np.bool_)
-    for box, row in np.ndindex(2, 200):
-        (x0, y0), (x1, y1) = edges[box, row]
-        masks[box, row, y0:y1, x0:x1] = True
-    expected = (masks[0] & masks[1]).sum((1, 2)) / (masks[0] | masks[1]).sum((1, 2))
-    first, second = (np.concatenate([e[:, 0], e[:, 1] - e[:, 0]], 1) / 21 for e in edges)
-    np.testing.assert_allclose(box_iou(first, second), expected, atol=1e-12)
-    assert 0.0 < expected.mean() < 1.0
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("period", 0), ("delta", 1.0), ("delta", -0.1), ("share", 1.1), ("min_side", -0.5)],
-)
-def test_config_refuses(field: str, value: float) -> None:
-    arguments: dict[str, Any] = {field: value}
-    with pytest.raises(ValueError, match=rf"{field} .*{value}"):
-        AttentionConfig(**arguments)
-
-
-def test_config_accepts_the_ends_of_the_ranges() -> None:
-    config = AttentionConfig(period=1, delta=0.0, share=1.0, min_side=1.0)
-    assert (config.share, config.min_side) == (1.0, 1.0)

@@ -1,0 +1,73 @@
+"""Faults that were injected, and sizes that are computed rather than measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.pages.markdown import megabytes, table
+from benchmarks.pages.results import commit_of, find, rows_of
+from saga_fast.profile.rebuild import ROW_BYTES
+
+IMAGENET = 1_281_167
+TABLE_ROW = 25
+"""Bytes of an image in a box table: a box, found, the pseudo label and the score."""
+BANK_ROW = 512
+"""Bytes of an image in a memory bank: 128 float32."""
+JPEG = 110_000
+"""Bytes of ImageNet's mean JPEG: assumed."""
+GPU_RATE = 8_000.0
+"""Images per second of a ResNet-50's forward pass at 224 px on an H100: assumed, from published rates."""
+GPUS = 8
+"""Per machine, with a process each."""
+
+
+def torture() -> str:
+    """The kinds of faults, with the numbers injected and survived."""
+    kinds = {"fuzz folder": "fuzz folder, of 50 images"}
+    lines = [
+        [kinds.get(row["name"], str(row["name"])), f"{row['faults']:,}", f"{row['survived']:,}", str(row["data_lost"])]
+        for row in rows_of("torture")
+    ]
+    text = table(["kind", "faults", "survived", "data lost"], lines)
+    return f"{text}\nMeasured at commit {commit_of('torture')}.\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plant:
+    """A data set, and the machines that train on it."""
+
+    title: str
+    images: int
+    machines: int
+
+
+def capacity() -> str:
+    """Sizes and times of large data sets, computed from the sizes of a row and from assumed rates."""
+    plants = (
+        Plant(title="ImageNet, 8 GPUs", images=IMAGENET, machines=1),
+        Plant(title="ImageNet, 8 x 8", images=IMAGENET, machines=8),
+        Plant(title="1e9 images, 8 x 8", images=10**9, machines=8),
+    )
+    listing = find("bench_renewal_resnet18", f"listing and fingerprint, {IMAGENET} images")
+    name_bytes = listing["memory_growth_bytes"] / IMAGENET
+    rate = GPUS * GPU_RATE
+    lines = [
+        ["box table", *(megabytes(TABLE_ROW * plant.images) for plant in plants)],
+        ["box tables in memory, per machine", *(megabytes(GPUS * TABLE_ROW * plant.images) for plant in plants)],
+        [
+            f"paths and labels, {name_bytes:.0f} bytes per image and process",
+            *(megabytes(name_bytes * plant.images) for plant in plants),
+        ],
+        ["memory bank (InsDis, PIRL), per GPU", *(megabytes(BANK_ROW * plant.images) for plant in plants)],
+        [
+            "attention pass at the network's rate",
+            *(f"{plant.images / (rate * plant.machines):,.1f} s" for plant in plants),
+        ],
+        ["images/s that a machine's loader must decode for it", *(f"{rate:,.0f}" for _ in plants)],
+        ["bytes/s that a machine must read for it", *(megabytes(rate * JPEG) for _ in plants)],
+        [
+            f"gathered rows, {ROW_BYTES} bytes each, per process",
+            *(megabytes(ROW_BYTES * plant.images) for plant in plants),
+        ],
+    ]
+    return table(["", *(plant.title for plant in plants)], lines)
