@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, TypeAdapter
 from saga_fast.attention.config import AttentionConfig, AttentionPass
 from saga_fast.kernels import PhotometricRecipe
 from saga_fast.loaders import LoaderOptions
-from saga_fast.loaders.config import CropConfig, DataConfig
+from saga_fast.loaders.config import MAX_SIDE, CropConfig, DataConfig
 from saga_fast.methods import METHODS, MethodConfig
 from saga_fast.models.encoder import EncoderConfig
 from saga_fast.models.precision import Precision
@@ -31,8 +32,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every must be at least 1, got {self.every}")
-        if not self.k or min(self.k) < 1:
-            raise ValueError(f"k must be positive numbers, got {list(self.k)}")
+        if not self.k or min(self.k) < 1 or max(self.k) > 2**24:
+            raise ValueError(f"k must be numbers in 1 to 2**24, got {list(self.k)}")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 for a contrastive loss, got {self.batch_size}")
+        if self.batch_size > 2**24:
+            raise ValueError(f"batch_size must be at most 2**24, got {self.batch_size}")
+        if self.attention and (self.attention.input_size or 1) > MAX_SIDE:
+            raise ValueError(f"attention.input_size must be at most {MAX_SIDE}, got {self.attention.input_size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
         if self.skip_nonfinite < 0:

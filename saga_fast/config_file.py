@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> TrainConfig:
     Raises:
         SagaError: an unknown key, a wrong type or value; one line that begins with ``where`` and names the key.
     """
-    values = _without_removed_keys(values, where=where)
+    values = _with_home(_without_removed_keys(values, where=where))
     unknown = list(_unknown_keys(values, TrainConfig))
     if unknown:
         known = [item.name for item in fields(TrainConfig)]
@@ -34,6 +35,22 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> TrainConfig:
     except SagaError as error:
         raise SagaError(f"{where}: {error}") from error
     return config
+
+
+PATHS = ("out", "data.train", "data.val", "data.classes", "attention.provider_ckpt", "attention.provider_table")
+"""Keys whose values are paths."""
+
+
+def _with_home(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values with ``~`` at the beginning of a path replaced by the home folder."""
+    result = dict(values)
+    for path in PATHS:
+        section, _, key = path.rpartition(".")
+        held = result.get(section) if section else result
+        if isinstance(held, Mapping) and isinstance(held.get(key), str):
+            expanded = os.path.expanduser(held[key])  # noqa: PTH111 - Path.expanduser fails without a home folder
+            result |= {section: {**held, key: expanded}} if section else {key: expanded}
+    return result
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 from timm.optim.lars import Lars
 from torch import nn
 
+MAX_EPOCHS = 10**6
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -47,8 +49,8 @@ class PhaseConfig:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs must not be negative, got {self.epochs}")
+        if not 0 <= self.epochs <= MAX_EPOCHS:
+            raise ValueError(f"epochs must be in 0 to {MAX_EPOCHS}, got {self.epochs}")
         if not 0.0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive, got {self.lr}")
         for name in ("final_lr", "gamma"):

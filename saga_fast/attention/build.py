@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,8 @@ from saga_fast.models.modes import eval_mode
 from saga_fast.models.precision import normalize_views
 from saga_fast.runtime.distributed import barrier, broadcast, check_same, gather_uneven, is_main, rank, world_size
 from saga_fast.runtime.signals import stop, stop_requested
+
+log = logging.getLogger(__name__)
 
 
 def build_box_table(
@@ -88,6 +91,8 @@ def build_box_table(
     loader.bad.share()
     undecodable = resumed["index"][resumed["pseudo_label"] == -1]
     loader.bad.update(dict.fromkeys(undecodable.tolist(), FOUND_EARLIER))
+    if is_main() and len(share.order) and not table.found.any():
+        log.warning("no box was found in any of %d images: is the model trained, and finite?", len(share.order))
     return replace(table, metadata=strings)
 
 

@@ -33,9 +33,11 @@ def knn_accuracy(
         leave_one_out: the queries are the bank, and an image is not its own neighbour.
 
     Raises:
-        SagaError: k is more than the images in the bank, or an image has no label.
+        SagaError: k is more than the images in the bank, an image has no label, or features are not finite.
     """
     check_neighbours(max(ks), len(bank), leave_one_out=leave_one_out)
+    check_finite(bank)
+    check_finite(queries)
     if min(int(bank_labels.min()), int(labels.min())) < 0:
         raise SagaError("kNN needs labelled images: one folder per class")
     classes = int(bank_labels.max()) + 1
@@ -52,6 +54,19 @@ def knn_accuracy(
             scores = torch.zeros(len(similarity), classes).scatter_add_(1, voted[:, :k], votes[:, :k])
             hits[k] += int((scores.argmax(1) == labels[begin : begin + chunk]).sum())
     return {k: hits[k] / len(queries) for k in ks}
+
+
+def check_finite(features: Tensor) -> None:
+    """Check that features (N, D) are finite: comparisons with NaN would give the accuracy of chance.
+
+    Raises:
+        SagaError: those of any image are not.
+    """
+    if not bool((good := features.isfinite().all(1)).all()):
+        bad = len(good) - int(good.sum())
+        raise SagaError(
+            f"the features of {bad} of {len(good)} images are not finite: evaluate an earlier checkpoint, or in fp32"
+        )
 
 
 def check_neighbours(k: int, images: int, *, leave_one_out: bool) -> None:

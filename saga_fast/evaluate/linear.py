@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import FrozenModel
-from saga_fast.evaluate.knn import align_labels
+from saga_fast.evaluate.knn import align_labels, check_finite
 from saga_fast.evaluate.probe_file import ProbeFile
 from saga_fast.evaluate.protocols import ProbeConfig
 from saga_fast.kernels import PhotometricRecipe, sample_photometrics
@@ -118,7 +118,7 @@ def linear_probe(
     facts = {**asdict(config), "cached": cached is not None, "seed": seed, **(identity or {})}
     file = None if out is None else ProbeFile(out / "probe.pt", facts)
     state = _start(config, _dim(frozen, val), len(train.source.classes), seed, frozen.device)
-    if file is not None and (saved := file.read()) is not None:
+    if file is not None and (saved := file.read(state.classifier.state_dict())) is not None:
         state.load(saved)
         train.bad.update(dict.fromkeys(saved["bad"], FOUND_EARLIER))  # an epoch's order leaves them out
     total = config.phase.epochs
@@ -152,9 +152,15 @@ def _check_labels(train: Loader, val: Loader) -> None:
 
 
 def _features(frozen: FrozenModel, batch: Batch, photometrics: Tensor | None = None) -> Tensor:
-    """Pooled features of all views and branches, concatenated and not normalised: (B, D) float32."""
+    """Pooled features of all views and branches, concatenated and not normalised: (B, D) float32.
+
+    Raises:
+        SagaError: features that are not finite.
+    """
     views = frozen.features(batch, photometrics=photometrics)
-    return torch.cat([h for branches in views for h in branches], 1)
+    features = torch.cat([h for branches in views for h in branches], 1)
+    check_finite(features)
+    return features
 
 
 def _dim(frozen: FrozenModel, loader: Loader) -> int:

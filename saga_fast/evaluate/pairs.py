@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saga_fast.evaluate.features import FrozenModel, Layer
+from saga_fast.evaluate.knn import check_finite
 from saga_fast.kernels import PhotometricRecipe, sample_photometrics
 from saga_fast.loaders import Loader
 from saga_fast.models.modes import eval_mode
@@ -42,6 +43,9 @@ def pair_similarities(
 
     Returns:
         (M,) float32 on the CPU, in the loader's order.
+
+    Raises:
+        SagaError: features that are not finite.
     """
     total = len(loader.source) if images is None else min(images, len(loader.source))
     parts: list[Tensor] = []
@@ -57,7 +61,9 @@ def pair_similarities(
             bar.update(min(len(batch.index), total - bar.n))
             if done >= total:
                 break
-    return torch.cat(parts)[:total]
+    similarities = torch.cat(parts)[:total]
+    check_finite(similarities[:, None])
+    return similarities
 
 
 def histogram(similarities: Tensor) -> dict[str, Any]:

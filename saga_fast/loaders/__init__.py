@@ -5,7 +5,7 @@ from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.box_table import BoxTable
 from saga_fast.loaders.decode import MAX_PIXELS
-from saga_fast.loaders.engines import ENGINES, engines_for, open_loader, open_source, usable_cores
+from saga_fast.loaders.engines import ENGINES, engines_for, open_loader, open_source
 from saga_fast.loaders.fixed_plans import BoxPlan, CentrePlan
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place
@@ -35,5 +35,4 @@ __all__ = [
     "engines_for",
     "open_loader",
     "open_source",
-    "usable_cores",
 ]

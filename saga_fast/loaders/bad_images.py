@@ -13,11 +13,10 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders.source import Source
 from saga_fast.runtime.distributed import gather_objects, world_size
 from saga_fast.runtime.files import write_text
+from saga_fast.runtime.terminal import printable
 
 FOUND_EARLIER = "found by an earlier run"
 """Reason of an image whose own reason was not kept."""
-_ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-"""Characters that file names may hold and the lines of a list may not."""
 
 
 class BadImages:
@@ -88,10 +87,13 @@ class BadImages:
                 self.update(reasons)
 
     def write(self, path: Path) -> None:
-        """Write one line per bad image: index, path and reason, separated by tabs. No bad image: no file."""
+        """Write one line per bad image: index, path and reason, separated by tabs. No bad image: no file.
+
+        What does not print is escaped as :func:`saga_fast.runtime.terminal.printable` does.
+        """
         rows = sorted(self._reasons.items())
         if rows:
-            named = ((i, self._source.paths[i].translate(_ONE_LINE), why.translate(_ONE_LINE)) for i, why in rows)
+            named = ((index, printable(self._source.paths[index]), printable(reason)) for index, reason in rows)
             write_text(path, "".join(f"{index}\t{name}\t{reason}\n" for index, name, reason in named))
         else:
             path.unlink(missing_ok=True)

@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from saga_fast.errors import SagaError
-from saga_fast.runtime.files import replacing
+from saga_fast.runtime.files import read_file, replacing
 from saga_fast.version import __version__
 
 FORMAT = "saga-fast/box-table"
 VERSION = "2"
 WITHOUT_DIGEST = "1"
 """An older version that is read too: it has no digest."""
+MAX_BYTES = 2**37
 COLUMNS = {"boxes": np.float32, "found": np.uint8, "pseudo_label": np.int32, "score": np.float32}
 
 
@@ -143,10 +144,10 @@ class BoxTable:
         if not path.is_file():
             raise SagaError(f"no such box table: {path}")
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata: dict[str, str] = file.metadata() or {}
-                _check_format(metadata, path)  # before reading what may be gigabytes of another program's weights
-                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            data = read_file(path, MAX_BYTES)  # a copy: a mapped file that is overwritten ends the process
+            metadata = _metadata(data)
+            _check_format(metadata, path)  # before reading what may be gigabytes of another program's weights
+            columns = load(data)
         # TypeError: a dtype that NumPy lacks. KeyError: one that safetensors' reader lacks.
         except (SafetensorError, OSError, TypeError, KeyError) as error:
             raise SagaError(f"not a box table: {path}: {error}") from error
@@ -183,6 +184,22 @@ def column_digest(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str
     for name in sorted(columns):
         digest.update(np.ascontiguousarray(columns[name]).data)
     return digest.hexdigest()
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata strings of a safetensors file.
+
+    Raises:
+        SafetensorError: not such a file.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    try:
+        metadata = json.loads(data[8:end]).get("__metadata__", {}) if 8 < end <= len(data) else None
+    except (ValueError, AttributeError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
+        raise SafetensorError("it has no header")
+    return metadata
 
 
 def _check_format(metadata: Mapping[str, str], path: Path) -> None:

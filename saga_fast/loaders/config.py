@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.loader import Place
+
+MAX_SIDE = 16384
+"""Of views and images, pixels."""
+MAX_THREADS = 4096
+"""Also of batches decoded ahead."""
 
 DEMO_CLASSES = {"photos": 12, "digits": 10}
 """Number of classes of each kind of demo images."""
@@ -49,8 +55,10 @@ class DemoDataConfig:
             raise ValueError(f"kind must be one of {', '.join(DEMO_CLASSES)}, got {self.kind!r}")
         num_classes = DEMO_CLASSES[self.kind]
         for name, number in (("num_train", self.num_train), ("num_val", self.num_val)):
-            if number < num_classes:
-                raise ValueError(f"{name} must be at least {num_classes}, one image per class, got {number}")
+            if not num_classes <= number <= 2**24:
+                raise ValueError(f"{name} must be {num_classes}, one image per class, to 2**24, got {number}")
+        if self.side > MAX_SIDE:
+            raise ValueError(f"side must be at most {MAX_SIDE}, got {self.side}")
         low, high = self.object_side
         if not 0 < low <= high <= 1:
             raise ValueError(f"object_side must be 0 < low <= high <= 1, got {self.object_side}")
@@ -96,6 +104,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= MAX_PIXELS:
             raise ValueError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {self.max_pixels}")
+        if not 0.0 <= self.max_bad_fraction <= 1.0:
+            raise ValueError(f"max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}")
+        for name, number, least in (("threads", self.threads, 1), ("prefetch", self.prefetch, 0)):
+            if number is not None and not least <= number <= MAX_THREADS:
+                raise ValueError(f"{name} must be in {least} to {MAX_THREADS}, got {number}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +121,10 @@ class CropConfig:
     ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0)
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, got {self.size}")
+        if not 1 <= self.size <= MAX_SIDE:
+            raise ValueError(f"size must be in 1 to {MAX_SIDE}, got {self.size}")
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0.0 < low <= high:
+            if not 0.0 < low <= high < math.inf:
                 raise ValueError(f"{name} must be an increasing pair of positive numbers, got {[low, high]}")
         if self.scale[1] > 1.0:
             raise ValueError(f"scale must end at 1 or below, got {list(self.scale)}")

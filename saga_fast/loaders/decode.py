@@ -51,7 +51,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
     Returns:
         (H, W, 3) uint8 RGB, C-contiguous and writable. Grey, CMYK and palette images become RGB; alpha is dropped;
-        16 bits per channel are cut to the upper 8; see :func:`_to_8_bits` for numbers of 32 bits.
+        16 bits per channel are cut to the upper 8; see :func:`_to_8_bits` for grey TIFFs, which do not say their range.
 
     Raises:
         DecodeError: empty, truncated or unknown data, more than ``max_pixels`` pixels, more than MAX_SCANS scans, or
@@ -118,8 +118,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Pixels:
                 check_scans(data, image.width * image.height)
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):
                 # PNG and PGM say their range, which Pillow scales to 16 bits; TIFF does not.
-                has_16_bits = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
-                levels = _to_8_bits(np.asarray(image), has_16_bits=has_16_bits)
+                levels = _to_8_bits(np.asarray(image), has_16_bits=image.format in ("PNG", "PPM"))
                 return np.repeat(levels[..., None], 3, axis=2)
             # A palette with transparency goes through RGBA, as Pillow advises; straight to RGB it warns.
             opaque = image.convert("RGBA") if "transparency" in image.info else image
@@ -146,16 +145,17 @@ def _to_8_bits(grey: npt.NDArray[Any], *, has_16_bits: bool) -> Pixels:
     Raises:
         DecodeError: values outside of these ranges, or NaN.
     """
-    if has_16_bits:
-        return np.clip(grey.astype(np.int64) >> 8, 0, 255).astype(np.uint8)
     low, high = grey.min(), grey.max()
+    levels: npt.NDArray[Any]
     if grey.dtype.kind == "f":
         if not (low >= 0.0 and high <= 255.0):  # NaN, too
             raise DecodeError(f"floats from {low:g} to {high:g}: expected [0, 1] or [0, 255]")
-        return np.rint(grey * 255.0 if high <= 1.0 else grey).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise DecodeError(f"integers from {low} to {high}: expected 0 to 255 or 0 to 65535")
-    return (grey if high <= 255 else grey >> 8).astype(np.uint8)
+        levels = np.rint(grey * 255.0 if high <= 1.0 else grey)
+    else:
+        if low < 0 or high > 65535:
+            raise DecodeError(f"integers from {low} to {high}: expected 0 to 255 or 0 to 65535")
+        levels = grey >> 8 if has_16_bits or high > 255 else grey
+    return levels.astype(np.uint8)
 
 
 def _one_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from saga_fast.loaders.loader import Loader, LoaderOptions, Place, ResolvedOptio
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.shards import Shards, is_shards
 from saga_fast.loaders.source import Source
+from saga_fast.runtime.threads import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +167,6 @@ def engines_for(path: Path | str) -> list[str]:
     suffixes = {engine.suffix for engine in ENGINES.values() if engine.suffix}
     suffix = "" if Path(path).is_dir() else Path(path).suffix
     return [name for name, engine in ENGINES.items() if engine.suffix == (suffix if suffix in suffixes else "")]
-
-
-def usable_cores() -> int:
-    """The number of cores that this process may use: less than the machine's in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_engine(name: str) -> Engine:

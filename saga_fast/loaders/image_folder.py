@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,7 @@ from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import read_file
 
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"),
-)
+EXTENSIONS = (*(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"),)
 OTHER_IMAGES = (".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".svg", ".dng", ".cr2", ".nef", ".exr", ".hdr")
 """Endings of images that are not read; files of these endings, and files without one, are counted and left out."""
 
@@ -29,8 +28,9 @@ class ImageFolder:
     """Images under ``root`` in torchvision's ImageFolder order: classes sorted, files sorted within the class.
 
     ``root/CLASS/.../file.jpg`` are labelled images. If no class folder has images, the images in ``root`` itself are
-    used without labels (label -1): attention, training and crops need none. Hidden files are left out. Links are
-    followed, because data sets are often made of links, except links to a folder that contains them.
+    used without labels (label -1): attention, training and crops need none. Hidden files are left out; a warning counts
+    images next to the class folders, and files of endings that are not read. Links are followed, because data sets are
+    often made of links, except links to a folder that contains them.
 
     Attributes:
         root: the folder.
@@ -53,24 +53,42 @@ class ImageFolder:
             raise SagaError(f"no such image folder: {self.root}")
         self.classes = tuple(sorted(_read_classes(Path(classes)))) if classes else _class_folders(self.root)
         self.paths: list[str] = []
-        counts = []
+        counts, left_out = [], Counter[str]()
         for name in self.classes:
             if not (self.root / name).is_dir():
                 raise SagaError(f"class {name!r} of {classes} has no folder in {self.root}")
-            before = len(self.paths)
-            self.paths.extend(_walk(self.root, name))
-            counts.append(len(self.paths) - before)
+            files = list(_walk(self.root, name))
+            images = [file for file in files if _is_image(file)]
+            self.paths += images
+            counts.append(len(images))
+            left_out.update(_unread_ending(file) for file in files)
         self.labels: npt.NDArray[np.int64] = np.repeat(np.arange(len(self.classes)), counts).astype(np.int64)
+        files = [entry.name for entry in os.scandir(self.root) if not _is_folder(entry)]
+        outside = sorted(file for file in files if _is_image(file))
         if not self.paths and not classes:
-            self.classes = ()
-            self.paths = sorted(
-                entry.name for entry in os.scandir(self.root) if _is_image(entry.name) and not _is_folder(entry)
-            )
+            self.classes, self.paths = (), outside
             self.labels = np.full(len(self.paths), -1, np.int64)
+            left_out.update(_unread_ending(file) for file in files)
+        elif outside:
+            log.warning("%d images next to the class folders of %s are left out", len(outside), self.root)
+        self._warn_of(left_out)
         if not self.paths:
+            tars = next((f", or tar files such as {name} alone" for name in files if name.endswith(".tar")), "")
             raise SagaError(
                 f"no image in {self.root}: expected {self.root}/CLASS/*.jpg or {self.root}/*.jpg"
-                f" ({', '.join(EXTENSIONS)})"
+                f" ({', '.join(EXTENSIONS)}){tars}"
+            )
+
+    def _warn_of(self, left_out: Counter[str]) -> None:
+        del left_out[""]
+        if left_out:
+            endings = ", ".join(f"{count} {ending}" for ending, count in sorted(left_out.items()))
+            log.warning(
+                "%d files of %s are left out (%s): images end in %s",
+                left_out.total(),
+                self.root,
+                endings,
+                ", ".join(EXTENSIONS),
             )
 
     def __len__(self) -> int:
@@ -89,8 +107,16 @@ class ImageFolder:
         return fingerprint(self.paths)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(EXTENSIONS) and not path.rpartition("/")[2].startswith(".")
+
+
+def _unread_ending(path: str) -> str:
+    """The ending of a file that may be an image and is not read, "without an ending", or "" for any other file."""
+    name = path.rpartition("/")[2].lower()
+    if name.startswith("."):
+        return ""
+    return "without an ending" if "." not in name else next(filter(name.endswith, OTHER_IMAGES), "")
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
@@ -113,9 +139,9 @@ def _read_classes(path: Path) -> set[str]:
 
 
 def _walk(root: Path, name: str) -> Iterator[str]:
-    """Relative posix paths of the images of class folder ``name``: folders sorted as strings, then their files."""
+    """Relative posix paths of the files of class folder ``name``: folders sorted as strings, then their files."""
     for folder, names in sorted(_folders(root, name)):
-        yield from (f"{folder}/{file}" for file in sorted(names) if _is_image(file))
+        yield from (f"{folder}/{file}" for file in sorted(names))
 
 
 def _folders(root: Path, name: str) -> Iterator[tuple[str, list[str]]]:

@@ -18,6 +18,10 @@ from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.source import fingerprint
 
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+BESIDE_TARS = (".parquet", ".json", ".csv", ".idx")
+"""Endings of what img2dataset and WebDataset's tools write next to their tar files."""
+
 
 class Shards:
     """The images of one tar file, or of all tar files of a folder, sorted by name; within a file, in its order.
@@ -36,12 +40,12 @@ class Shards:
         classes: the numbers up to the largest as strings, or sorted names of folders, or ().
 
     Raises:
-        SagaError: no such file, not an uncompressed tar, one that is cut, a label that is no number, or no image.
+        SagaError: no such file, a compressed tar, not a tar, one that is cut, a label that is no number, or no image.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        self._files = sorted(self.root.glob("*.tar")) if self.root.is_dir() else [self.root]
+        self._files = _tars(self.root)
         self.paths: list[str] = []
         places: list[tuple[int, int, int]] = []
         numbers: list[int] = []
@@ -88,11 +92,25 @@ class Shards:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a path is a tar file, or a folder that holds tar files only."""
+    """Whether a path is a tar file, or a folder of tar files and of what img2dataset writes next to them."""
     if not path.is_dir():
-        return path.suffix == ".tar"
-    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    return bool(names) and all(name.endswith(".tar") for name in names)
+        return path.name.lower().endswith((".tar", *COMPRESSED))
+    names = [entry.name.lower() for entry in path.iterdir() if not entry.name.startswith(".")]
+    tars = [name for name in names if name.endswith((".tar", *COMPRESSED))]
+    return bool(tars) and all(name.endswith((".tar", *COMPRESSED, *BESIDE_TARS)) for name in names)
+
+
+def _tars(root: Path) -> list[Path]:
+    """The tar files at a path, sorted by name; hidden ones, such as ``._0.tar`` of a Mac, are left out.
+
+    Raises:
+        SagaError: a compressed one.
+    """
+    files = sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else [root]
+    for path in files:
+        if path.name.lower().endswith(COMPRESSED):
+            raise SagaError(f"{path} is compressed, and images are read from tar files where they lie: decompress it")
+    return [path for path in files if path.name.endswith(".tar")] if root.is_dir() else files
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:

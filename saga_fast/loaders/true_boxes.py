@@ -16,7 +16,7 @@ from saga_fast.errors import SagaError
 from saga_fast.runtime.files import read_file, write_text
 
 Float32 = npt.NDArray[np.float32]
-MAX_BYTES = 2**30
+MAX_BYTES, MAX_XML_BYTES = 2**30, 2**24
 TrueBoxes = Mapping[str, Float32]
 """Path of an image in its data set -> (n, 4) [x_min, y_min, w, h], normalised, n at least 1."""
 COLUMNS = ("path", "x_min", "y_min", "w", "h")
@@ -84,8 +84,12 @@ def find_true_boxes(path: Path, images: Sequence[str]) -> TrueBoxes:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         boxes = json.loads(read_file(path, MAX_BYTES))
-        return {image: np.array(value, np.float32).reshape(-1, 4) for image, value in boxes.items()}
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        arrays = {image: np.array(value, np.float32) for image, value in boxes.items()}
+        for image, array in arrays.items():
+            if array.size and (array.ndim not in (1, 2) or array.shape[-1] != 4):
+                raise ValueError(f"those of {image!r} have shape {array.shape}")
+        return {image: array.reshape(-1, 4) for image, array in arrays.items()}
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise SagaError(f'{path} must map paths to boxes, as {{"class/name.jpg": [x, y, w, h]}}: {error}') from error
 
 
@@ -96,13 +100,13 @@ def _read_csv(path: Path) -> dict[str, list[list[float]]]:
     except UnicodeDecodeError as error:
         raise SagaError(f"{path} is not a CSV file in UTF-8: {error.reason}") from error
     rows = csv.DictReader(lines)
-    if not set(COLUMNS) <= set(rows.fieldnames or ()):
-        raise SagaError(f"{path} needs the columns {', '.join(COLUMNS)}, has {', '.join(rows.fieldnames or ())}")
-    for row in rows:
-        try:
+    try:
+        if not set(COLUMNS) <= set(rows.fieldnames or ()):
+            raise SagaError(f"{path} needs the columns {', '.join(COLUMNS)}, has {', '.join(rows.fieldnames or ())}")
+        for row in rows:
             boxes.setdefault(row["path"], []).append([float(row[name]) for name in COLUMNS[1:]])
-        except (TypeError, ValueError) as error:
-            raise SagaError(f"{path} line {rows.line_num}: {error}") from error
+    except (TypeError, ValueError, csv.Error) as error:
+        raise SagaError(f"{path} line {rows.line_num}: {error}") from error
     return boxes
 
 
@@ -126,14 +130,16 @@ def _read_xml(folder: Path, images: Sequence[str]) -> dict[str, list[list[float]
 def _annotation(file: Path) -> list[list[float]]:
     """The boxes of a Pascal VOC file, as fractions. Pixels (from 1 in Pascal VOC, 0 in ImageNet) are edges."""
     try:
-        root = ET.parse(file).getroot()
+        root = ET.fromstring(read_file(file, MAX_XML_BYTES))
         size = [float(root.findtext(f"size/{side}", "nan")) for side in ("width", "height")]
         corners = [
             [float(box.findtext(name, "nan")) for name in ("xmin", "ymin", "xmax", "ymax")]
             for box in root.iterfind("object/bndbox")
         ]
-    except (ET.ParseError, ValueError) as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # of an unknown encoding
         raise SagaError(f"{file} is not an annotation: {error}") from error
+    if not min(size) > 0.0:
+        raise SagaError(f"{file} is not an annotation: its image has the size {size}")
     extent = np.array([*size, *size])
     edges = np.clip(np.array(corners).reshape(-1, 4) / extent, 0.0, 1.0)
     if not np.isfinite(edges).all():

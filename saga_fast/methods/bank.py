@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saga_fast.kernels import bank_logits
-from saga_fast.methods.heads import check_temperature, check_widths
+from saga_fast.methods.heads import check_count, check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
 from saga_fast.models.encoder import Encoder
 from saga_fast.runtime.distributed import gather, local_rows, world_size
@@ -37,8 +37,7 @@ class BankConfig(MethodConfig):
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}, got {self.loss!r}")
-        if self.negatives < 1:
-            raise ValueError(f"negatives must be at least 1, got {self.negatives}")
+        check_count("negatives", self.negatives)
         check_temperature(self.temperature)
         check_widths(self.projection_dim, None)
         if not 0.0 <= self.bank_momentum < 1.0:

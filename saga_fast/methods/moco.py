@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_fast.methods.heads import check_temperature, check_widths
+from saga_fast.methods.heads import check_count, check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
 from saga_fast.models.encoder import Encoder, EncoderConfig
 from saga_fast.models.precision import autocast
@@ -32,8 +32,7 @@ class MoCoConfig(MethodConfig):
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
         check_widths(self.projection_dim, None)
-        if self.queue_size < 1:
-            raise ValueError(f"queue_size must be at least 1, got {self.queue_size}")
+        check_count("queue_size", self.queue_size)
         if not 0.0 <= self.momentum < 1.0:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 

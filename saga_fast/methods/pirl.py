@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saga_fast.kernels import PhotometricRecipe, jigsaw_patches
+from saga_fast.loaders.config import MAX_SIDE
 from saga_fast.methods.bank import BankConfig, BankMethod, MemoryBank
 from saga_fast.methods.method import MethodConfig, StepOutput, ViewGroup
 from saga_fast.models.encoder import Encoder, EncoderConfig
@@ -32,6 +33,8 @@ class PIRLConfig(BankConfig):
         super().__post_init__()
         if not 0.0 <= self.jigsaw_weight <= 1.0:
             raise ValueError(f"jigsaw_weight must be in [0, 1], got {self.jigsaw_weight}")
+        if not 3 <= self.jigsaw_size <= MAX_SIDE:
+            raise ValueError(f"jigsaw_size must be in 3 to {MAX_SIDE}, got {self.jigsaw_size}")
         if not 1 <= self.jigsaw_patch <= self.jigsaw_size // 3:
             raise ValueError(
                 f"jigsaw_patch must be in 1 to {self.jigsaw_size // 3}, a third of jigsaw_size, got {self.jigsaw_patch}"

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from saga_fast.errors import SagaError
+from saga_fast.methods.heads import check_count
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
 from saga_fast.models.encoder import Encoder, EncoderConfig
 
@@ -20,8 +21,7 @@ class SupervisedConfig(MethodConfig):
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {self.num_classes}")
+        check_count("num_classes", self.num_classes, least=2)
 
 
 class Supervised(Method):

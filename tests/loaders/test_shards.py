@@ -130,3 +130,37 @@ def test_a_folder_with_other_things_in_it_is_an_image_folder(tmp_path: Path) -> 
     assert isinstance(open_source("folder", tmp_path), Shards)
     (tmp_path / "b.jpg").write_bytes(make_jpeg(1))
     assert open_source("folder", tmp_path).paths == ["b.jpg"]
+
+
+def test_hidden_tars_are_skipped(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a.jpg": make_jpeg(0)})
+    (tmp_path / "._0.tar").write_bytes(b"\0\x05\x16\x07 of a Mac")
+    assert open_source("folder", tmp_path).paths == ["a.jpg"]
+
+
+def test_a_folder_of_img2dataset_is_its_tars(tmp_path: Path) -> None:
+    for number in range(2):
+        about = b'{"caption": "a cat", "url": "http://x", "key": "0", "status": "success"}'
+        members = {f"{number}.jpg": make_jpeg(number), f"{number}.txt": b"a cat", f"{number}.json": about}
+        write_tar(tmp_path / f"0000{number}.tar", members)
+        (tmp_path / f"0000{number}.parquet").write_bytes(b"PAR1")
+        (tmp_path / f"0000{number}_stats.json").write_text("{}")
+    source = open_source("folder", tmp_path)
+    assert isinstance(source, Shards)
+    assert (source.paths, source.classes, source.labels.tolist()) == (["0.jpg", "1.jpg"], (), [-1, -1])
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "X.TAR.GZ", "x.tar.bz2", "x.tar.zst"])
+def test_compressed_tars_are_refused_with_the_mend(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / name, {"a.jpg": b""}, mode="w:gz")
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(SagaError, match=r"is compressed, .* decompress it") as error:
+            open_source("folder", path)
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_of_tars_and_other_files_says_tar(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"a.jpg": b""})
+    (tmp_path / "README.md").touch()
+    with pytest.raises(SagaError, match=r"or tar files such as x\.tar alone"):
+        open_source("folder", tmp_path)

@@ -25,6 +25,6 @@ def test_mlp(layers: int, norm: Norm) -> None:
 
 @pytest.mark.parametrize("method", ["simclr", "mocov2"])
 def test_numbers_are_checked(method: str) -> None:
-    for fields, message in (({"projection_layers": 0}, "at least 1, got 0"), ({"projection_norm": "some"}, "'some'")):
+    for fields, message in (({"projection_layers": 0}, "in 1 to 64, got 0"), ({"projection_norm": "some"}, "'some'")):
         with pytest.raises(ValueError, match=message):
             METHODS[method].Config(name=method, **fields)

@@ -116,7 +116,7 @@ def test_layers_and_further_views() -> None:
     [
         ({"jigsaw_weight": 1.5}, "jigsaw_weight must be in .*, got 1.5"),
         ({"jigsaw_patch": 86}, "jigsaw_patch must be in 1 to 85, a third of jigsaw_size, got 86"),
-        ({"jigsaw_size": 2}, "jigsaw_patch must be in 1 to 0"),
+        ({"jigsaw_size": 2}, "jigsaw_size must be in 3 to 16384, got 2"),
         ({"jigsaw_scale": (0.0, 1.0)}, r"jigsaw_scale must be .*, got \[0.0, 1.0\]"),
         ({"jigsaw_scale": (0.6, 0.5)}, "jigsaw_scale"),
     ],

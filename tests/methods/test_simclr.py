@@ -130,7 +130,7 @@ def test_build_method_makes_what_is_registered() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1])
 def test_temperature_must_be_positive(temperature: float) -> None:
-    with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
+    with pytest.raises(ValueError, match=f"temperature must be positive and finite, got {temperature}"):
         SimCLRConfig(temperature=temperature)
 
 

@@ -18,5 +18,5 @@ def test_it_has_logits_and_no_loss() -> None:
 
 
 def test_it_needs_two_classes() -> None:
-    with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="num_classes must be in 2 to 2147483648, got 1"):
         METHODS["supervised"].Config(name="supervised", num_classes=1)  # type: ignore[call-arg]

@@ -44,7 +44,7 @@ def test_learning_rate(phase: PhaseConfig, rates: dict[float, float]) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epochs": -1}, "epochs must not be negative, got -1"),
+        ({"epochs": -1}, "epochs must be in 0 to 1000000, got -1"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"lr": -0.1}, "lr must be positive, got -0.1"),
         ({"epochs": 3, "warmup_epochs": 4}, r"warmup_epochs must be in \[0, epochs\], got 4"),

@@ -21,6 +21,7 @@ from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
 
 from saga_fast.errors import SagaError
+from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.image_folder import _read_classes
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import read_file
@@ -52,7 +53,8 @@ class Beton:
         begins, lengths: (M,) int64, position and size of the record's image in the file, bytes.
         sizes: (M, 2) int64, height and width.
         jpeg: (M,) bool; else raw pixels.
-        scratch_bytes: memory to decode any of the JPEGs: the pixels of the largest and the bytes of the longest.
+        scratch_bytes: memory to decode any of the JPEGs of up to MAX_PIXELS: the pixels of the largest and the bytes of
+            the longest.
 
     Raises:
         SagaError: no such file, not one that ``saga-fast pack`` wrote, cut short, or packed with other
@@ -83,7 +85,7 @@ class Beton:
         self.sizes: Int64 = np.stack([records["f0"]["height"], records["f0"]["width"]], 1).astype(np.int64)
         self.jpeg: npt.NDArray[np.bool_] = records["f0"]["mode"] == JPEG
         pixels, lengths = self.sizes[self.jpeg].prod(1), self.lengths[self.jpeg]
-        self.scratch_bytes = 3 * int(pixels.max(initial=0)) + int(lengths.max(initial=0))
+        self.scratch_bytes = 3 * int(pixels[pixels <= MAX_PIXELS].max(initial=0)) + int(lengths.max(initial=0))
         with self.root.open("rb") as file:
             self._memory = mmap(file.fileno(), 0, access=ACCESS_READ)
         self._bytes = len(self._memory)
@@ -149,6 +151,9 @@ class Beton:
         pixel_bytes = image["height"].astype(np.int64) * image["width"] * 3
         good = (table["ptr"] == image["data_ptr"]) & (self.begins >= RECORDS_BEGIN) & (self.lengths > 0)
         good &= (self.lengths <= table_begin - self.begins) & (pixel_bytes > 0)  # a sum could overflow
+        order = self.begins.argsort()
+        ends = (self.begins + np.minimum(self.lengths, table_begin))[order]
+        good &= bool((ends[:-1] <= self.begins[order][1:]).all())  # an image within another would have its pixels
         good &= (image["mode"] == JPEG) | ((image["mode"] == RAW) & (self.lengths == pixel_bytes))
         without = set(range(len(self.paths))) - set(records["f2"].tolist())
         good &= records["f1"] == self.labels[np.clip(records["f2"], 0, len(self.paths) - 1)]

@@ -24,6 +24,7 @@ from saga_fast.loaders.ffcv.turbojpeg import (
     find_text,
     init_decompress,
     pointer,
+    read_header,
 )
 
 BELOW = 8
@@ -73,6 +74,14 @@ def _height_at(data: Any) -> Any:
 
 
 @jit()
+def _has_size(handle: Any, source: Any, length: Any, height: Any, width: Any, header: Any) -> Any:
+    """Whether a JPEG has the size of its record: a smaller one would leave pixels of the image before it in place."""
+    at = header.ctypes.data
+    failed = read_header(handle, source, length, at, at + 4, at + 8, at + 12) != 0
+    return not failed and header[0] == width and header[1] == height
+
+
+@jit()
 def _decode(handle: Any, source: Any, length: Any, height: Any, width: Any, bottom: Any, scratch: Any) -> Any:
     """Decode the rows above ``bottom``, or all rows, to the begin of ``scratch``; return whether it succeeded.
 
@@ -108,7 +117,7 @@ def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: A
         good: (n,) bool, written: False for a JPEG that cannot be decoded.
     """
     _announce(base, stored)
-    handle = init_decompress()
+    handle, header = init_decompress(), np.empty(4, np.int32)
     for n in range(stored.begins.shape[0]):
         height, width = stored.sizes[n, 0], stored.sizes[n, 1]
         source = base + stored.begins[n]
@@ -118,7 +127,9 @@ def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: A
             bottom: Any = 0
             for v in range(windows.shape[1]):
                 bottom = max(bottom, np.int64(windows[n, v, 0]) + np.int64(windows[n, v, 2]))
-            good[n] = _decode(handle, source, stored.lengths[n], height, width, bottom, scratch)
+            good[n] = _has_size(handle, source, stored.lengths[n], height, width, header) and _decode(
+                handle, source, stored.lengths[n], height, width, bottom, scratch
+            )
         else:
             pixels = carray(pointer(source), (height, width, 3))
         if good[n]:
@@ -133,7 +144,7 @@ def decode_padded(base: Any, stored: Any, images: Any, good: Any) -> None:
     The remaining arguments are those of :func:`decode_and_crop`.
     """
     _announce(base, stored)
-    handle = init_decompress()
+    handle, header = init_decompress(), np.empty(4, np.int32)
     row = images.shape[2] * 3
     for n in range(stored.begins.shape[0]):
         height, width = stored.sizes[n, 0], stored.sizes[n, 1]
@@ -141,7 +152,10 @@ def decode_padded(base: Any, stored: Any, images: Any, good: Any) -> None:
         good[n] = True
         if stored.jpeg[n]:
             target = images[n].ctypes.data
-            good[n] = decompress(handle, source, stored.lengths[n], target, width, row, height, RGB, 0) == 0
+            good[n] = (
+                _has_size(handle, source, stored.lengths[n], height, width, header)
+                and decompress(handle, source, stored.lengths[n], target, width, row, height, RGB, 0) == 0
+            )
         else:
             images[n, :height, :width] = carray(pointer(source), (height, width, 3))
     destroy(handle)

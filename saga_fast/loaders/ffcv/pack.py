@@ -138,7 +138,7 @@ def pack(
     with replacing(out) as temporary, replacing(sidecar) as temporary_sidecar:
         with (
             BetonWriter(temporary, len(source)) as writer,
-            tqdm(total=len(source), desc="pack", unit=" images", disable=not progress) as bar,
+            tqdm(total=len(source), desc="pack", unit=" images", disable=None if progress else True) as bar,
         ):
             for index, stored in _stored_images(source, options, workers, chunk_size):
                 if isinstance(stored, _Stored):

@@ -53,6 +53,19 @@ decompress = _function(
 """(handle, source, bytes, target, width, bytes per row, height, pixel format, flags) -> 0, or -1 for what libjpeg
 refuses or warns of. Flags 0: the accurate DCT and smooth chroma, as simplejpeg and Pillow decode."""
 
+read_header = _function(
+    "tjDecompressHeader3",
+    types.int32,
+    types.intp,
+    types.intp,
+    types.uint64,
+    types.intp,
+    types.intp,
+    types.intp,
+    types.intp,
+)
+"""(handle, source, bytes, addresses of four int32: width, height, subsampling, colours) -> 0, or -1."""
+
 error_text = _function("tjGetErrorStr2", types.intp, types.intp)
 """(handle) -> address of what the last call complained of first, text that ends in a zero."""
 
