@@ -13,11 +13,20 @@ from torch import Tensor, nn
 from saga_fast.errors import SagaError
 from saga_fast.methods import Method
 from saga_fast.methods.cmc import ColorPair
-from saga_fast.models.encoder import Encoder
-from saga_fast.runtime.files import replacing
+from saga_fast.models.encoder import Encoder, EncoderConfig
+from saga_fast.runtime.files import named, replacing
 
 Target = Literal["torchvision", "timm", "moco"]
 Branch = Literal["luminance", "chrominance"]
+
+WIDER = {
+    ("resnet50", 32, 4): "resnext50_32x4d",
+    ("resnet101", 32, 8): "resnext101_32x8d",
+    ("resnet101", 64, 4): "resnext101_64x4d",
+    ("resnet50", 1, 128): "wide_resnet50_2",
+    ("resnet101", 1, 128): "wide_resnet101_2",
+}
+"""(timm's name, groups, width of a group) -> torchvision's name."""
 
 
 def export_state(
@@ -50,6 +59,12 @@ def export_state(
     return {f"module.encoder_q.{name}": tensor for name, tensor in state.items()} if target == "moco" else state
 
 
+def torchvision_name(encoder: EncoderConfig) -> str:
+    """torchvision's name of a ResNet, which differs from timm's where arguments make it wider or grouped."""
+    shape = encoder.args.get("cardinality", 1), encoder.args.get("base_width", 64)
+    return WIDER.get((encoder.name, *shape), encoder.name)
+
+
 def write_export(path: Path, state: dict[str, Tensor], target: Target, *, arch: str, epoch: int) -> None:
     """Write a state dict to a safetensors file or a file of ``torch.save``.
 
@@ -57,7 +72,7 @@ def write_export(path: Path, state: dict[str, Tensor], target: Target, *, arch: 
         path: the file; the format is safetensors if the name ends in ``.safetensors``.
         state: the tensors of :func:`export_state`.
         target: for ``moco`` the file also contains ``arch`` and ``epoch``.
-        arch: name of the encoder.
+        arch: torchvision's name of the encoder.
         epoch: finished epochs.
 
     Raises:
@@ -74,7 +89,7 @@ def write_export(path: Path, state: dict[str, Tensor], target: Target, *, arch: 
             temporary.write_bytes(content)
         return
     checkpoint: dict[str, Any] = {"arch": arch, "epoch": epoch, "state_dict": state} if target == "moco" else state
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, named(path), temporary.open("wb") as file:
         torch.save(checkpoint, file)
 
 

@@ -7,11 +7,14 @@ projector starts fresh.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import timm
 import torch
+import torchvision
 
 from saga_fast.importers.draft import Draft
 from saga_fast.importers.moco import moco_config
@@ -43,10 +46,15 @@ def _states(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def read(draft: Draft) -> None:
-    """Read ``conv1``, ``layer1`` ... and ``fc``, if there is one."""
+    """Read ``conv1``, ``layer1`` ... and ``fc``, if there is one. The input is ImageNet's, or timm's for ``arch``."""
     tensors = _open(draft)
     head = tensors.take("fc.")
     draft.place_resnet(tensors.take())
+    if draft.encoder["stem"] == "imagenet":
+        draft.input_origin = "ImageNet's, as torchvision's and most of timm's ResNets"
+    name = draft.entry("arch")
+    if isinstance(name, str) and timm.is_model(name) and name not in torchvision.models.list_models():
+        _read_input(draft, name)
     _place_head(draft, head)
 
 
@@ -57,10 +65,38 @@ def read_timm(draft: Draft) -> None:
         raise draft.error("unknown network: give its name in timm, for example --set encoder.name=convnext_tiny")
     tensors = _open(draft)
     draft.encoder = {"name": name}
+    _read_input(draft, name)
     pretrained = timm.get_pretrained_cfg(name)
     head = tensors.take(f"{pretrained.classifier if pretrained else 'fc'}.")
     draft.place(tensors.take(), "encoder.backbone")
     _place_head(draft, head)
+
+
+def _read_input(draft: Draft, name: str) -> None:
+    """Take mean, standard deviation, size and crop of the input from timm's config of a network, by name and tag.
+
+    The options that timm's training script saves in ``args`` come first.
+    """
+    pretrained = timm.get_pretrained_cfg(name)
+    config: dict[str, Any] = asdict(pretrained) if pretrained else {}
+    options = draft.options("args") if isinstance(draft.entry("args"), Namespace) else {}
+    config |= {key: options[key] for key in ("mean", "std") if _is_numbers(options.get(key), 3)}
+    config |= {key: options[key] for key in ("crop_pct", "img_size") if _is_numbers([options.get(key)], 1)}
+    side = int(config.get("img_size") or config.get("input_size", (3, 224, 224))[-1])
+    if "mean" not in config:
+        draft.input_origin = f"ImageNet's, assumed: timm has no config of {name}"
+        return
+    draft.size = side
+    draft.encoder |= {key: tuple(config[key]) for key in ("mean", "std")}
+    tag = getattr(pretrained, "tag", None) or "default"
+    draft.input_origin = f"timm's of {name} (tag {tag})"
+    if config.get("crop_pct"):
+        draft.input_origin += f", evaluated there on the centre crop of {config['crop_pct']:g}"
+
+
+def _is_numbers(value: Any, count: int) -> bool:
+    is_sequence = isinstance(value, list | tuple) and len(value) == count
+    return is_sequence and all(type(item) in (int, float) and 0.0 <= item <= 1e4 for item in value)
 
 
 def _open(draft: Draft) -> Tensors:

@@ -20,8 +20,10 @@ def matches(content: Mapping[str, Any]) -> bool:
 
 def read(draft: Draft) -> None:
     """Read ``model``, ``contrast``, ``model_ema`` and the command line's options in ``opt``."""
-    options = vars(draft.entry("opt")) if "opt" in draft else {}
+    options = draft.options("opt")
     tensors = draft.state_dict("model")
+    if tensors.has_prefix(*(f"encoder.module.{branch}conv_block_1." for branch in ("l_to_ab.", "ab_to_l.", ""))):
+        raise draft.error("an AlexNet, which saga-fast does not support: import a checkpoint of --model resnet50")
     memory = draft.state_dict("contrast") if "contrast" in draft else None
     if tensors.has_prefix("encoder.module.l_to_ab."):
         _read_cmc(draft, tensors, memory, options)

@@ -9,6 +9,7 @@ import torch
 
 from saga_fast.importers.draft import Draft
 from saga_fast.importers.moco import read_state
+from saga_fast.importers.tensors import Tensors
 
 
 def matches(content: Mapping[str, Any]) -> bool:
@@ -28,6 +29,9 @@ def read(draft: Draft) -> None:
         tensors.finish("ContrastiveCrop")
     boxes = draft.entry("boxes")
     if isinstance(boxes, torch.Tensor):
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise draft.error(f"boxes has shape {tuple(boxes.shape)}, expected (images, 4)")
-        draft.boxes = boxes.float().numpy()
+        checked = Tensors(draft.path, {"boxes": boxes}).take()["boxes"].tensor.float()
+        if checked.ndim != 2 or checked.shape[1] != 4:
+            raise draft.error(f"boxes has shape {tuple(checked.shape)}, expected (images, 4)")
+        if bool((checked < 0.0).any()) or bool((checked > 1.0).any()):
+            raise draft.error("boxes holds numbers outside of [0, 1], expected fractions of the image's sides")
+        draft.boxes = checked.numpy()

@@ -93,8 +93,10 @@ def import_checkpoint(
     )
     FORMATS[name].read(draft)
     epoch = draft.entry("epoch")
-    draft.epoch = epoch if isinstance(epoch, int) else draft.epoch
+    draft.epoch = epoch if type(epoch) is int else draft.epoch
     config = _config(draft, source, overrides)
+    if config.method.name != "cmc":  # whose networks take no mean and std
+        draft.notes.insert(0, _input_note(draft, config))
     model, kept, fresh = _model(draft, config, source)
     unused = draft.unused_entries()
     return Imported(
@@ -130,6 +132,16 @@ def _config(draft: Draft, source: Source | None, overrides: Sequence[str]) -> Tr
     for override in overrides:
         apply_override(config, override)
     return config_from_dict(config, where=str(draft.path))
+
+
+def _input_note(draft: Draft, config: TrainConfig) -> str:
+    """The line that says which input the network gets, and why."""
+    encoder = config.encoder
+    assumed = {"mean": encoder.mean, "std": encoder.std} | draft.encoder
+    is_as_assumed = (assumed["mean"], assumed["std"], draft.size) == (encoder.mean, encoder.std, config.crop.size)
+    mean, std = ("[" + ",".join(f"{value:g}" for value in values) + "]" for values in (encoder.mean, encoder.std))
+    origin = draft.input_origin if is_as_assumed else "as given by --set"
+    return f"input of {config.crop.size} px, mean {mean}, std {std}: {origin}"
 
 
 def _model(draft: Draft, config: TrainConfig, source: Source | None) -> tuple[Method, dict[str, int], list[str]]:
@@ -188,6 +200,8 @@ def _merge(draft: Draft, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise SagaError(
                 f"{draft.path}: {named.origin} has shape {tuple(named.tensor.shape)}, expected {tuple(tensor.shape)}"
             )
+        if named.tensor.is_floating_point() != tensor.is_floating_point():
+            raise SagaError(f"{draft.path}: {named.origin} holds {named.tensor.dtype}, expected {tensor.dtype}")
         merged[name] = named.tensor
     for name, named in draft.tensors.items():
         if name not in initial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from saga_fast.importers.tensors import NamedTensor, Part, Renames, Tensors
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
+CIFAR_INPUT = "CIFAR-10's, assumed because of the 3x3 first convolution"
 
 
 class Draft:
@@ -26,6 +28,7 @@ class Draft:
         requested_method, requested_encoder: names from the user, for files that do not determine them.
         method, encoder: fields of the two configs.
         size: side of the training images, pixels.
+        input_origin: where ``size`` and the encoder's ``mean`` and ``std`` are from, in words.
         epoch: finished epochs.
         tensors: tensors by their names in saga-fast.
         fresh: prefix of names in saga-fast -> message; these tensors start fresh if the file lacks them.
@@ -49,6 +52,7 @@ class Draft:
         self.method: dict[str, Any] = {}
         self.encoder: dict[str, Any] = {}
         self.size = 224
+        self.input_origin = "ImageNet's, as in the project's code"
         self.epoch = 0
         self.tensors: dict[str, NamedTensor] = {}
         self.fresh: dict[str, str] = {}
@@ -64,6 +68,24 @@ class Draft:
         """A top-level entry of the file, None if missing; counts as used."""
         self._used.add(key)
         return self._content.get(key)
+
+    def holds(self, key: str) -> bool:
+        """Whether a top-level entry is neither missing, None nor an empty dictionary; counts as used."""
+        value = self.entry(key)
+        return value is not None and not (isinstance(value, Mapping) and not value)
+
+    def options(self, key: str) -> Mapping[str, Any]:
+        """The command line's options in an entry, by name; none if it is missing.
+
+        Raises:
+            SagaError: it holds something else.
+        """
+        options = self.entry(key)
+        if isinstance(options, Namespace):
+            options = vars(options)
+        if not isinstance(options, Mapping | None):
+            raise self.error(f"{key} is a {type(options).__name__}, expected options")
+        return {key: value for key, value in (options or {}).items() if not isinstance(value, torch.Tensor)}
 
     def state_dict(self, *keys: str) -> Tensors:
         """The state dict at the nested ``keys``; without keys the file itself is one."""
@@ -107,6 +129,7 @@ class Draft:
             if self.encoder["stem"] == "small":
                 self.size = 32
                 self.encoder |= {"mean": CIFAR_MEAN, "std": CIFAR_STD}
+                self.input_origin = CIFAR_INPUT
         channels = part.need("conv1.weight").tensor.shape[1]
         if channels != in_channels:
             raise part.shape_error("conv1.weight", f"expected {in_channels} input channels, not {channels}")

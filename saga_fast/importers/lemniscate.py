@@ -12,6 +12,7 @@ from typing import Any
 from saga_fast.importers.banks import place_bank, read_nce_params
 from saga_fast.importers.draft import Draft, place_resnet_and_projector
 from saga_fast.importers.invspread import CIFAR_RENAMES
+from saga_fast.importers.tensors import Tensors
 
 
 def matches(content: Mapping[str, Any]) -> bool:
@@ -27,13 +28,26 @@ def read(draft: Draft) -> None:
         draft, tensors, "", "linear" if cifar else "fc", renames=CIFAR_RENAMES if cifar else ()
     )
     tensors.finish("lemniscate")
-    fields: dict[str, Any] = {"negatives": 4096}
-    rows, constants = None, [-1.0]
-    if draft.entry("lemniscate"):
+    fields: dict[str, Any] = {"loss": "nce", "negatives": 4096}
+    rows, constant = None, -1.0
+    if draft.holds("lemniscate"):
         memory = draft.state_dict("lemniscate")
-        bank_fields, constants = read_nce_params(draft, memory, 1)
-        fields |= bank_fields
+        if memory.shape("params") == (2,):
+            fields = _full_softmax(draft, memory)
+        else:
+            bank_fields, [constant] = read_nce_params(draft, memory, 1)
+            fields |= bank_fields
         rows = draft.take_memory(memory, "memory")
         memory.finish("lemniscate")
-    place_bank(draft, rows, "bank", projector.widths[-1], z=constants[0])
-    draft.method = {"name": "insdis", "loss": "nce", "projection_dim": projector.widths[-1], **fields}
+    z = constant if fields["loss"] == "nce" else None
+    place_bank(draft, rows, "bank", projector.widths[-1], z=z)
+    draft.method = {"name": "insdis", "projection_dim": projector.widths[-1], **fields}
+
+
+def _full_softmax(draft: Draft, memory: Tensors) -> dict[str, Any]:
+    """The fields of a file of ``--nce-k 0``, whose ``params`` are temperature and momentum."""
+    params = memory.pop("params")
+    assert params is not None
+    temperature, momentum = params.tensor.double().tolist()
+    draft.notes.append("trained with the softmax over all rows; training continues with rows that are drawn")
+    return {"loss": "softmax", "temperature": round(temperature, 6), "bank_momentum": round(momentum, 6)}

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from saga_fast.errors import SagaError
+from saga_fast.runtime.files import read_file
+from saga_fast.runtime.tensors import load_tensors
 
+MAX_BYTES = 2**37
 _make_scalar = np.float64(0.0).__reduce__()[0]
 ALLOWED: list[Any] = [
     argparse.Namespace,
@@ -36,15 +39,19 @@ def read_foreign(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise SagaError(f"no such checkpoint: {path}")
+    try:
+        data = read_file(path, MAX_BYTES)
+    except OSError as error:
+        raise SagaError(f"cannot read the checkpoint {path}: {error.strerror}") from error
     if path.suffix == ".safetensors":
         try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
+            return dict(load(data))
+        except SafetensorError as error:
             raise SagaError(f"cannot read the checkpoint {path}: {_first_line(error)}") from error
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the format of old torch versions
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(data)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL ([\w.]+)", str(error))
         if match is None:
@@ -54,6 +61,8 @@ def read_foreign(path: Path) -> dict[str, Any]:
             " that wrote the file, load it with torch.load(..., weights_only=False), put the object's state_dict() in"
             " its place or remove the object, and torch.save it again"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # for damaged files torch's reader raises IndexError, RuntimeError and more
         raise SagaError(f"cannot read the checkpoint {path}: {_first_line(error)}") from error
     if not isinstance(content, dict):

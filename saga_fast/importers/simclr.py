@@ -27,6 +27,7 @@ def read_sthalles(draft: Draft) -> None:
     tensors.finish("sthalles/SimCLR")
     draft.encoder |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     draft.size = 96
+    draft.input_origin = "STL-10's size, not normalised, as in the project's code"
     draft.method = {"name": "simclr", "temperature": 0.07, **fields}
 
 
@@ -47,4 +48,5 @@ def read_spijkervet(draft: Draft) -> None:
     tensors.finish("Spijkervet/SimCLR")
     draft.encoder |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     draft.size = 224
+    draft.input_origin = "ImageNet's size, not normalised, as in the project's code"
     draft.method = {"name": "simclr", "temperature": 0.5, **fields}

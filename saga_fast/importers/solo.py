@@ -36,6 +36,7 @@ def read(draft: Draft) -> None:
         draft.place_resnet(tensors.take(backbone))
     if draft.encoder["stem"] == "small":
         draft.encoder |= {"stem_padding": 2, "std": STD}
+        draft.input_origin = "CIFAR-10's in the project's code, assumed because of the 3x3 first convolution"
     if count := tensors.drop("classifier.", "momentum_classifier."):
         draft.dropped.append(f"online classifier ({count} tensors)")
     tensors.finish("solo-learn SimCLR or MoCo v2+")

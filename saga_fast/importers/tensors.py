@@ -52,7 +52,7 @@ class Part(dict[str, NamedTensor]):
 class Tensors:
     """The state dict of another project, from which tensors are taken by prefix.
 
-    The prefix ``module.`` of data parallelism is ignored.
+    The prefixes ``module.`` of data parallelism and ``_orig_mod.`` of torch.compile are ignored.
 
     Args:
         path: the file, for messages.
@@ -60,7 +60,7 @@ class Tensors:
         at: prefix of the state dict's names in the file, for messages.
 
     Raises:
-        SagaError: ``state`` is not a mapping, or has a value that is not a tensor.
+        SagaError: ``state`` is not a mapping, has a value that is not a plain tensor, or two of one name.
     """
 
     def __init__(self, path: Path, state: Any, *, at: str = "") -> None:
@@ -69,9 +69,17 @@ class Tensors:
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 raise SagaError(f"{path}: {at}{name} is not a tensor but a {type(value).__name__}")
+            if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+                kind = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
+                raise SagaError(f"{path}: {at}{name} is not a plain tensor of numbers but {kind}")
         self.path = path
-        self._base = at + ("module." if any(name.startswith("module.") for name in state) else "")
-        self._remaining = {name.removeprefix("module."): NamedTensor(state[name], at + name) for name in state}
+        names = {str(name): _clean(str(name)) for name in state}
+        # A missing tensor would have the wrapper's name, too.
+        wrappers = [name.removesuffix(short) for name, short in names.items() if name.endswith(short)]
+        self._base = at + max(wrappers, key=len, default="")
+        self._remaining = {names[str(name)]: NamedTensor(tensor, f"{at}{name}") for name, tensor in state.items()}
+        if len(self._remaining) < len(state):
+            raise SagaError(f"{path}: {at.rstrip('.') or 'the file'} has two tensors of a name without module.")
 
     def __contains__(self, name: str) -> bool:
         return name in self._remaining
@@ -83,12 +91,30 @@ class Tensors:
     def take(self, prefix: str = "", *, renames: Renames = ()) -> Part:
         """Remove and return the tensors whose names start with ``prefix``."""
         names = [name for name in self._remaining if name.startswith(prefix)]
-        tensors = {rename(name.removeprefix(prefix), renames): _to_float32(self._remaining.pop(name)) for name in names}
+        tensors = {rename(name.removeprefix(prefix), renames): self._take(name) for name in names}
         return Part(self.path, self._base + prefix, tensors, renames)
 
     def pop(self, name: str) -> NamedTensor | None:
         """Remove and return the tensor of exactly that name, None if there is none."""
-        return _to_float32(self._remaining.pop(name)) if name in self._remaining else None
+        return self._take(name) if name in self._remaining else None
+
+    def _take(self, name: str) -> NamedTensor:
+        """A tensor in float32: mixed-precision training may save 16-bit weights.
+
+        Raises:
+            SagaError: it is not finite.
+        """
+        named = self._remaining.pop(name)
+        tensor = named.tensor.detach()
+        if tensor.is_floating_point():
+            tensor = tensor.to(torch.float32)
+            if not bool(tensor.isfinite().all()):
+                raise SagaError(f"{self.path}: {named.origin} holds values that are not finite: the training failed")
+        return NamedTensor(tensor, named.origin)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the remaining tensor of that name, None if there is none."""
+        return tuple(self._remaining[name].tensor.shape) if name in self._remaining else None
 
     def origin(self, name: str) -> str:
         """The name of a tensor in the file, also of a missing one."""
@@ -125,11 +151,13 @@ def rename(name: str, renames: Renames) -> str:
 
 
 def has_prefix(state: object, *prefixes: str) -> bool:
-    """Whether ``state`` is a mapping in which any name starts with one of the prefixes, after ``module.``."""
-    return isinstance(state, Mapping) and any(str(name).removeprefix("module.").startswith(prefixes) for name in state)
+    """Whether ``state`` is a mapping in which any name starts with one of the prefixes, after its wrappers' names."""
+    return isinstance(state, Mapping) and any(_clean(str(name)).startswith(prefixes) for name in state)
 
 
-def _to_float32(named: NamedTensor) -> NamedTensor:
-    """Mixed-precision training may save 16-bit weights; saga-fast's are float32."""
-    tensor = named.tensor.detach()
-    return NamedTensor(tensor.to(torch.float32) if tensor.is_floating_point() else tensor, named.origin)
+def _clean(name: str) -> str:
+    """A tensor's name without those of torch.compile (anywhere) and of data parallelism (in front)."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name

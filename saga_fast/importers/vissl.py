@@ -26,9 +26,9 @@ def read(draft: Draft) -> None:
     ``loss`` has the queue and the momentum encoder of MoCo, or a memory bank.
     """
     trunk, heads = draft.state_dict(*STATE, "trunk"), draft.state_dict(*STATE, "heads")
-    loss = draft.state_dict("loss") if draft.entry("loss") else None
-    classy = draft.entry("classy_state_dict")
-    draft.epoch = int(draft.entry("train_phase_idx") or classy.get("train_phase_idx") or -1) + 1
+    loss = draft.state_dict("loss") if draft.holds("loss") else None
+    phases = (draft.entry("train_phase_idx"), draft.entry("classy_state_dict").get("train_phase_idx"))
+    draft.epoch = next((phase for phase in phases if type(phase) is int), -1) + 1
     _place_trunk(draft, trunk, "encoder")
     if heads.has_prefix("0.0."):
         _read_pirl(draft, heads)
@@ -47,7 +47,10 @@ def read(draft: Draft) -> None:
     if draft.method["name"] in ("insdis", "pirl"):
         fields, z = read_nce_params(draft, loss, 1, name="nce_average.params") if loss is not None else ({}, [-1.0])
         rows = draft.take_memory(loss, "nce_average.memory") if loss is not None else None
-        place_bank(draft, rows, "bank", draft.method["projection_dim"], z=z[0])
+        if loss is not None and z[0] < 0.0:  # NCE sets it in its first step
+            draft.method["loss"] = "softmax"
+        uses_nce = draft.method["loss"] == "nce"
+        place_bank(draft, rows, "bank", draft.method["projection_dim"], z=z[0] if uses_nce else None)
         draft.method |= fields
     heads.finish("VISSL")
     if loss is not None:

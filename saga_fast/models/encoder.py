@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saga_fast.errors import SagaError
 from saga_fast.models.modes import eval_mode
+from saga_fast.runtime.exhausted import is_out_of_memory
 
 DEPTHS, WIDTHS = ("layers", "depths", "depth"), ("channels", "dims", "embed_dim", "stem_width")
 
@@ -63,6 +64,8 @@ class EncoderConfig:
     """Output channels of a ResNet's first convolution; null: 64, as in timm. PyContrast's ResNet-50 x2 has 128."""
     stem_padding: int = 1
     """Padding of the first convolution of ``small`` and ``medium``; solo-learn's ResNets for CIFAR use 2."""
+    stem_relu: bool = True
+    """False: no ReLU after the first convolution's batch norm, as in lightly's benchmark on CIFAR-10."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments for ``timm.create_model``, for example ``{channels: [32, 64, 128, 256]}``."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -121,10 +124,14 @@ class Encoder(nn.Module):
             self._channels_last_map = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
             if config.stem != "imagenet" or config.stem_channels is not None:
                 _replace_stem(self.backbone, config)
+            if not config.stem_relu:
+                _remove_stem_relu(self.backbone, config)
             self.dim, self.is_global_average = self._probe(config.name, in_channels)
         except SagaError:
             raise
         except Exception as error:  # the arguments are the user's, and timm trips over them in many ways
+            if is_out_of_memory(error):
+                raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise SagaError(f"timm cannot build encoder {config.name!r} with {dict(config.args)}: {reason}") from error
 
@@ -202,6 +209,12 @@ def _replace_stem(backbone: Any, config: EncoderConfig) -> None:
     nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet does
     if channels != stem.out_channels:
         _connect_stem(backbone, channels)
+
+
+def _remove_stem_relu(backbone: Any, config: EncoderConfig) -> None:
+    if not isinstance(getattr(backbone, "act1", None), nn.ReLU):
+        raise SagaError(f"encoder.stem_relu false needs a ResNet with a ReLU in its stem, not {config.name!r}")
+    backbone.act1 = nn.Identity()
 
 
 def _connect_stem(backbone: Any, channels: int) -> None:

@@ -117,7 +117,7 @@ def test_refusals(simclr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "f.pth"
     assert "--branch is for CMC" in refused(capsys, simclr, "timm", out, "--branch", "luminance")
     assert "not f.safetensors" in refused(capsys, simclr, "moco", tmp_path / "f.safetensors")
-    assert "the checkpoint itself" in refused(capsys, simclr, "timm", simclr)
+    assert "the command reads it" in refused(capsys, simclr, "timm", simclr)
     network = timm.create_model("test_convnext", num_classes=7)
     content = {"arch": "test_convnext", "state_dict": network.state_dict()}
     ckpt = run_import(content, tmp_path)

@@ -164,7 +164,7 @@ def test_a_bank_belongs_to_its_images(tmp_path: Path, capsys: Capture, images: P
 def test_outputs(tmp_path: Path, capsys: Capture, images: Path) -> None:
     ckpt = written(LAYOUTS["moco v2"]().content, tmp_path)
     before = ckpt.read_bytes()
-    assert "it is the file to import" in refusal(ckpt, tmp_path, capsys, "--config-out", ckpt)
+    assert "the command reads it" in refusal(ckpt, tmp_path, capsys, "--config-out", ckpt)
     assert "a folder" in refusal(ckpt, tmp_path, capsys, "--config-out", tmp_path)
     assert "needs --data" in refusal(ckpt, tmp_path, capsys, "--boxes-out", tmp_path / "b")
     assert "contains no boxes" in refusal(
