@@ -15,7 +15,7 @@ from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_from_dict
 from saga_fast.errors import SagaError
 from saga_fast.methods import Method, build_method, num_bank_rows
-from saga_fast.runtime.files import read_file, replacing
+from saga_fast.runtime.files import named, read_file, replacing
 from saga_fast.runtime.tensors import load_tensors
 
 FORMAT = "saga-fast/checkpoint"
@@ -29,13 +29,8 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; an existing file is as it was.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
-        except RuntimeError as error:  # which torch makes of whatever the file raised
-            if isinstance(error.__context__, OSError):
-                raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
-            raise
+    with replacing(path) as temporary, named(path), temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +55,14 @@ class Checkpoint:
         """The config of the run. SagaError if there is none, or one that :func:`config_from_dict` refuses."""
         return checkpoint_config(self.content, self.path)
 
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The model's state: tensors by name. SagaError if there is none, or something else in it."""
+        return _check_state(self.content.get("model"), self.path)
+
     def model(self) -> Method:
         """A new model with the checkpoint's weights, in eval mode, on the CPU. SagaError as :func:`load_model`."""
-        state = self.content.get("model")
-        config = self.config
-        assert isinstance(state, dict)  # checked with the config
+        config, state = self.config, self.state
         with torch.random.fork_rng(devices=[]):
             # A state without the bank that its method needs is refused below, by the bank's name.
             model = build_method(config.method, config.encoder, num_images=num_bank_rows(state) or 1)
@@ -148,12 +146,10 @@ def load_weights(model: Method, state: dict[str, torch.Tensor], path: Path) -> N
     Raises:
         SagaError: names or shapes that do not match; the message names the first.
     """
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | {str(key) for key in state}):
+    expected, state = model.state_dict(), _check_state(state, path)
+    for name in sorted(expected.keys() | state.keys()):
         if name not in state or name not in expected:
             raise SagaError(f"{path} {'lacks' if name in expected else 'has a tensor that the model lacks:'} {name}")
-        if not isinstance(state[name], torch.Tensor):
-            raise SagaError(f"{path}: {name} is {type(state[name]).__name__}, not a tensor")
         if expected[name].shape != state[name].shape:
             raise SagaError(
                 f"{path}: {name} has shape {tuple(state[name].shape)}, the model {tuple(expected[name].shape)}"
@@ -162,14 +158,24 @@ def load_weights(model: Method, state: dict[str, torch.Tensor], path: Path) -> N
     model.load_state_dict(state)
 
 
-def _check_tensor(name: str, tensor: Any, expected: torch.Tensor, path: Path) -> None:
+def _check_state(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The state, if it is a dict of tensors by name, else SagaError."""
+    if not isinstance(state, dict):
+        raise SagaError(f"{path} holds no model: saga-fast train did not write it")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise SagaError(f"{path}: its model holds {name!r:.40} of type {type(tensor).__name__}, not a tensor")
+    return state
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, expected: torch.Tensor, path: Path) -> None:
     """
     Raises:
         SagaError: not a plain tensor of the expected kind, or one that is not finite.
     """
-    plain = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
-    if not plain or tensor.device.type != "cpu" or tensor.is_floating_point() != expected.is_floating_point():
-        kind = f"{tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+    plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+    if not plain or tensor.is_floating_point() != expected.is_floating_point():
+        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
         raise SagaError(f"{path}: {name} is {kind}, not a plain tensor of {expected.dtype}")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()) and not name.endswith("log_z"):
         raise SagaError(f"{path}: {name} holds values that are not finite: the run that wrote it has failed")

@@ -90,7 +90,7 @@ def tiny_values(images: Path) -> Callable[[], dict[str, Any]]:
         return {
             "out": "not-set",
             "method": {"name": "simclr", "temperature": 0.2, "projection_dim": 12},
-            "encoder": {"name": "resnet18", "stem": "small", "args": {"layers": [1] * 4, "channels": [8, 8, 8, 16]}},
+            "encoder": {"name": "resnet18", "stem": "small", "args": {"layers": [1] * 4, "channels": [16] * 4}},
             "data": {"train": str(images / "train"), "val": str(images / "val"), "threads": 2},
             "crop": {"size": 16, "scale": [0.2, 1.0]},
             "photometric": {"flip": 0.5, "brightness": 0.4, "jitter": 0.8, "grayscale": 0.2},

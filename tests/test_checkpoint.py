@@ -18,6 +18,7 @@ from saga_fast.errors import SagaError
 from saga_fast.methods import build_method
 from saga_fast.methods.mocov2 import MoCoV2
 from saga_fast.methods.simclr import SimCLR
+from saga_fast.train.cycle import train
 
 MOCO = "method={name: mocov2, projection_dim: 12, queue_size: 20}"
 
@@ -115,6 +116,22 @@ def test_checkpoint_without_a_model_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", {"config": {}, "epoch": 1})
     with pytest.raises(SagaError, match=r"a.pt holds no model: saga-fast train did not write it"):
         load_model(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("wrong", [{3: torch.ones(2)}, {"a": 5}], ids=["number as a name", "number as a tensor"])
+def test_state_that_is_none_is_refused(tiny_yaml: Path, tmp_path: Path, wrong: dict[Any, Any]) -> None:
+    save_method(tmp_path / "a.pt", tiny_yaml)
+    content = read_checkpoint(tmp_path / "a.pt")
+    content["model"] |= wrong
+    save_checkpoint(tmp_path / "a.pt", content)
+    assert "its model holds" in refusal(tmp_path / "a.pt")
+
+
+def test_training_on_from_a_checkpoint_without_a_model(tiny_yaml: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pt", {"config": {}, "epoch": 1})
+    config = load_config(tiny_yaml, [f"out={tmp_path / 'run'}"])
+    with pytest.raises(SagaError, match=r"a.pt holds no model"):
+        train(config, ckpt=tmp_path / "a.pt")
 
 
 def test_newer_version_is_refused(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_build_att(ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.Capt
     assert table.metadata["dataset"] == ImageFolder(data).fingerprint
     assert table.metadata["checkpoint"] == sha256(ckpt)
     assert (table.metadata["epoch"], table.metadata["delta"], table.metadata["size"]) == ("5", "0.7", "16")
-    assert not (first.parent / "bad_images.txt").exists()
+    assert [path.name for path in first.parent.iterdir()] == ["a.safetensors"]
 
 
 def test_build_att_options(ckpt: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_build_att_lists_undecodable_images(
     options = ["--data", str(data), "--out", str(table_path), "--max-bad-fraction", "0.2"]
     assert main([*common, *options]) == 0
 
-    listed = tmp_path / "out" / "bad_images.txt"
+    listed = tmp_path / "out" / "a.bad_images.txt"
     assert capsys.readouterr().out.splitlines()[1] == f"5 images cannot be decoded, see {listed}"
     rows = [line.split("\t") for line in listed.read_text().splitlines()]
     assert {int(index): path for index, path, _ in rows} == broken
@@ -306,9 +306,11 @@ def test_build_att_refuses_too_many_bad_images(ckpt: Path, images: Path, tmp_pat
 
 def test_build_att_removes_an_old_list_of_bad_images(ckpt: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
-    (tmp_path / "bad_images.txt").write_text("3\tcat/003.jpg\tbroken\n")
+    for name in ("a.bad_images.txt", "bad_images.txt"):
+        (tmp_path / name).write_text("3\tcat/003.jpg\tbroken\n")
     assert main(["build-att", "--ckpt", str(ckpt), "--data", str(images / "train"), "--out", str(out)]) == 0
-    assert not (tmp_path / "bad_images.txt").exists()
+    assert not (tmp_path / "a.bad_images.txt").exists()
+    assert (tmp_path / "bad_images.txt").exists()  # another command's
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_build_att_refuses_paths(ckpt: Path, tmp_path: Path, refuses: Refuses) -
     empty.mkdir()
     file.write_text("mine")
     refuses(["build-att", "--ckpt", ckpt, "--data", empty, "--out", tmp_path / "a"], "no image in", empty)
-    refuses(["build-att", "--ckpt", ckpt, "--out", tmp_path], "--out", tmp_path, "folder")
+    refuses(["build-att", "--ckpt", ckpt, "--out", tmp_path], "cannot write to", tmp_path, "folder")
     refuses(["build-att", "--ckpt", ckpt, "--out", file / "a.safetensors"], file)
     assert file.read_text() == "mine"
     assert list(empty.iterdir()) == []

@@ -234,7 +234,7 @@ def test_too_many_bad_images_are_an_error_that_leaves_nothing(
 MISTAKES: list[tuple[list[str], str]] = [
     (["{tmp}/missing", "{tmp}/x.beton"], "missing"),
     (["{images}", "{tmp}/x.bin"], "OUT.beton"),
-    (["{images}", "{tmp}"], "OUT.beton"),
+    (["{images}", "{tmp}"], "is a folder"),
     (["{images}", "{tmp}/x.beton", "--max-resolution", "0"], "max_resolution"),
     (["{images}", "{tmp}/x.beton", "--quality", "101"], "quality"),
     (["{images}", "{tmp}/x.beton", "--compress-probability", "1.5"], "compress_probability"),

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import add_engine, add_overrides
+from saga_fast.cli.options import add_engine, add_overrides, user_path
 from saga_fast.demo.run import run_demo
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
         description="Generate a small image set with known object boxes, train without attention, then fine-tune and"
         " run SAGA from the same checkpoint, and write a report. An interrupted demo resumes.",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--out", type=user_path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
     add_engine(parser, default="folder")
     parser.add_argument("--tiny", action="store_true", help="a few dozen images and epochs: a smoke test")
     add_overrides(parser, text="override a value of configs/demo.yaml")
@@ -28,4 +29,4 @@ def add_parser(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the demo and print the path of the report."""
     engine = options.engine or "folder"
-    print(f"report: {run_demo(options.out, engine=engine, tiny=options.tiny, overrides=options.overrides)}")
+    say(f"report: {run_demo(options.out, engine=engine, tiny=options.tiny, overrides=options.overrides)}")

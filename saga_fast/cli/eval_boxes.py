@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import add_engine, chosen_engine
+from saga_fast.cli.options import add_engine, check_outputs, chosen_engine, user_path
 from saga_fast.cli.subject import add_json, write_rows
 from saga_fast.evaluate.boxes import box_quality, drift
 from saga_fast.loaders import BoxTable, open_source
 from saga_fast.loaders.true_boxes import read_true_boxes, true_boxes_file
-from saga_fast.runtime.files import check_writable
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(protocols: Any) -> None:
@@ -22,17 +21,17 @@ def add_parser(protocols: Any) -> None:
         description="Mean IoU with the true boxes, CorLoc@0.5 and area of one or more box tables of a data set, and the"
         " drift from each table to the next (1 - mean IoU). Images without a true box are left out.",
     )
-    parser.add_argument("--table", type=Path, nargs="+", required=True, metavar="T", help="tables, oldest first")
-    parser.add_argument("--data", type=Path, required=True, metavar="SRC", help="the images of the tables")
+    parser.add_argument("--table", type=user_path, nargs="+", required=True, metavar="T", help="tables, oldest first")
+    parser.add_argument("--data", type=user_path, required=True, metavar="SRC", help="the images of the tables")
     parser.add_argument(
         "--truth",
-        type=Path,
+        type=user_path,
         metavar="B",
         help="true boxes: boxes.json, a CSV (path,x_min,y_min,w,h in [0, 1]), or ImageNet's folder of XML annotations;"
         " default: SRC/boxes.json",
     )
     parser.add_argument(
-        "--classes", type=Path, metavar="TXT", help="file with one class folder per line: use only these"
+        "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: use only these"
     )
     add_engine(parser, default="ffcv for .beton files, else folder")
     add_json(parser)
@@ -41,14 +40,13 @@ def add_parser(protocols: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print one line per table."""
-    if options.json:
-        check_writable(options.json)
+    check_outputs([options.json], [*options.table, options.data, options.truth, options.classes])
     source = open_source(chosen_engine(options, options.data), options.data, classes=options.classes)
     tables = [BoxTable.open(path) for path in options.table]
     for table in tables:
         table.check(source.fingerprint, len(source))
     truths = read_true_boxes(options.truth or true_boxes_file(source.root), source.paths)
-    rows = []
+    rows, lines = [], []
     for number, (path, table) in enumerate(zip(options.table, tables, strict=True)):
         epoch = table.metadata.get("epoch")
         table_drift = drift(tables[number - 1], table) if number else None
@@ -57,9 +55,11 @@ def run(options: argparse.Namespace) -> None:
         rows.append(row)
         drift_text = "" if table_drift is None else f", drift {table_drift:.3f}"
         corloc, corloc_whole = f"{100 * row['corloc']:.1f} %", f"{100 * row['corloc_whole']:.1f} %"
-        print(
+        lines.append(
             f"{path.stem}: IoU {row['iou']:.3f} (whole image {row['iou_whole']:.3f}), CorLoc {corloc} ({corloc_whole}),"
             f" area {row['area']:.3f} (true {row['true_area']:.3f}){drift_text}"
         )
-    print(f"over {rows[0]['images']} of {len(source)} images with a true box")
     write_rows(options.json, rows, data=str(options.data))
+    for line in lines:
+        say(line)
+    say(f"over {rows[0]['images']} of {len(source)} images with a true box")

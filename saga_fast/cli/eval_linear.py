@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import check_positive
+from saga_fast.cli.options import check_positive, user_path
 from saga_fast.cli.subject import Subject, add_subject, open_subject, write_rows
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.linear import Accuracy, ProbeLoaders, linear_probe
 from saga_fast.evaluate.protocols import PROTOCOLS, ProbeConfig, choose_protocol
 from saga_fast.loaders import BadImages, CentrePlan, CropPlan, Plan, WholePlan
-from saga_fast.runtime.files import check_writable, sha256
+from saga_fast.runtime.files import sha256
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(protocols: Any) -> None:
@@ -47,7 +47,7 @@ def add_parser(protocols: Any) -> None:
     parser.add_argument("--every", type=int, default=10, metavar="N", help="epochs between tests; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for probe.pt, from which a killed probe resumes"
+        "--out", type=user_path, metavar="DIR", help="folder for probe.pt, from which a killed probe resumes"
     )
     add_subject(parser, batch_size=None)
     parser.set_defaults(run=run)
@@ -65,9 +65,7 @@ def run(options: argparse.Namespace) -> None:
         centre=_centre_fraction(options.test_crop),
     )
     options.batch_size = config.batch_size
-    if options.out is not None:
-        check_writable(options.out / "probe.pt")
-    subject = open_subject(options)
+    subject = open_subject(options, *([options.out / "probe.pt"] if options.out is not None else []))
     if subject.val is None:
         raise SagaError(f"{options.data}: the linear probe needs validation images, in SRC/val/ or with --val")
     history = linear_probe(
@@ -78,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         every=options.every,
         out=options.out,
         identity={
-            "checkpoint": sha256(subject.ckpt),
+            "checkpoint": subject.checkpoint.sha256,
             "images": [subject.train.fingerprint, subject.val.fingerprint],
             "size": subject.config.crop.size,
             "views": options.views,
@@ -87,14 +85,14 @@ def run(options: argparse.Namespace) -> None:
         progress=True,
     )
     rows = _rows(subject, config, history)
+    write_rows(options.json, rows, checkpoint=str(options.ckpt), data=str(subject.train.root))
     last = history[-1]
     top5 = "" if last.top5 is None else f", top-5 {100 * last.top5:.1f} %"
     estimate = ", cached features: an estimate" if options.cached else ""
-    print(
+    say(
         f"linear probe ({config.name}, {config.phase.epochs} epochs, {config.test_crop} test crop{estimate}):"
         f" top-1 {100 * last.top1:.1f} %{top5}"
     )
-    write_rows(options.json, rows, checkpoint=str(subject.ckpt), data=str(subject.train.root))
 
 
 def _rows(subject: Subject, config: ProbeConfig, history: Sequence[Accuracy]) -> list[dict[str, Any]]:
@@ -114,7 +112,7 @@ def _rows(subject: Subject, config: ProbeConfig, history: Sequence[Accuracy]) ->
             "lr": config.peak_lr,
             "weight_decay": config.weight_decay,
             "seed": options.seed,
-            "epoch": subject.epoch,
+            "epoch": subject.checkpoint.epoch,
             "top1": test.top1,
             "top5": test.top5,
             "images": test.images,

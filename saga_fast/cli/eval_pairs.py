@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from saga_fast.attention.config import AttentionConfig
-from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
-from saga_fast.cli.options import add_loading, check_positive, chosen_source, loader_options
+from saga_fast.checkpoint import open_checkpoint
+from saga_fast.cli.options import (
+    add_loading,
+    check_outputs,
+    check_positive,
+    chosen_source,
+    loader_options,
+    user_path,
+    user_text,
+)
 from saga_fast.cli.subject import add_json, make_table, write_rows
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import LAYERS, FrozenModel
@@ -18,7 +26,7 @@ from saga_fast.evaluate.pairs import histogram, pair_similarities
 from saga_fast.loaders import BoxTable, CropPlan, WholePlan, open_loader
 from saga_fast.report.histograms import draw_png
 from saga_fast.runtime.device import choose_device
-from saga_fast.runtime.files import check_writable
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(protocols: Any) -> None:
@@ -29,11 +37,15 @@ def add_parser(protocols: Any) -> None:
         description="Histograms and means of the cosine similarity of positive pairs (the paper's Fig. 4): two views of"
         " each image, augmented as in training, cropped from the whole image and from its attention box.",
     )
-    parser.add_argument("--ckpt", type=Path, nargs="+", required=True, metavar="CKPT", help="one or more checkpoints")
-    parser.add_argument("--data", metavar="SRC", help="images; default: each checkpoint's training images")
+    parser.add_argument(
+        "--ckpt", type=user_path, nargs="+", required=True, metavar="CKPT", help="one or more checkpoints"
+    )
+    parser.add_argument(
+        "--data", type=user_text, metavar="SRC", help="images; default: each checkpoint's training images"
+    )
     parser.add_argument(
         "--table",
-        type=Path,
+        type=user_path,
         nargs="+",
         metavar="T",
         help="box tables, one per checkpoint; default: computed with each checkpoint",
@@ -43,7 +55,7 @@ def add_parser(protocols: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     add_loading(parser)
     add_json(parser)
-    parser.add_argument("--png", type=Path, metavar="F", help="write the histograms to this PNG file")
+    parser.add_argument("--png", type=user_path, metavar="F", help="write the histograms to this PNG file")
     parser.set_defaults(run=run)
 
 
@@ -54,19 +66,17 @@ def run(options: argparse.Namespace) -> None:
         raise SagaError(
             f"{len(options.table)} for {len(options.ckpt)} checkpoints: --table needs one file per checkpoint"
         )
-    for path in (options.json, options.png):
-        if path:
-            check_writable(path)
+    check_outputs([options.json, options.png], [*options.ckpt, *(options.table or []), options.data])
     rows = []
     for number, (ckpt, name) in enumerate(zip(options.ckpt, _names(options.ckpt), strict=True)):
         table = options.table[number] if options.table else None
-        for row in _rows(options, ckpt, name, table):
-            rows.append(row)
-            print(f"{name} epoch {row['epoch']}, {row['views']:9s}: mean {row['mean']:.3f}, std {row['std']:.3f}")
+        rows += _rows(options, ckpt, name, table)
     checkpoints = [str(ckpt) for ckpt in options.ckpt]
     write_rows(options.json, rows, checkpoint=checkpoints[0] if len(checkpoints) == 1 else checkpoints)
     if options.png:
         draw_png(options.png, rows)
+    for row in rows:
+        say(f"{row['name']} epoch {row['epoch']}, {row['views']:9s}: mean {row['mean']:.3f}, std {row['std']:.3f}")
 
 
 def _names(ckpts: Sequence[Path]) -> list[str]:
@@ -80,9 +90,9 @@ def _names(ckpts: Sequence[Path]) -> list[str]:
 
 def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path | None) -> list[dict[str, Any]]:
     """The rows of a checkpoint's plain and attention crops."""
-    content = read_checkpoint(ckpt)
-    config = checkpoint_config(content, ckpt)
-    model = load_model(ckpt).to(choose_device(options.device))
+    checkpoint = open_checkpoint(ckpt)
+    config = checkpoint.config
+    model = checkpoint.model().to(choose_device(options.device))
     engine, source = chosen_source(options, config.data)
     if table_file is None:
         whole = open_loader(engine, source, WholePlan(size=config.attention_pass.size), loader_options(options))
@@ -106,6 +116,6 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
             seed=options.seed,
             progress=True,
         )
-        row = {"protocol": "pairs", "name": name, "epoch": content["epoch"], "views": views, "layer": options.layer}
+        row = {"protocol": "pairs", "name": name, "epoch": checkpoint.epoch, "views": views, "layer": options.layer}
         rows.append({**row, **histogram(similarities)})
     return rows

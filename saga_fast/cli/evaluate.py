@@ -14,6 +14,7 @@ from saga_fast.evaluate.features import LAYERS, Layer, extract_features
 from saga_fast.evaluate.knn import align_labels, check_neighbours, knn_accuracy
 from saga_fast.loaders import Source, WholePlan
 from saga_fast.runtime.distributed import is_main
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -63,7 +64,7 @@ def run_knn(options: argparse.Namespace) -> None:
         labels = align_labels(labels, queries, subject.train)
     if not is_main():
         return
-    rows = []
+    rows, lines = [], []
     for layer in LAYERS:
         for temperature in options.temperature if layer in options.layer else []:
             accuracies = knn_accuracy(
@@ -83,14 +84,16 @@ def run_knn(options: argparse.Namespace) -> None:
                         "k": k,
                         "temperature": temperature,
                         "views": options.views,
-                        "epoch": subject.epoch,
+                        "epoch": subject.checkpoint.epoch,
                         "top1": top1,
                         "images": len(labels),
                     }
                 )
                 at = f" temperature {temperature:g}" if len(options.temperature) > 1 else ""
-                print(f"kNN {layer:9s} k {k:3d}{at}: {100 * top1:.1f} %")
+                lines.append(f"kNN {layer:9s} k {k:3d}{at}: {100 * top1:.1f} %")
     write_rows(options.json, rows, checkpoint=str(options.ckpt), data=str(subject.train.root))
+    for line in lines:
+        say(line)
 
 
 def _features(subject: Subject, source: Source) -> tuple[dict[Layer, torch.Tensor], torch.Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, get_args
 
-from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
-from saga_fast.errors import SagaError
-from saga_fast.export import Branch, Target, export_state, write_export
+from saga_fast.checkpoint import open_checkpoint
+from saga_fast.cli.options import check_outputs, user_path
+from saga_fast.export import Branch, Target, export_state, torchvision_name, write_export
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,10 +19,10 @@ def add_parser(subparsers: Any) -> None:
         description="Write the encoder as a state dict of torchvision or timm, without the last layer, or as a"
         " checkpoint for the linear-probe and detection code of facebookresearch/moco.",
     )
-    parser.add_argument("ckpt", type=Path, metavar="CKPT", help="a saga-fast checkpoint")
+    parser.add_argument("ckpt", type=user_path, metavar="CKPT", help="a saga-fast checkpoint")
     parser.add_argument("--to", choices=get_args(Target), required=True, help="the project whose names are used")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="F", help="F.safetensors, or any other name for torch.save"
+        "--out", type=user_path, required=True, metavar="F", help="F.safetensors, or any other name for torch.save"
     )
     parser.add_argument("--with-head", action="store_true", help="include the projector as fc (always with moco)")
     parser.add_argument("--branch", choices=get_args(Branch), help="the encoder of CMC to write")
@@ -31,17 +31,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export, and print how to build the network that loads the file."""
-    if options.out.is_dir() or options.out.resolve() == options.ckpt.resolve():
-        raise SagaError(f"--out {options.out} is a folder or the checkpoint itself: name another file")
-    content = read_checkpoint(options.ckpt)
-    config = checkpoint_config(content, options.ckpt)
-    state = export_state(load_model(options.ckpt), options.to, with_head=options.with_head, branch=options.branch)
-    encoder = config.encoder
-    write_export(options.out, state, options.to, arch=encoder.name, epoch=content["epoch"])
-    print(f"{options.out}: {len(state)} tensors with the names of {options.to}")
+    check_outputs([options.out], [options.ckpt])
+    checkpoint = open_checkpoint(options.ckpt)
+    state = export_state(checkpoint.model(), options.to, with_head=options.with_head, branch=options.branch)
+    encoder = checkpoint.config.encoder
+    write_export(options.out, state, options.to, arch=torchvision_name(encoder), epoch=checkpoint.epoch)
+    say(f"{options.out}: {len(state)} tensors with the names of {options.to}")
     arguments = "".join(f", {key}={value!r}" for key, value in encoder.args.items())
-    print(f"  network  timm.create_model({encoder.name!r}, num_classes=0{arguments})")
+    say(f"  network  timm.create_model({encoder.name!r}, num_classes=0{arguments})")
     if encoder.stem != "imagenet" or encoder.stem_channels is not None:
-        print(f"  stem     {encoder.stem}: replace the first convolution of this network, see models/encoder.py")
+        relu = "" if encoder.stem_relu else ", no ReLU"
+        say(f"  stem     {encoder.stem}{relu}: replace the first convolution of this network, see models/encoder.py")
     if options.branch is None:
-        print(f"  input    RGB in [0, 1], minus {list(encoder.mean)}, divided by {list(encoder.std)}")
+        say(f"  input    RGB in [0, 1], minus {list(encoder.mean)}, divided by {list(encoder.std)}")

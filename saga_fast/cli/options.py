@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import ENGINES, LoaderOptions, Place, Source, engines_for, open_source
 from saga_fast.loaders.config import DataConfig
+from saga_fast.loaders.image_folder import EXTENSIONS
+from saga_fast.loaders.true_boxes import true_boxes_file
 from saga_fast.runtime.device import choose_device
+from saga_fast.runtime.files import check_writable, is_stream
+
+RUN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "*.pt",
+    "att/*",
+    "eval/*.json",
+    "events.out.tfevents.*",
+    "bad_images.txt",
+    "nonfinite.txt",
+)
+"""The files of a run folder that ``train`` writes and ``report`` reads."""
+
+
+def user_path(text: str) -> Path:
+    """A path of the command line; ``~`` is the home folder, also where the shell leaves it: ``--out=~/x``."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser fails without a home folder
+
+
+def user_text(text: str) -> str:
+    """:func:`user_path` as a string."""
+    return str(user_path(text))
 
 
 def add_overrides(parser: argparse.ArgumentParser, *, text: str) -> None:
@@ -89,3 +116,62 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
         for number in value if isinstance(value, list) else [value]:
             if number is not None and not number > 0:
                 raise SagaError(f"--{name.replace('_', '-')} must be positive, got {number}")
+
+
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | str | None]) -> None:
+    """Check the files that a command writes, before its work.
+
+    Args:
+        outputs: the files; None: an option that was not given.
+        inputs: the files and folders that the command reads: checkpoints, tables, lists, images, run folders.
+
+    Raises:
+        SagaError: an output that is a folder, an input, a file in an input folder, or another output.
+        OSError: an output's folder cannot be made or written.
+    """
+    files, given_files = [path for path in outputs if path is not None], list(inputs)
+    for number, path in enumerate(files):
+        if path.is_dir():
+            raise SagaError(f"cannot write to {path}, it is a folder: name a file")
+        if is_stream(path):
+            continue
+        for given in given_files:
+            if given is not None and _holds(Path(given), path):
+                raise SagaError(f"cannot write to {path}, the command reads it: name another file")
+        if any(_is_same(path, other) for other in files[:number]):
+            raise SagaError(f"cannot write two outputs to {path}: name another file")
+    for path in files:
+        check_writable(path)
+
+
+def is_run_file(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is, or would be, one of RUN_FILES of a folder."""
+    inside = _below(path, folder)
+    return inside is not None and any(inside.match(pattern) for pattern in RUN_FILES) and len(inside.parts) <= 2
+
+
+def _holds(given: Path, path: Path) -> bool:
+    """Whether writing ``path`` changes an input."""
+    if not given.is_dir():
+        sidecars = [true_boxes_file(given), given.with_name(f"{given.name}.json")] if given.suffix == ".beton" else []
+        return any(_is_same(path, file) for file in (given, *sidecars))
+    if (given / "metrics.jsonl").exists() or (given / "last.pt").exists():
+        return is_run_file(path, given)
+    inside = _below(path, given)
+    if inside is None or not path.is_file():
+        return False
+    in_class = len(inside.parts) > 1 or not any(entry.is_dir() for entry in given.iterdir())
+    return inside == Path("boxes.json") or (in_class and path.suffix.lower() in (*EXTENSIONS, ".tar", ".xml"))
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    """Whether two paths are one file, which need not exist."""
+    if first.exists() and second.exists():
+        return first.samefile(second)
+    return os.path.realpath(first) == os.path.realpath(second)
+
+
+def _below(path: Path, folder: Path) -> Path | None:
+    """``path`` relative to a folder, None outside of it."""
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    return real.relative_to(root) if real.is_relative_to(root) else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from saga_fast.cli.options import check_outputs, user_path
 from saga_fast.errors import SagaError
 from saga_fast.loaders import ImageFolder
-from saga_fast.loaders.engines import require_engine, usable_cores
+from saga_fast.loaders.engines import require_engine
 from saga_fast.loaders.true_boxes import copy_true_boxes
-from saga_fast.runtime.files import check_writable
+from saga_fast.runtime.files import is_stream
+from saga_fast.runtime.terminal import say
+from saga_fast.runtime.threads import usable_cores
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,10 +25,10 @@ def add_parser(subparsers: Any) -> None:
         " change, so box tables of the folder are valid for the file. Undecodable images are left out and listed in"
         " OUT.beton.bad.txt.",
     )
-    parser.add_argument("source", type=Path, metavar="DIR", help="DIR/CLASS/.../*.jpg, or DIR/*.jpg")
-    parser.add_argument("out", type=Path, metavar="OUT.beton")
+    parser.add_argument("source", type=user_path, metavar="DIR", help="DIR/CLASS/.../*.jpg, or DIR/*.jpg")
+    parser.add_argument("out", type=user_path, metavar="OUT.beton")
     parser.add_argument(
-        "--classes", type=Path, metavar="TXT", help="file with one class folder per line: pack only these"
+        "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: pack only these"
     )
     parser.add_argument(
         "--mode",
@@ -82,8 +84,11 @@ def run(options: argparse.Namespace) -> None:
     )
     if not 0.0 <= options.max_bad_fraction <= 1.0:
         raise SagaError(f"--max-bad-fraction {options.max_bad_fraction} must be in [0, 1]")
+    if is_stream(options.out):
+        raise SagaError(f"{options.out} is a device or a pipe: a .beton file is written at several places, name a file")
+    bad_list = options.out.with_name(f"{options.out.name}.bad.txt")
+    check_outputs([options.out, bad_list], [options.source, options.classes])
     source = ImageFolder(options.source, classes=options.classes)
-    check_writable(options.out)
     bad = pack(
         source,
         options.out,
@@ -94,10 +99,9 @@ def run(options: argparse.Namespace) -> None:
         force=options.force,
         progress=True,
     )
-    bad_list = options.out.with_name(f"{options.out.name}.bad.txt")
     bad.write(bad_list)
     copy_true_boxes(options.source, options.out)
     size = options.out.stat().st_size / 2**20
-    print(f"{options.out}: {len(source) - len(bad)} of {len(source)} images, {size:.1f} MiB")
+    say(f"{options.out}: {len(source) - len(bad)} of {len(source)} images, {size:.1f} MiB")
     if len(bad):
-        print(f"{len(bad)} images cannot be decoded, see {bad_list}")
+        say(f"{len(bad)} images cannot be decoded, see {bad_list}")

@@ -18,13 +18,16 @@ from saga_fast.cli.options import (
     add_loading,
     add_overrides,
     add_places,
+    check_outputs,
     check_positive,
     chosen_source,
     loader_options,
+    user_path,
+    user_text,
 )
 from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.loaders import ENGINES, WholePlan, engines_for, open_loader, usable_cores
+from saga_fast.loaders import ENGINES, WholePlan, engines_for, open_loader
 from saga_fast.profile.att import AttProfile, profile_att
 from saga_fast.profile.figures import Row, line, write
 from saga_fast.profile.kernels import profile_kernels
@@ -32,7 +35,8 @@ from saga_fast.profile.loaders import LoadersProfile, describe_bottleneck, profi
 from saga_fast.profile.rebuild import Cluster, predict
 from saga_fast.profile.train import profile_train
 from saga_fast.runtime.device import choose_device
-from saga_fast.runtime.files import check_writable
+from saga_fast.runtime.terminal import say
+from saga_fast.runtime.threads import usable_cores
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
 def _add_measuring(parser: argparse.ArgumentParser, *, seconds: float) -> None:
     text = "approximate time per row; default: %(default)s"
     parser.add_argument("--seconds", type=float, default=seconds, metavar="S", help=text)
-    parser.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
+    parser.add_argument("--json", type=user_path, metavar="F", help="write the rows to this file")
 
 
 def _add_loaders(subjects: Any) -> None:
@@ -61,7 +65,9 @@ def _add_loaders(subjects: Any) -> None:
         help="engines, thread counts and batch sizes for these images",
         description="Each engine, thread count and batch size, compared with reading and decoding alone.",
     )
-    parser.add_argument("--data", nargs="+", required=True, metavar="SRC", help="folders of images, .beton files")
+    parser.add_argument(
+        "--data", type=user_text, nargs="+", required=True, metavar="SRC", help="folders of images, .beton files"
+    )
     parser.add_argument("--engine", nargs="+", metavar="E", help="default: all engines that can read SRC")
     parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the views; default: %(default)s")
     parser.add_argument("--views", type=int, default=2, metavar="V", help="views per image; default: %(default)s")
@@ -83,8 +89,10 @@ def _add_att(subjects: Any) -> None:
         description="The attention pass, compared with a bare forward loop, and the predicted time of a rebuild of"
         " D^att.",
     )
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="PT", help="a saga-fast checkpoint")
-    parser.add_argument("--data", metavar="SRC", help="images; default: the checkpoint's training images")
+    parser.add_argument("--ckpt", type=user_path, required=True, metavar="PT", help="a saga-fast checkpoint")
+    parser.add_argument(
+        "--data", type=user_text, metavar="SRC", help="images; default: the checkpoint's training images"
+    )
     add_loading(parser)
     parser.add_argument(
         "--images", type=int, metavar="N", help="number of images of the predicted rebuild; default: that of SRC"
@@ -104,7 +112,7 @@ def _add_train(subjects: Any) -> None:
         description="Training with a config, compared with the loader alone and the step alone. No run folder is"
         " written.",
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
+    parser.add_argument("--config", type=user_path, required=True, metavar="C", help="YAML file, see configs/")
     add_engine(parser, default="the config's")
     add_overrides(parser, text="override config values")
     _add_measuring(parser, seconds=10.0)
@@ -123,13 +131,14 @@ def _add_kernels(subjects: Any) -> None:
         "--repeats", type=int, default=9, metavar="R", help="calls of each kernel; default: %(default)s"
     )
     add_device(parser)
-    parser.add_argument("--json", type=Path, metavar="F", help="write the rows to this file")
+    parser.add_argument("--json", type=user_path, metavar="F", help="write the rows to this file")
     parser.set_defaults(run=run_kernels)
 
 
 def run_loaders(options: argparse.Namespace) -> None:
     """Measure, and print the bottleneck and the best options."""
     check_positive(options, "seconds", "size", "views", "batch_size", "threads")
+    check_outputs([options.json], options.data)
     engines = options.engine or list(ENGINES)
     data = [(engine, path) for path in options.data for engine in engines_for(path) if engine in engines]
     if not data:
@@ -150,12 +159,13 @@ def run_loaders(options: argparse.Namespace) -> None:
     best = recommend(rows)
     if best is None:
         raise SagaError("no engine could read the images, see above")
-    print(f"\n{describe_bottleneck(rows)}\nchoose: --set {best}")
+    say("", describe_bottleneck(rows), f"choose: --set {best}")
 
 
 def run_att(options: argparse.Namespace) -> None:
     """Measure, and print and write the predicted time of a rebuild."""
     check_positive(options, "seconds", "batch_size", "threads", "images", "gpus", "nodes", "gbit_per_second")
+    check_outputs([options.json], [options.ckpt, options.data])
     config = checkpoint_config(read_checkpoint(options.ckpt), options.ckpt)
     attention_pass, loading = config.attention_pass, loader_options(options)
     engine, source = chosen_source(options, config.data)
@@ -176,11 +186,12 @@ def run_att(options: argparse.Namespace) -> None:
     prediction = predict(rows, images=images, cluster=cluster)
     compiling = next((row for row in rows if row["name"] == "compile"), None)
     if compiling is not None and compiling["breaks_even"] is not None:
-        print(f"\ncompiling the forward pass saves time from {compiling['breaks_even']} images on")
-    print(
-        f"\nrebuild of {images} images with {_count(options.gpus, 'GPU')} on {_count(options.nodes, 'machine')}:"
+        say("", f"compiling the forward pass saves time from {compiling['breaks_even']} images on")
+    say(
+        "",
+        f"rebuild of {images} images with {_count(options.gpus, 'GPU')} on {_count(options.nodes, 'machine')}:"
         f" {_duration(prediction.seconds)} at {prediction.images_per_second:.0f} images/s; the bottleneck is"
-        f" {prediction.bottleneck}"
+        f" {prediction.bottleneck}",
     )
     if options.json:
         row: Row = {
@@ -200,17 +211,19 @@ def run_att(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Measure, and print whether the loader or the step is the bottleneck."""
     check_positive(options, "seconds")
+    check_outputs([options.json], [options.config])
     config = load_config(options.config, options.overrides)
     if options.engine:
         config = replace(config, data=replace(config.data, engine=options.engine))
     rows = _print_rows(profile_train(config, seconds=options.seconds), total=3, json=options.json)
     train = rows[-1]
-    print(f"\nthe {train['against']} is the bottleneck: training reaches {train['ratio']:.2f} of its rate")
+    say("", f"the {train['against']} is the bottleneck: training reaches {train['ratio']:.2f} of its rate")
 
 
 def run_kernels(options: argparse.Namespace) -> None:
     """Measure each kernel."""
     check_positive(options, "batch_size", "size", "repeats")
+    check_outputs([options.json], [])
     device = choose_device(options.device)
     rows = profile_kernels(device, batch_size=options.batch_size, size=options.size, repeats=options.repeats)
     _print_rows(rows, total=6, json=options.json)
@@ -227,13 +240,12 @@ def _print_rows(rows: Iterable[Row], *, total: int | None = None, json: Path | N
     Returns:
         The rows.
     """
-    if json is not None:
-        check_writable(json)
     measured = []
     with tqdm(rows, total=total, desc="profile", unit="row", disable=None) as bar:
         for row in bar:
             measured.append(row)
-            bar.write(line(row))
+            with tqdm.external_write_mode():
+                say(line(row))
     if json is not None:
         write(json, measured)
     return measured

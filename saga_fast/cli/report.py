@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from saga_fast.cli.options import check_outputs, user_path
 from saga_fast.report import write_report
-from saga_fast.runtime.files import check_writable
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,14 +20,16 @@ def add_parser(subparsers: Any) -> None:
         " boxes of each renewal, throughput, configs, and results of `saga-fast eval ... --json RUN/eval/NAME.json`. A"
         " run folder called finetune is the baseline of the verdict.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, shown in this order")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="HTML", help="default: %(default)s")
+    parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN", help="run folders, shown in this order")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("report.html"), metavar="HTML", help="default: %(default)s"
+    )
     parser.add_argument("--title", default="saga-fast", metavar="T", help="heading; default: %(default)s")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the page and print its path."""
-    check_writable(options.out)
+    check_outputs([options.out], options.runs)
     write_report(options.runs, options.out, title=options.title)
-    print(f"report: {options.out}")
+    say(f"report: {options.out}")

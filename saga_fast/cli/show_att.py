@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import add_engine, check_positive, chosen_engine
+from saga_fast.cli.options import add_engine, check_outputs, check_positive, chosen_engine, user_path
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BoxTable, open_source
 from saga_fast.report.sheet import SORTS, draw_sheet, evenly_spaced, sheet_order, sheet_page
-from saga_fast.runtime.files import check_writable, replacing, write_text
+from saga_fast.runtime.files import replacing, write_text
+from saga_fast.runtime.terminal import say
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,10 +21,10 @@ def add_parser(subparsers: Any) -> None:
         description="Images with their attention boxes in yellow, and those of --other in blue. The images are evenly"
         " spaced in the order of --sort, from the first to the last.",
     )
-    parser.add_argument("table", type=Path, metavar="T.safetensors", help="a box table, from RUN/att/ or build-att")
-    parser.add_argument("--data", type=Path, required=True, metavar="SRC", help="the images of the table")
+    parser.add_argument("table", type=user_path, metavar="T.safetensors", help="box table, from RUN/att/ or build-att")
+    parser.add_argument("--data", type=user_path, required=True, metavar="SRC", help="the images of the table")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="F", help="a .png file, or an .html page with captions"
+        "--out", type=user_path, required=True, metavar="F", help="a .png file, or an .html page with captions"
     )
     parser.add_argument(
         "--sort",
@@ -33,12 +33,12 @@ def add_parser(subparsers: Any) -> None:
         help="area: smallest first; score: highest first; drift: largest 1 - IoU with --other first;"
         " default: %(default)s",
     )
-    parser.add_argument("--other", type=Path, metavar="T2", help="a table of the same images, for comparison")
+    parser.add_argument("--other", type=user_path, metavar="T2", help="a table of the same images, for comparison")
     parser.add_argument("--count", type=int, default=64, metavar="N", help="number of images; default: %(default)s")
     parser.add_argument("--first", action="store_true", help="the first N images instead of N evenly spaced ones")
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="columns of a .png; default: %(default)s")
     parser.add_argument(
-        "--classes", type=Path, metavar="TXT", help="file with one class folder per line: use only these"
+        "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: use only these"
     )
     add_engine(parser, default="ffcv for .beton files, else folder")
     parser.set_defaults(run=run)
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     check_positive(options, "count", "columns")
     if options.out.suffix not in (".png", ".html"):
         raise SagaError(f"--out {options.out} must end in .png or .html")
-    check_writable(options.out)
+    check_outputs([options.out], [options.table, options.other, options.data, options.classes])
     source = open_source(chosen_engine(options, options.data), options.data, classes=options.classes)
     table = BoxTable.open(options.table)
     reference = BoxTable.open(options.other) if options.other else None
@@ -66,4 +66,4 @@ def run(options: argparse.Namespace) -> None:
         picture = draw_sheet(source, table, rows, columns=min(options.columns, len(rows)), reference=reference)
         with replacing(options.out) as temporary:
             picture.save(temporary, "PNG", optimize=True)
-    print(f"{options.out}: {len(rows)} of {len(table)} images by {options.sort}")
+    say(f"{options.out}: {len(rows)} of {len(table)} images by {options.sort}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from saga_fast.attention import AttentionConfig, build_box_table
-from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
-from saga_fast.cli.options import add_loading, chosen_engine, loader_options
+from saga_fast.checkpoint import Checkpoint, load_model, open_checkpoint
+from saga_fast.cli.options import add_loading, check_outputs, chosen_engine, loader_options, user_path
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import FrozenModel
@@ -19,7 +19,7 @@ from saga_fast.loaders import BadImages, BoxPlan, BoxTable, Loader, Plan, Source
 from saga_fast.loaders.boxes import widen_boxes
 from saga_fast.methods import Method
 from saga_fast.runtime.device import choose_device
-from saga_fast.runtime.files import check_writable, write_text
+from saga_fast.runtime.files import write_text
 from saga_fast.runtime.machine import provenance
 
 TestViews = Literal["whole", "att", "both"]
@@ -27,11 +27,11 @@ TestViews = Literal["whole", "att", "both"]
 
 def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64) -> None:
     """Add ``--ckpt``, the images, the loader's options, ``--views`` and ``--json``."""
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="CKPT", help="a saga-fast checkpoint")
-    parser.add_argument("--data", type=Path, required=True, metavar="SRC", help="labelled images, CLASS/*.jpg")
-    parser.add_argument("--val", type=Path, metavar="DIR", help="validation images, if SRC is the training images")
+    parser.add_argument("--ckpt", type=user_path, required=True, metavar="CKPT", help="a saga-fast checkpoint")
+    parser.add_argument("--data", type=user_path, required=True, metavar="SRC", help="labelled images, CLASS/*.jpg")
+    parser.add_argument("--val", type=user_path, metavar="DIR", help="validation images, if SRC is the training images")
     parser.add_argument(
-        "--classes", type=Path, metavar="TXT", help="file with one class folder per line: use only these"
+        "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: use only these"
     )
     parser.add_argument(
         "--views",
@@ -40,9 +40,9 @@ def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
         help="input of the encoder: whole images (default), attention boxes, or both, their features concatenated",
     )
     parser.add_argument(
-        "--table", type=Path, metavar="T", help="box table for --views; default: computed as in training"
+        "--table", type=user_path, metavar="T", help="box table for --views; default: computed as in training"
     )
-    parser.add_argument("--val-table", type=Path, metavar="T", help="box table of the validation images")
+    parser.add_argument("--val-table", type=user_path, metavar="T", help="box table of the validation images")
     add_loading(parser, batch_size=batch_size)
     add_json(parser)
 
@@ -50,15 +50,14 @@ def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     text = "write the results to this file; `saga-fast report` shows files in RUN/eval/"
-    parser.add_argument("--json", type=Path, metavar="F", help=text)
+    parser.add_argument("--json", type=user_path, metavar="F", help=text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A checkpoint and the images that it is evaluated on."""
 
-    ckpt: Path
-    epoch: int
+    checkpoint: Checkpoint
     config: TrainConfig
     model: Method
     engine: str
@@ -113,27 +112,26 @@ def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
     return build_box_table(model, loader, config.attention_pass, progress=True)
 
 
-def open_subject(options: argparse.Namespace) -> Subject:
-    """The subject of the options of :func:`add_subject`.
+def open_subject(options: argparse.Namespace, *outputs: Path) -> Subject:
+    """The subject of the options of :func:`add_subject`; ``outputs`` are the command's files other than ``--json``.
 
     Raises:
         SagaError: options that do not fit together, or a file that cannot be read.
-        OSError: ``--json`` cannot be written.
+        OSError: ``--json`` or another output cannot be written.
     """
     train, val = options.data, options.val
     if val is None and (options.data / "train").is_dir() and (options.data / "val").is_dir():
         train, val = options.data / "train", options.data / "val"
     if options.views == "whole" and (options.table or options.val_table):
         raise SagaError("--table and --val-table are for --views att or both")
-    if options.json:
-        check_writable(options.json)
+    tables = (options.table, options.val_table)
+    check_outputs([options.json, *outputs], [options.ckpt, options.classes, train, val, *tables])
     engine = chosen_engine(options, train)
-    content = read_checkpoint(options.ckpt)
+    checkpoint = open_checkpoint(options.ckpt)
     return Subject(
-        ckpt=options.ckpt,
-        epoch=content["epoch"],
-        config=checkpoint_config(content, options.ckpt),
-        model=load_model(options.ckpt).to(choose_device(options.device)),
+        checkpoint=checkpoint,
+        config=checkpoint.config,
+        model=checkpoint.model().to(choose_device(options.device)),
         engine=engine,
         train=open_source(engine, train, classes=options.classes),
         val=open_source(engine, val, classes=options.classes) if val is not None else None,

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import add_engine, add_overrides
+from saga_fast.cli.options import add_engine, add_overrides, is_run_file, user_path, user_text
+from saga_fast.config import TrainConfig
 from saga_fast.config_file import load_config
 from saga_fast.demo.data import make_demo_data
+from saga_fast.errors import SagaError
 from saga_fast.runtime.distributed import barrier, is_main
+from saga_fast.runtime.terminal import say
 from saga_fast.train.cycle import train
 
 
@@ -22,8 +25,8 @@ def add_parser(subparsers: Any) -> None:
         description="Train an encoder: plain epochs, then epochs on crops from its own attention, with renewed boxes."
         " Also under torchrun, one process per GPU; torchrun --max-restarts needs --resume.",
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="C", help="YAML file, see configs/")
-    parser.add_argument("--out", metavar="DIR", help="run folder; default: the config's 'out'")
+    parser.add_argument("--config", type=user_path, required=True, metavar="C", help="YAML file, see configs/")
+    parser.add_argument("--out", type=user_text, metavar="DIR", help="run folder; default: the config's 'out'")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -31,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--ckpt",
-        type=Path,
+        type=user_path,
         metavar="PT",
         help="start the SAGA phase from this checkpoint's weights, without the plain phase",
     )
@@ -47,9 +50,25 @@ def run(options: argparse.Namespace) -> None:
         config = replace(config, out=options.out)
     if options.engine:
         config = replace(config, data=replace(config.data, engine=options.engine))
+    _check_inputs(config, options.ckpt)
     if config.data.generate and is_main():
         make_demo_data(Path(config.data.train).parent, config.data.generate)
     barrier()
     last = train(config, resume=options.resume, ckpt=options.ckpt, progress=True)
     if is_main():
-        print(last)
+        say(str(last))
+
+
+def _check_inputs(config: TrainConfig, ckpt: Path | None) -> None:
+    """Check that the run does not replace a file that it reads.
+
+    Raises:
+        SagaError: the start checkpoint, or the provider's checkpoint or table, is a file of the run folder.
+    """
+    attention = config.attention
+    given = [ckpt, *((attention.provider_ckpt, attention.provider_table) if attention else ())]
+    for path in given:
+        if path is not None and is_run_file(Path(path), Path(config.out)):
+            raise SagaError(
+                f"{path} is a file of the run folder {config.out}, which training replaces: name another --out"
+            )

@@ -12,10 +12,11 @@ from pathlib import Path
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import load_config
 from saga_fast.demo.data import make_demo_data
-from saga_fast.loaders import ImageFolder, usable_cores
+from saga_fast.loaders import ImageFolder
 from saga_fast.loaders.engines import require_engine
 from saga_fast.loaders.true_boxes import copy_true_boxes
 from saga_fast.report import write_report
+from saga_fast.runtime.threads import usable_cores
 from saga_fast.train.cycle import train
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,13 @@ import numba
 import numba.extending
 import torch
 
+from saga_fast.errors import SagaError
+from saga_fast.kernels._cache import cache_of
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+if cast(Any, numba.config).DISABLE_JIT:
+    raise SagaError("NUMBA_DISABLE_JIT is set: the kernels need Numba's compiler; unset it")
 
 # Reassociation and contraction let LLVM vectorise sums. The flags that assume no infinities and no NaN stay off,
 # because the kernels test for both.
@@ -61,11 +67,17 @@ def jit(
     in those that load it from the cache. A call that is not inlined would reach the separately compiled callee in the
     first process and the copy inside the cached kernel later, and the two may round differently.
     """
-    options: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": fastmath}
+    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath}
     options |= {"parallel": True} if parallel else {"forceinline": True}
     if inline:
         options["inline"] = "always"
-    return cast(Callable[[Function], Function], numba.njit(**options))
+
+    def decorate(function: Function) -> Function:
+        dispatcher = numba.njit(**options)(function)
+        dispatcher._cache = cache_of(function)
+        return cast(Function, dispatcher)
+
+    return decorate
 
 
 def intrinsic(generator: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from saga_fast.runtime.files import write_text
 from saga_fast.runtime.machine import provenance
 
 Seconds = npt.NDArray[np.float64]
@@ -82,8 +83,7 @@ def write(path: Path, rows: Sequence[Row], *, of_commit: str | None = None) -> N
         of_commit: the commit, for a copy of a checkout that is not a git repository.
     """
     document = provenance() | ({"commit": of_commit} if of_commit else {}) | {"rows": list(rows)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def line(row: Row) -> str:

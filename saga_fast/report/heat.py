@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
 from saga_fast.attention import AttentionPass
 from saga_fast.attention.heatmap import attention_maps, scaled_map
-from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
+from saga_fast.checkpoint import open_checkpoint
 from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
 from saga_fast.methods import Method
@@ -50,12 +49,11 @@ def checkpoint_heatmaps(
     by_label: dict[str, Heatmaps] = {}
     for label, path in _checkpoints(run, epochs) if pictures else []:
         try:
-            content = read_checkpoint(path)
-            config = checkpoint_config(content, path)
-            maps = coarse_maps(load_model(path), pictures, config.attention_pass)
+            checkpoint = open_checkpoint(path)
+            maps = coarse_maps(checkpoint.model(), pictures, checkpoint.config.attention_pass)
+            label = label or f"epoch {checkpoint.epoch}"
         except SagaError:
             continue
-        label = label or f"epoch {content['epoch']}"
         by_label.setdefault(label, Heatmaps(label=label, maps=maps))
     return tuple(by_label.values())
 
@@ -91,6 +89,8 @@ def overlay(picture: Image.Image, coarse: Tensor) -> Image.Image:
 
     The map is upsampled bicubically, as for the boxes.
     """
+    from matplotlib import colormaps
+
     fine = F.interpolate(coarse[None, None], size=(picture.height, picture.width), mode="bicubic", align_corners=False)
     colours = colormaps["inferno"](fine[0, 0].clamp(0.0, 1.0).numpy(), bytes=True)[:, :, :3]
     return Image.blend(picture, Image.fromarray(np.ascontiguousarray(colours)), OPACITY)

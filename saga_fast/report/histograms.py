@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from saga_fast.runtime.files import replacing
 
 STYLES = {"plain": ("plain crops", "#0b6bb8"), "attention": ("attention crops", "#c2570c")}
@@ -36,6 +34,8 @@ def draw_png(path: Path, rows: Sequence[Row]) -> None:
         path: the PNG file, written atomically.
         rows: each with ``name``, ``epoch``, ``views``, ``edges``, ``counts``, ``mean``.
     """
+    from matplotlib.figure import Figure
+
     groups = grouped(rows)
     figure = Figure(figsize=(3.6 * len(groups), 3.2), layout="constrained")
     panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
@@ -47,7 +47,7 @@ def draw_png(path: Path, rows: Sequence[Row]) -> None:
             axes.stairs(density(row), row["edges"], fill=True, alpha=0.3, color=colour)
             axes.stairs(density(row), row["edges"], color=colour, linewidth=1.5, label=label)
             axes.axvline(row["mean"], color=colour, linestyle="--", linewidth=1.2)
-        axes.set_title(f"{name}, epoch {epoch}", fontsize=10)
+        axes.set_title(f"{name}, epoch {epoch}", fontsize=10, parse_math=False)  # a run may be called a$b$
         axes.set_xlabel("cosine similarity of positive pairs")
         axes.legend(fontsize=8, loc="upper left", frameon=False)
         axes.set_xlim(lowest_edge(rows), 1.0)

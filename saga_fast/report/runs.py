@@ -9,11 +9,23 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from saga_fast.errors import SagaError
+from saga_fast.runtime.files import read_file
 from saga_fast.runtime.metrics import read_metrics
 from saga_fast.runtime.strict_yaml import read_yaml
 
 # The fields that identify a record among those of its kind.
 KEYS = {"epoch": ("epoch",), "knn": ("epoch", "layer", "k"), "renewal": ("epoch",)}
+
+MAX_BYTES = 2**28
+"""Of a config or a result of ``saga-fast eval``, which have thousands."""
+
+EVALUATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "knn": (("layer",), ("epoch", "k", "temperature", "top1"), ()),
+    "linear": (("probe",), ("epoch", "probe_epochs", "lr", "top1"), ()),
+    "pairs": (("name", "views"), ("epoch", "mean", "std"), ("counts", "edges")),
+}
+"""Protocol -> the words, numbers and lists of numbers of a row that the report uses."""
+OPTIONAL_FIGURES = ("top5", "images", "batch_size", "weight_decay", "seed", "iou", "corloc", "area", "drift")
 
 Record = dict[str, Any]
 Point = tuple[int, float]  # (finished epochs, value)
@@ -117,7 +129,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = read_yaml(path.read_text(encoding="utf-8"))
+        config = read_yaml(read_file(path, MAX_BYTES).decode("utf-8"))
     except ValueError as error:  # UnicodeDecodeError is a subclass
         reason = " ".join(str(error).split())
         raise SagaError(f"{reason}: {path} is not readable YAML, correct or remove it") from error
@@ -135,14 +147,35 @@ def _read_evaluations(folder: Path) -> tuple[Record, ...]:
     rows: list[Record] = []
     for path in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            content = json.loads(read_file(path, MAX_BYTES))
+        except (ValueError, RecursionError) as error:
             raise SagaError(f"{error}: {path} is not JSON, correct or remove it") from error
+        except OSError as error:
+            raise SagaError(f"cannot read {path}: {error.strerror}, remove it from {folder}") from error
         file_rows = content.get("rows") if isinstance(content, dict) else None
-        if not isinstance(file_rows, list) or not all(isinstance(row, dict) and "protocol" in row for row in file_rows):
-            raise SagaError(f"{path} contains no rows of `saga-fast eval`: remove it from {folder}")
+        if not isinstance(file_rows, list) or not all(map(_is_evaluation, file_rows)):
+            raise SagaError(f"{path} contains no rows of `saga-fast eval`, or other ones: remove it from {folder}")
         rows += file_rows
     return tuple(rows)
+
+
+def _is_evaluation(row: Any) -> bool:
+    """Whether a row has the types and the finite numbers that the report relies on."""
+    if not isinstance(row, dict) or not isinstance(row.get("protocol"), str):
+        return False
+    words, figures, lists = EVALUATIONS.get(row["protocol"], ((), (), ()))
+    present = [row[key] for key in OPTIONAL_FIGURES if row.get(key) is not None]
+    values = [row.get(key) for key in lists]
+    return (
+        all(isinstance(row.get(key), str) for key in words)
+        and all(map(_is_finite, (*(row.get(key) for key in figures), *present)))
+        and all(isinstance(each, list) and all(map(_is_finite, each)) for each in values)
+        and (row["protocol"] != "pairs" or len(row["edges"]) == len(row["counts"]) + 1)
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def _records_by_kind(folder: Path) -> dict[str, tuple[Record, ...]]:

@@ -33,12 +33,29 @@ TIMEOUT = timedelta(minutes=30)
 
 def launched() -> bool:
     """Whether torchrun, or a launcher that sets the same variables, started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _variable("WORLD_SIZE", 1) > 1
+
+
+def launched_rank() -> int:
+    """This process's number, from 0, as the launcher set it: before the processes have met, and after."""
+    return _variable("RANK", 0)
 
 
 def local_rank() -> int:
     """This process's number on its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _variable("LOCAL_RANK", 0)
+
+
+def _variable(name: str, default: int) -> int:
+    """A number that the launcher sets.
+
+    Raises:
+        SagaError: not a number, or a negative one.
+    """
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit()):
+        raise SagaError(f"the environment has {name}={text!r}: unset it, or start the processes with torchrun")
+    return int(text)
 
 
 def world_size() -> int:
@@ -66,6 +83,11 @@ def session() -> Iterator[None]:
     if not launched():
         yield
         return
+    for name, limit in (("RANK", 2**31), ("LOCAL_RANK", 2**31), ("MASTER_PORT", 2**16)):
+        if _variable(name, 0) >= limit:
+            raise SagaError(f"the environment has {name}={os.environ[name]}, which must be below {limit}: use torchrun")
+    if launched_rank() >= _variable("WORLD_SIZE", 1):
+        raise SagaError(f"RANK={launched_rank()} must be below WORLD_SIZE={_variable('WORLD_SIZE', 1)}: use torchrun")
     try:
         store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
         store = PrefixStore(_name_of_attempt(store, number, count), store)

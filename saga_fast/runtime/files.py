@@ -7,11 +7,14 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -21,9 +24,19 @@ def replacing(path: Path) -> Iterator[Path]:
     The data is on the disk before the name changes, so a crash at any moment leaves the old file or the new one. The
     temporary files of killed processes are removed; a lock tells them from those that a running process is writing.
 
+    A symbolic link stays a link, and the file that it leads to is replaced. Into a device, a FIFO, and the file that is
+    this process's stdout or stderr, the bytes are written after the block.
+
     Raises:
         OSError: the folder cannot be written or the disk is full; ``path`` is as it was.
     """
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "content"
+            with named(path), (Path(folder) / "content").open("rb") as content, _open_stream(path) as stream:
+                shutil.copyfileobj(content, stream)
+        return
+    path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     handle, temporary = _make_locked(path)
@@ -36,6 +49,40 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether ``path`` is a device, a FIFO, a socket, or our stdout or stderr: written into, not replaced."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    special = not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)
+    return special or _standard_handle(status) is not None
+
+
+def lock_file(path: Path) -> IO[bytes] | None:
+    """The open, locked file ``path``, which is made if it is missing; None if another process holds the lock.
+
+    The lock ends when the file is closed or the process ends, also by a kill. A file system without locks refuses
+    nobody. The holder may remove the file before it closes it.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)  # noqa: PTH123, SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # no locks here
+            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # between its opening and its locking the holder removed it
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -59,12 +106,16 @@ def named(path: Path) -> Iterator[None]:
     """Add ``path`` to the OSErrors of the block: errors of writing to an open file do not name it.
 
     Raises:
-        OSError: as in the block.
+        OSError: as in the block, also where ``torch.save`` made a RuntimeError of it.
     """
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise OSError(error.__context__.errno, error.__context__.strerror, str(path)) from error
 
 
 def check_writable(path: Path) -> None:
@@ -73,6 +124,9 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: the folder cannot be made or written.
     """
+    if is_stream(path):
+        return  # a FIFO without a reader would block
+    path = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         return
@@ -88,6 +142,39 @@ def sha256(path: Path) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _target(path: Path) -> Path:
+    """The file that a symbolic link leads to, which may be missing; any other path itself.
+
+    Raises:
+        OSError: the link leads to itself.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
+
+
+def _standard_handle(status: os.stat_result) -> int | None:
+    """1 or 2 if that handle of this process is open on the file, else None."""
+    for handle in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(handle), status):
+                return handle
+    return None
+
+
+def _open_stream(path: Path) -> IO[bytes]:
+    """``path``, opened for writing: stdout and stderr at their current position, after what was printed."""
+    handle = _standard_handle(path.stat())
+    if handle is None:
+        return path.open("wb")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return open(os.dup(handle), "wb")  # noqa: PTH123 - of a handle
 
 
 def _make_locked(path: Path) -> tuple[int, Path]:

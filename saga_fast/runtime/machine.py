@@ -47,8 +47,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" if files differ from it, or "unknown" outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """The checkout's commit, with "+" if files differ from it, or "unknown" for a package outside of its checkout.
+
+    A package that is installed in another project's checkout, such as in its ``.venv``, has not that project's commit.
+    """
+    package = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(package)]
+    top = _output([*git, "rev-parse", "--show-toplevel"])
+    if not top or Path(top).resolve() != package.parent:
+        return "unknown"
     head = _output([*git, "rev-parse", "HEAD"])
     return head + ("+" if _output([*git, "status", "--porcelain"]) else "") if head else "unknown"
 

@@ -59,7 +59,7 @@ def _read_whole(text: str) -> Any:
     """The value of a YAML text, or the text itself if YAML would read a part of it as a comment.
 
     Raises:
-        ValueError: as :func:`read_yaml`; or characters in front of or behind the value that YAML does not read.
+        ValueError: as :func:`read_yaml`; or a comment in or behind a list, a mapping or quotes.
     """
     value = read_yaml(text)
     node = yaml.compose(text, _Loader)
@@ -67,11 +67,25 @@ def _read_whole(text: str) -> Any:
         read = "" if node is None else text[node.start_mark.index : node.end_mark.index]
         is_cut = read != text.strip() or (isinstance(value, str) and value != text)
         return text if is_cut else value
-    # A mark may lie at the end of the line, so that it is the lines of the marks that are compared.
-    ignored = text[: node.start_mark.index] + text[node.end_mark.index :]
-    if "#" in ignored:
-        raise ValueError(f"{ignored.strip()} is a comment: remove it, or put quotes around the text")
+    if "#" in _without_scalars(text, node):
+        raise ValueError("it holds a comment: remove that, or put quotes around the text")
     return value
+
+
+def _without_scalars(text: str, node: yaml.Node) -> str:
+    """The text without the keys and values of a node: brackets, commas and comments."""
+    begin, nodes, remaining = 0, [node], ""
+    while nodes:
+        first = nodes.pop()
+        if isinstance(first, yaml.ScalarNode):
+            remaining += text[begin : first.start_mark.index]
+            begin = first.end_mark.index
+        else:
+            children = (
+                first.value if isinstance(first, yaml.SequenceNode) else [each for pair in first.value for each in pair]
+            )
+            nodes += reversed(children)
+    return remaining + text[begin:]
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.config import TrainConfig
@@ -21,7 +22,9 @@ from saga_fast.report.sheet import draw_sheet, evenly_spaced
 from saga_fast.runtime.distributed import barrier, broadcast, is_main
 from saga_fast.runtime.files import write_text
 from saga_fast.runtime.signals import deferring_sigterm, stop, stop_requested
+from saga_fast.runtime.terminal import printable
 from saga_fast.train.epoch import EpochPosition, EpochResult, train_epoch
+from saga_fast.train.folder import run_folder
 from saga_fast.train.plan import crop_plan
 from saga_fast.train.run import Run, open_run
 from saga_fast.train.state import position
@@ -47,8 +50,8 @@ def train(config: TrainConfig, *, resume: bool = False, ckpt: Path | None = None
     Raises:
         SagaError: a run folder in use, a config that differs from the one being resumed, unreadable images, and so on.
     """
-    with deferring_sigterm():
-        run = open_run(config, resume=resume, ckpt=ckpt, progress=progress and is_main())
+    with deferring_sigterm(), run_folder(Path(config.out), resume=resume):
+        run = open_run(config, ckpt=ckpt, progress=progress and is_main())
         try:
             _run_epochs(run)
         finally:
@@ -60,6 +63,7 @@ def _run_epochs(run: Run) -> None:
     """Train from the current epoch to the end."""
     config = run.config
     total = config.plain.epochs + config.saga.epochs
+    log.info("device %s, torch on %d threads", run.device, torch.get_num_threads())
     if not run.resumed:
         _save(run)
     if run.evaluation_is_missing:
@@ -125,7 +129,7 @@ def _explained(run: Run, error: NonFiniteLossError, phase: PhaseConfig) -> SagaE
     state = broadcast(position(read_checkpoint(run.last)) if is_main() else "")
     path = run.folder / "nonfinite.txt"
     if is_main():
-        write_text(path, "".join(f"{index}\t{run.source.paths[index]}\n" for index in error.indices))
+        write_text(path, "".join(f"{index}\t{printable(run.source.paths[index])}\n" for index in error.indices))
     some = ", ".join(map(str, error.indices[:16])) + (", ..." if len(error.indices) > 16 else "")
     return SagaError(
         f"the {error.what} is not finite since step {error.step} of epoch {run.epoch + 1}: loss {error.value},"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from saga_fast.checkpoint import load_weights, read_checkpoint
+from saga_fast.checkpoint import load_weights, open_checkpoint
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
@@ -90,17 +90,15 @@ class Run:
         return _open_whole(self.config, self.device, source or self.source, plan, self.bad if bad is None else bad)
 
 
-def open_run(config: TrainConfig, *, resume: bool, ckpt: Path | None, progress: bool) -> Run:
-    """The run of ``config.out``, set up afresh or, with ``resume``, from its last checkpoint.
+def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
+    """The run of ``config.out``, set up from its last checkpoint if it has one, else afresh.
 
     Raises:
-        SagaError: a run folder in use, a config that cannot be trained or that differs from the one being resumed.
+        SagaError: a config that cannot be trained, or that differs from the one being resumed.
     """
     folder = Path(config.out)
     last = folder / "last.pt"
     exists = broadcast(last.exists())
-    if exists and not resume:
-        raise SagaError(f"{folder} holds a run already: go on with --resume, or choose another --out")
     device = choose_device(config.device)
     source = _open_source(config, config.data.train)
     val = _open_source(config, config.data.val) if config.data.val else None
@@ -180,7 +178,7 @@ def _load_weights(model: Method, state: dict[str, Any], last: Path, ckpt: Path |
     if state:
         load_weights(model, state["model"], last)
     elif ckpt is not None:
-        load_weights(model, read_checkpoint(ckpt)["model"], ckpt)
+        load_weights(model, open_checkpoint(ckpt).state, ckpt)
 
 
 def _place(model: Method, config: TrainConfig, device: torch.device) -> None:

@@ -229,9 +229,9 @@ def test_demo_boxes_refuses_several_boxes_of_an_image(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"kind": "cats"}, "'cats'"),
-        ({"num_train": 11}, "num_train must be at least 12, .*, got 11"),
+        ({"num_train": 11}, "num_train must be 12, .*, got 11"),
         ({"num_val": 0}, "num_val .*, got 0"),
-        ({"kind": "digits", "num_val": 9}, "num_val must be at least 10"),
+        ({"kind": "digits", "num_val": 9}, "num_val must be 10, one image per class"),
         ({"object_side": (0.0, 0.5)}, "object_side"),
         ({"object_side": (0.6, 0.5)}, "object_side"),
         ({"object_side": (0.5, 1.1)}, "object_side"),

@@ -58,4 +58,4 @@ def test_training_and_the_attention_pass_obey_it(root: Path, tiny_yaml: Path, tm
     assert [line.split("\t")[0] for line in (run / "bad_images.txt").read_text().splitlines()] == ["1", "7"]
     arguments = ["--ckpt", str(run / "last.pt"), "--out", str(tmp_path / "t.safetensors"), "--device", "cpu"]
     assert main(["build-att", *arguments]) == 0
-    assert len((tmp_path / "bad_images.txt").read_text().splitlines()) == 2
+    assert len((tmp_path / "t.bad_images.txt").read_text().splitlines()) == 2

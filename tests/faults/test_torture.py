@@ -12,9 +12,10 @@ from benchmarks.torture.full_disk import can_mount, fill_train, limit_pack, limi
 from benchmarks.torture.fuzz import fuzz, run_cases
 from benchmarks.torture.kills import kill_build_att, kill_pack, kill_train
 from benchmarks.torture.mutations import mutated
+from benchmarks.torture.races import change_checkpoint, exhaust, run_twice
 from saga_fast.loaders.engines import require_engine
 
-CASES = {"folder": 6, "table": 300, "checkpoint": 300, "config": 120, "shards": 200, "beton": 40}
+CASES = {"folder": 6, "table": 300, "checkpoint": 300, "config": 120, "shards": 200, "beton": 40, "encoder": 80}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,18 @@ def test_a_full_file_system_while_training(experiment: Undisturbed, tmp_path: Pa
 def test_a_disk_that_fills_up_while_packing(tmp_path: Path) -> None:
     require_engine("ffcv")
     assert limit_pack(tmp_path, faults=2)["survived"] == 2
+
+
+def test_a_checkpoint_that_changes_while_it_is_read(experiment: Undisturbed, tmp_path: Path) -> None:
+    assert change_checkpoint(experiment, tmp_path, faults=3)["survived"] == 3
+
+
+def test_two_runs_in_one_folder(experiment: Undisturbed, tmp_path: Path) -> None:
+    assert run_twice(experiment, tmp_path, faults=1)["survived"] == 1
+
+
+def test_too_few_resources(experiment: Undisturbed, tmp_path: Path) -> None:
+    assert exhaust(experiment, tmp_path, faults=10)["survived"] == 10
 
 
 def test_fuzzed_images_in_a_process_of_their_own(tmp_path: Path) -> None:

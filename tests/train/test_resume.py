@@ -21,6 +21,7 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders import BoxTable, ImageFolder
 from saga_fast.train import cycle, renewal, step
 from saga_fast.train.cycle import train
+from saga_fast.train.folder import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,7 @@ def test_run_folder_in_use_is_refused(finished_run: Path, tiny_yaml: Path) -> No
 def test_resume_without_a_run_starts_afresh(finished_run: Path, tiny_yaml: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
+    (run / LOCK).touch()  # as a run leaves it that was killed before its first checkpoint
     (run / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1, "loss": 5.0}\n')  # a start that came to nothing
     train(load_config(tiny_yaml, [f"out={run}"]), resume=True)
     assert_same_run(run, finished_run)

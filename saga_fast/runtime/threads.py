@@ -1,0 +1,54 @@
+"""The processor cores that this process gets, and threads that do not hold them while they wait."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def configure_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let OpenMP's threads sleep at a barrier instead of spinning, and start no more of them than there are cores.
+
+    Call it before torch is imported. Values that the user has set are kept.
+
+    A training step has hundreds of short parallel regions. By default GNU's OpenMP spins at the end of each: where
+    another process wants the core too, the spinning thread holds the core that the thread it waits for would need
+    (benchmarks/bench_busy.py). Torch counts a machine's cores where a container's quota grants fewer.
+    """
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # GNU's OpenMP, torch's on Linux
+    environment.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
+    if (cores := usable_cores()) < _affinity():
+        environment.setdefault("OMP_NUM_THREADS", str(cores))
+        environment.setdefault("NUMBA_NUM_THREADS", str(cores))
+
+
+def usable_cores(root: Path = CGROUP) -> int:
+    """The number of cores that this process may use: fewer than the machine's under taskset or in a container.
+
+    The quota of a container's control group counts, rounded up: threads beyond it would only be throttled.
+    """
+    quota = _quota(root)
+    return _affinity() if quota is None else max(1, min(_affinity(), math.ceil(quota)))
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quota(root: Path) -> float | None:
+    """The cores' worth of time that the control group grants, version 2 or 1; None where it is not limited."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu" / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return quota_us / period_us if quota_us > 0 < period_us else None
