@@ -17,6 +17,7 @@ from benchmarks.torture.experiment import undisturbed
 from benchmarks.torture.full_disk import can_mount, fill_train, limit_pack, limit_train
 from benchmarks.torture.fuzz import fuzz
 from benchmarks.torture.kills import kill_build_att, kill_pack, kill_train
+from benchmarks.torture.races import change_checkpoint, exhaust, run_twice
 from saga_fast.profile.figures import Row
 
 CASES = {
@@ -27,6 +28,7 @@ CASES = {
     "config": 10_000,
     "shards": 10_000,
     "beton": 5_000,
+    "encoder": 2_000,
 }
 
 
@@ -48,6 +50,9 @@ def faults(folder: Path, *, scale: float, seed: int) -> Iterator[tuple[str, Call
     yield "pack killed", partial(kill_pack, place("pack"), kills=many(40), seed=seed)
     yield "file size limit, train", partial(limit_train, experiment, place("limit"), faults=many(15), seed=seed)
     yield "file size limit, pack", partial(limit_pack, place("limit-pack"), faults=many(15), seed=seed)
+    yield "checkpoint changed", partial(change_checkpoint, experiment, place("race"), faults=many(40), seed=seed)
+    yield "two runs in one folder", partial(run_twice, experiment, place("twice"), faults=many(20), seed=seed)
+    yield "too few resources", partial(exhaust, experiment, place("exhausted"), faults=many(100), seed=seed)
     if can_mount():
         yield "disk full, train", partial(fill_train, experiment, place("disk"), faults=many(12), seed=seed)
 

@@ -14,6 +14,8 @@ from functools import cache, partial
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
+from saga_fast.cli import COMMANDS
+
 LIMIT_SECONDS = 300.0
 
 
@@ -130,7 +132,8 @@ def warm_up(log: Path) -> None:
 @cache
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["saga_fast.cli", "saga_fast.loaders.ffcv.pack", "timm"])
+    commands = [f"saga_fast.cli.{name}" for name in COMMANDS]
+    context.set_forkserver_preload([*commands, "saga_fast.loaders.ffcv.pack", "timm"])
     return context
 
 

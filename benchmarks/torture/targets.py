@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BadImages, BoxTable, ImageFolder, LoaderOptions, Shards, WholePlan, open_loader
 from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.models.encoder import Encoder, EncoderConfig
 
 Case = Callable[[np.random.Generator], bool]
 IMAGES_PER_FOLDER = 50
@@ -275,6 +277,55 @@ def _damaged_beton(original: bytes, records_end: int, table_begin: int, rng: np.
     return original[:begin] + damaged + original[end:]
 
 
+def encoder(where: Path) -> Case:
+    """Strangers' ``encoder.args``: refused, or a network; nothing is fetched, read or written."""
+    (where / "site").mkdir()
+    payload = where / "payload.pth"
+    payload.write_bytes(b"import os")
+    names: tuple[str, ...] = (
+        "pretrained",
+        "cache_dir",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "features_only",
+    )
+    names += ("scriptable", "exportable", "out_indices", "block", "layers", "channels", "act_layer", "norm_layer")
+    names += ("base_width", "cardinality", "stem_type", "global_pool", "drop_rate", "output_stride", "num_classes")
+    values: tuple[Any, ...] = (True, None, -1, 0, 3, 10**9, 1e300, float("nan"), "", "relu", "os.system", "hf-hub:a/b")
+    values += (str(payload), str(where / "site"), payload.as_uri(), [1] * 4, [8] * 4, [0], [10**6] * 4, "deep", "max")
+    values += ({"url": payload.as_uri()}, {"file": str(payload)}, {"url": "http://127.0.0.1:9/x.pth"}, {"a": {}})
+    forbidden: list[str] = []
+    is_active = False
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if is_active and event == "open" and str(where) in str(arguments[0]):
+            forbidden.append(f"opened {arguments[0]}")
+        elif is_active and event in ("socket.connect", "socket.getaddrinfo", "urllib.Request", "subprocess.Popen"):
+            forbidden.append(event)
+
+    sys.addaudithook(audit)  # for the rest of the process
+
+    def case(rng: np.random.Generator) -> bool:
+        nonlocal is_active
+        args: dict[str, Any] = {"layers": [1] * 4, "channels": [16] * 4}
+        for _ in range(int(rng.integers(3))):
+            args[names[int(rng.integers(len(names)))]] = values[int(rng.integers(len(values)))]
+        is_active = True
+        try:
+            Encoder(EncoderConfig(name="resnet18", args=args))
+        except SagaError as error:
+            assert "\n" not in str(error)
+            return False
+        finally:
+            is_active = False
+            assert not forbidden, (args, forbidden)
+            assert not any((where / "site").iterdir()), args
+        return True
+
+    return case
+
+
 TARGETS: dict[str, Callable[[Path], Case]] = {
     "decode": decode,
     "folder": folder,
@@ -283,4 +334,5 @@ TARGETS: dict[str, Callable[[Path], Case]] = {
     "config": config,
     "shards": shards,
     "beton": beton,
+    "encoder": encoder,
 }
