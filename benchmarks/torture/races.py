@@ -17,6 +17,7 @@ from run_folders import assert_same_run
 
 from benchmarks.torture.experiment import Undisturbed, make_images, train
 from benchmarks.torture.processes import Ended, command, warm_up
+from saga_fast.cli import main
 from saga_fast.profile.figures import Row
 
 EXHAUSTED = ("out of memory", "cannot start another thread", "Too many open files", "Cannot allocate memory")
@@ -101,7 +102,8 @@ def exhaust(experiment: Undisturbed, folder: Path, *, faults: int, seed: int = 0
     for number in range(faults):
         prepare: Callable[[], None]
         if number % 2:
-            prepare = partial(_limit_memory, int(rng.uniform(0, 150)) * 2**20)
+            warm = [*arguments[:-1], str(folder / "warm.safetensors")]
+            prepare = partial(_limit_memory, warm, int(rng.uniform(0, 150)) * 2**20)
         else:
             prepare = partial(_limit_files, int(rng.integers(0, 5)))
         ended = command([*arguments[:-1], str(out)], log, prepare=prepare)
@@ -157,7 +159,9 @@ def _replacing_all_the_time(path: Path, contents: tuple[Path, Path], seed: int) 
         thread.join()
 
 
-def _limit_memory(more: int) -> None:
+def _limit_memory(warm: list[str], more: int) -> None:
+    """Limit the memory once a first command has loaded the kernels: without memory LLVM may end, or loop for ever."""
+    assert main(warm) == 0
     used = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch._inductor.config
 import yaml
 from run_folders import MOCO, crash_at, rows_of
 from timm.models import register_model
@@ -148,7 +149,6 @@ def saga_fast_one_convolution(pretrained: bool = False, **_: Any) -> nn.Module:
 
 def test_compile(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`compile: true` trains to the same weights up to rounding, under names that an uncompiled model loads."""
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes for three small kernels
     compiled: list[nn.Module] = []
     real = nn.Module.compile
 
@@ -162,7 +162,8 @@ def test_compile(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run = tmp_path / str(wanted)
         encoder = "encoder={name: saga_fast_one_convolution}"
         overrides = ["saga.epochs=1", "evaluate=null", "crop.size=32", f"compile={wanted}"]
-        train(load_config(tiny_yaml, [f"out={run}", encoder, *overrides]))
+        with torch._inductor.config.patch(compile_threads=1):  # no pool of processes for three small kernels
+            train(load_config(tiny_yaml, [f"out={run}", encoder, *overrides]))
         states.append(load_model(run / "last.pt").state_dict())
     assert len(compiled) == 1
     plain, other = states
