@@ -103,9 +103,9 @@ def exhaust(experiment: Undisturbed, folder: Path, *, faults: int, seed: int = 0
         prepare: Callable[[], None]
         if number % 2:
             warm = [*arguments[:-1], str(folder / "warm.safetensors")]
-            prepare = partial(_limit_memory, warm, int(rng.uniform(0, 150)) * 2**20)
+            prepare = partial(_limit_memory, warm, int(rng.uniform(0, 4)) * 2**20)
         else:
-            prepare = partial(_limit_files, int(rng.integers(0, 5)))
+            prepare = partial(_limit_files, int(rng.integers(0, 3)))
         ended = command([*arguments[:-1], str(out)], log, prepare=prepare)
         assert not bad_list.exists(), bad_list.read_text()
         is_native = ended.code < 0 or ended.code == ABORTED_BY_GLIBC
