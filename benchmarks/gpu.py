@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from benchmarks import gpu_checks, gpu_kernels, gpu_models, gpu_rebuild
+from benchmarks import gpu_checks, gpu_kernels, gpu_models, gpu_product, gpu_rebuild
 from benchmarks.gpu_timing import Bench
 from benchmarks.scaffold import benchmark_parser, record
 from saga_fast.errors import SagaError
@@ -36,6 +36,9 @@ SECTIONS: dict[str, tuple[Section, float]] = {
     "attention": (gpu_models.time_attention, 110.0),
     "training": (gpu_models.time_training, 60.0),
     "rebuild": (gpu_rebuild.time_rebuild, 70.0),
+    "decoder": (gpu_product.check_decoder, 30.0),
+    "engines": (gpu_product.time_engines, 60.0),
+    "passes": (gpu_product.time_passes, 60.0),
 }
 """Each with its budget in seconds; together 460. A measurement that has begun is finished."""
 
