@@ -11,6 +11,7 @@ import torch
 from triton_worker import interpreted
 
 from saga_fast.kernels import crop_resize
+from saga_fast.kernels.crop_resize import ImageTable
 
 # Images, views, height, width, side of the views.
 SHAPES = [
@@ -85,13 +86,49 @@ def test_strided_images() -> None:
     assert_matches_reference(interpreted("crop_resize", image, windows, 11, impl="triton"), oracle)
 
 
+SIZES = [(5, 130), (9, 11), (37, 37), (1, 1), (60, 45)]
+
+
+@pytest.mark.parametrize("planar", [False, True, None], ids=["packed", "planar", "mixed"])
+def test_images_of_any_sizes(planar: bool | None) -> None:
+    """As nvJPEG returns them: each in memory of its own, and with its channels apart."""
+    rng = np.random.default_rng(4)
+    stored = [images(rng, 1, *size)[0] for size in SIZES]
+    windows = torch.cat([random_windows(rng, 1, 2, *size) for size in SIZES])
+    apart = [image.permute(2, 0, 1).contiguous().permute(1, 2, 0) for image in stored]
+    given = [apart[n] if (planar is None and n % 2) or planar else stored[n] for n in range(len(SIZES))]
+    oracle = torch.cat([crop_resize(x[None], w[None], 13, impl="reference") for x, w in zip(stored, windows)])
+    flip = torch.from_numpy(rng.integers(0, 2, (len(SIZES), 2)).astype(np.bool_))
+    mirrored = torch.where(flip[:, :, None, None, None], oracle.flip(3), oracle)
+    assert_matches_reference(interpreted("crop_resize", given, windows, 13, flip=flip, impl="triton"), mirrored)
+    for impl in ("numba", "reference"):
+        assert_matches_reference(crop_resize(given, windows, 13, flip=flip, impl=impl), mirrored)
+    assert_matches_reference(crop_resize(given, windows, 13), oracle)
+
+
+def test_a_table_of_the_images_lies_where_they_do() -> None:
+    stored = [torch.zeros(5, 7, 3, dtype=torch.uint8), torch.zeros(3, 4, 6, dtype=torch.uint8)[:, :, ::2]]
+    table = ImageTable.of(stored)
+    assert (len(table), table.packed, table.sizes.tolist()) == (2, False, [[5, 7], [3, 4]])
+    assert table.rows.tolist() == [[stored[0].data_ptr(), 5, 7, 21, 3, 1], [stored[1].data_ptr(), 3, 4, 24, 6, 2]]
+    batch = torch.zeros(2, 4, 5, 3, dtype=torch.uint8)
+    expected = [[image.data_ptr(), 4, 5, 15, 3, 1] for image in batch]
+    assert ImageTable.of(batch).packed and ImageTable.of(batch).rows.tolist() == expected
+    with pytest.raises(ValueError, match=r"impl must be one of .* for arrays on the CPU, got 'triton'"):
+        crop_resize(stored, np.zeros((2, 1, 4), np.int32) + 1, 5, impl="triton")
+    with pytest.raises(ValueError, match=r"window \[0, 0, 4, 1\] is empty or extends beyond the image of 3 x 4 pixels"):
+        crop_resize(stored, np.array([[[0, 0, 4, 1]], [[0, 0, 4, 1]]]), 5)
+    with pytest.raises(ValueError, match=r"image must be uint8 \(H, W, 3\), got torch.uint8 \(1, 4, 5, 3\)"):
+        crop_resize([batch[:1]], np.zeros((1, 1, 4), np.int32), 5)
+
+
 def test_windows_beyond_the_image_are_clipped() -> None:
     """Windows are not checked on a GPU, so the kernel must not read outside the image."""
     image = images(np.random.default_rng(3), 1, 20, 31)
     windows = torch.tensor([[[-3, 25, 10, 90], [18, -7, 9, 0], [500, 500, 5, 5]]], dtype=torch.int32)
     clipped = torch.tensor([[[0, 25, 10, 6], [18, 0, 2, 1], [19, 30, 1, 1]]], dtype=torch.int32)
-    module = "saga_fast.kernels.crop_resize._triton"
-    views = interpreted("crop_resize_triton", image, windows, 9, None, module=module)
+    module = "saga_fast.kernels.crop_resize"
+    views = interpreted("_lazy_triton", image, windows, 9, None, module=module)
     assert_matches_reference(views, crop_resize(image, clipped, 9, impl="reference"))
 
 

@@ -21,6 +21,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from saga_fast.kernels.crop_resize import ImageTable  # noqa: E402
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TYPES = {
     torch.float32: "*fp32",
@@ -28,6 +30,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.uint8: "*u8",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 BATCH, VIEWS, SIDE = 256, 2, 224
 NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -92,10 +95,12 @@ def boxes(batch: int, dtype: torch.dtype, last: bool, cells: int = 7, channels: 
     op(new(batch, channels, cells, cells, dtype=dtype, last=last), new(batch, channels), 0.7, SIDE, "minmax")
 
 
-def crop() -> None:
+def crop(planar: bool) -> None:
     op = import_module("saga_fast.kernels.crop_resize._triton").crop_resize_triton
-    images, windows = new(BATCH, 512, 500, 3, dtype=torch.uint8), new(BATCH, VIEWS, 4, dtype=torch.int32)
-    op(images, windows, SIDE, new(BATCH, VIEWS, dtype=torch.uint8))
+    shape = (BATCH, 3, 512, 500) if planar else (BATCH, 512, 500, 3)
+    images = new(*shape, dtype=torch.uint8)
+    table = ImageTable.of(images.permute(0, 2, 3, 1) if planar else images)
+    op(table, new(BATCH, VIEWS, 4, dtype=torch.int32), SIDE, new(BATCH, VIEWS, dtype=torch.uint8))
 
 
 def augment(dtype: torch.dtype, last: bool, side: int = SIDE) -> None:
@@ -110,7 +115,8 @@ CASES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "boxes bf16 B=32": (boxes, (32, torch.bfloat16, False)),
     "boxes bf16 14x14": (boxes, (BATCH, torch.bfloat16, False, 14)),
     "boxes fp16 odd": (boxes, (BATCH, torch.float16, False, 9, 1001)),
-    "crop": (crop, ()),
+    "crop": (crop, (False,)),
+    "crop planar": (crop, (True,)),
     "augment fp32": (augment, (torch.float32, False)),
     "augment bf16 channels_last": (augment, (torch.bfloat16, True)),
     "augment fp16 odd": (augment, (torch.float16, False, 37)),
