@@ -19,7 +19,7 @@ from benchmarks.gpu_timing import Bench
 from benchmarks.images import cloud_jpegs
 from saga_fast.attention import AttentionPass, build_box_table
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
-from saga_fast.loaders.folder.device import decode_jpegs
+from saga_fast.loaders.device_images import decode_jpegs
 from saga_fast.loaders.loader import Place
 from saga_fast.methods.simclr import SimCLRConfig
 from saga_fast.profile.figures import Row
@@ -141,7 +141,7 @@ def time_passes(bench: Bench) -> Iterator[Row]:
         alone = _rate(bench, loader)
         for precision in ("fp32", "bf16"):
             for forward in ("eager", "compiled"):
-                options = AttentionPass(size=side, precision=precision, channels_last=True, forward=forward)  # type: ignore[arg-type]
+                options = AttentionPass(size=side, precision=precision, channels_last=True, forward=forward)
                 name = f"build_box_table, {precision}, {forward}"
                 try:
                     build_box_table(model, loader, options)

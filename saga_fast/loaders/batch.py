@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from saga_fast.kernels import crop_resize
+from saga_fast.kernels.crop_resize import ImageTable
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
 
@@ -35,13 +37,21 @@ class Batch:
         return replace(self, views=views, more=tuple(more))
 
 
-def crop_batch(images: torch.Tensor, windows: npt.NDArray[np.int32] | torch.Tensor, plan: Plan) -> torch.Tensor:
-    """All views of a padded batch: (B, H, W, 3) uint8, windows (B, V, 4) -> (B, view_bytes), on the images' device."""
+def crop_batch(images: Sequence[torch.Tensor] | ImageTable, windows: npt.NDArray[np.int32], plan: Plan) -> torch.Tensor:
+    """All views of B images (H, W, 3) uint8 of any sizes: windows (B, V, 4) -> (B, view_bytes), on their device."""
+    if not isinstance(images, ImageTable) and images[0].is_cuda:
+        images = ImageTable.of(images)
     parts, begin = [], 0
     for side, count in plan.groups:
         parts.append(crop_resize(images, windows[:, begin : begin + count], side).flatten(1))
         begin += count
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def index_on(device: torch.device, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Row numbers (n,) int64 on a device, without waiting for it."""
+    index = torch.from_numpy(rows)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 def make_batch(views: torch.Tensor, indices: npt.NDArray[np.int64], source: Source, plan: Plan) -> Batch:

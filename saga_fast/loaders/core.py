@@ -14,7 +14,7 @@ import torch
 from saga_fast.errors import SagaError
 from saga_fast.kernels.philox import SUBSTITUTE, draw
 from saga_fast.loaders.bad_images import BadImages
-from saga_fast.loaders.batch import Batch, make_batch
+from saga_fast.loaders.batch import Batch, index_on, make_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan, view_bytes, view_sides
@@ -78,7 +78,7 @@ class Epoch:
             for slot in np.flatnonzero(~good).tolist():
                 indices[slot], views[slot] = self._substitute(int(indices[slot]), indices, views_of)
         elif not good.all():
-            indices, views = indices[good], views[torch.from_numpy(good).to(views.device)]
+            indices, views = indices[good], views.index_select(0, index_on(views.device, np.flatnonzero(good)))
         return make_batch(views, indices, self.source, self.plan)
 
     def _substitute(

@@ -97,7 +97,8 @@ def test_images_of_any_sizes(planar: bool | None) -> None:
     windows = torch.cat([random_windows(rng, 1, 2, *size) for size in SIZES])
     apart = [image.permute(2, 0, 1).contiguous().permute(1, 2, 0) for image in stored]
     given = [apart[n] if (planar is None and n % 2) or planar else stored[n] for n in range(len(SIZES))]
-    oracle = torch.cat([crop_resize(x[None], w[None], 13, impl="reference") for x, w in zip(stored, windows)])
+    each = zip(stored, windows, strict=True)
+    oracle = torch.cat([crop_resize(image[None], own[None], 13, impl="reference") for image, own in each])
     flip = torch.from_numpy(rng.integers(0, 2, (len(SIZES), 2)).astype(np.bool_))
     mirrored = torch.where(flip[:, :, None, None, None], oracle.flip(3), oracle)
     assert_matches_reference(interpreted("crop_resize", given, windows, 13, flip=flip, impl="triton"), mirrored)

@@ -16,8 +16,8 @@ from saga_fast.loaders import BadImages, Batch, CropPlan, ImageFolder, Loader, L
 from saga_fast.loaders.dali import engine as dali_engine
 from saga_fast.loaders.dali.decoder import Decoder
 from saga_fast.loaders.dali.engine import DaliLoader
-from saga_fast.loaders.dali.jpeg import jpeg_size
 from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.loaders.jpeg import jpeg_size
 from saga_fast.loaders.plan import Plan
 
 N = 30

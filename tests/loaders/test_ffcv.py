@@ -98,17 +98,13 @@ def test_cropping_for_a_gpu_without_one_is_said_once(packed: dict[str, Path], ca
     assert not caplog.records
 
 
-def test_images_are_padded_among_those_of_their_size(tmp_path: Path) -> None:
+def test_images_of_any_sizes_share_a_batch(tmp_path: Path) -> None:
     root = tmp_path / "images"
     root.mkdir()
     for number, size in enumerate([(30, 20), (4000, 10), (17, 32), (10, 4000), (31, 31), (16, 16)]):
         Image.new("RGB", size, (number, 0, 0)).save(root / f"{number}.png")
     assert main(["pack", str(root), str(tmp_path / "x.beton"), "--mode", "raw"]) == 0
     loader = open_beton(tmp_path / "x.beton", WholePlan(size=3), replace(OPTIONS, crop="gpu"))
-    from saga_fast.loaders.ffcv import engine
-
-    parts = engine._class_runs(np.array([[16, 16], [20, 30], [32, 17], [31, 31], [10, 4000], [4000, 10]]))
-    assert [(part.start, part.stop) for part in parts] == [(0, 1), (1, 4), (4, 5), (5, 6)]
     (batch,) = loader
     assert batch.index.tolist() == list(range(6))
     for number in range(6):
@@ -225,7 +221,7 @@ def test_a_batch_stays_valid_and_may_be_written_to(packed: dict[str, Path]) -> N
 
 
 def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Path]) -> None:
-    from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_padded
+    from saga_fast.loaders.ffcv.decoder import decode_and_crop, decode_whole
 
     for seed, (mode, path) in enumerate(packed.items()):
         for crop in PLACES:
@@ -235,7 +231,7 @@ def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Pa
                 loader.set_plan(plan)
                 loader.set_epoch(epoch)
                 list(loader)
-    functions: list[Any] = [decode_and_crop, decode_padded]
+    functions: list[Any] = [decode_and_crop, decode_whole]
     assert [len(function.signatures) for function in functions] == [1, 1]
 
 

@@ -24,7 +24,8 @@ from saga_fast.loaders import (
     WholePlan,
     open_loader,
 )
-from saga_fast.loaders.folder.device import crop_on_device, decode_jpegs
+from saga_fast.loaders.batch import crop_batch
+from saga_fast.loaders.device_images import decode_jpegs
 from saga_fast.loaders.folder.engine import FolderLoader
 from saga_fast.loaders.loader import ResolvedOptions
 
@@ -82,15 +83,14 @@ def test_same_batches_as_cropped_by_threads(root: Path, decode: Place, levels: i
 
 
 def test_images_of_any_sizes_share_batches() -> None:
-    """One image of 300 px does not pad the others, and each view is of its own image."""
+    """Each view is of its own image."""
     rng = np.random.default_rng(1)
     sizes = [(5, 300), (9, 11), (16, 16), (17, 16), (300, 200), (1, 1), (9, 16)]
     images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
     windows = np.array([[[0, 0, h, w], [h // 2, w // 3, h - h // 2, w - w // 3]] for h, w in sizes], np.int32)
-    views = crop_on_device([torch.from_numpy(image) for image in images], windows, CROPS, CPU)
+    views = crop_batch([torch.from_numpy(image) for image in images], windows, CROPS)
     for image, own, view in zip(images, windows, views, strict=True):
         np.testing.assert_array_equal(view.view(2, SIZE, SIZE, 3).numpy(), crop_resize(image, own, SIZE))
-    assert crop_on_device([], np.empty((0, 2, 4), np.int32), CROPS, CPU).shape == (0, 2 * SIZE * SIZE * 3)
 
 
 def test_one_refused_jpeg_does_not_spoil_the_others(root: Path) -> None:

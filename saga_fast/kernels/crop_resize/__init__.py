@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -113,9 +113,7 @@ def crop_resize(
 ) -> torch.Tensor: ...
 
 
-def crop_resize(
-    image: Images, windows: Array, size: int, *, flip: Array | None = None, impl: str | None = None
-) -> Any:
+def crop_resize(image: Images, windows: Array, size: int, *, flip: Array | None = None, impl: str | None = None) -> Any:
     """Crop each window and resize it to (size, size): antialiased bilinear, within 1 level of Pillow.
 
     The result is that of ``image.crop(window).resize((size, size), BILINEAR)``. As in torchvision's RandomResizedCrop,
@@ -155,4 +153,6 @@ def _example(images: Images) -> Array:
     """An array on the device of the images."""
     if isinstance(images, ImageTable):
         return images.rows
-    return cast(Array, images) if not isinstance(images, Sequence) else images[0] if images else torch.empty(0)
+    if isinstance(images, Sequence):
+        return images[0] if images else torch.empty(0)
+    return images

@@ -138,35 +138,36 @@ def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: A
 
 
 @jit()
-def decode_padded(base: Any, stored: Any, images: Any, good: Any) -> None:
-    """Decode images to the top left corners of ``images`` (n, H, W, 3) uint8; the padding is not written.
+def decode_whole(base: Any, stored: Any, pixels: Any, good: Any) -> None:
+    """Decode images one after the other into ``pixels``, (n,) uint8; those that cannot be decoded keep their place.
 
     The remaining arguments are those of :func:`decode_and_crop`.
     """
     _announce(base, stored)
     handle, header = init_decompress(), np.empty(4, np.int32)
-    row = images.shape[2] * 3
+    begin: Any = 0
     for n in range(stored.begins.shape[0]):
         height, width = stored.sizes[n, 0], stored.sizes[n, 1]
-        source = base + stored.begins[n]
+        source, end = base + stored.begins[n], begin + height * width * 3
         good[n] = True
         if stored.jpeg[n]:
-            target = images[n].ctypes.data
+            target = pixels[begin:end].ctypes.data
             good[n] = (
                 _has_size(handle, source, stored.lengths[n], height, width, header)
-                and decompress(handle, source, stored.lengths[n], target, width, row, height, RGB, 0) == 0
+                and decompress(handle, source, stored.lengths[n], target, width, 0, height, RGB, 0) == 0
             )
         else:
-            images[n, :height, :width] = carray(pointer(source), (height, width, 3))
+            pixels[begin:end] = carray(pointer(source), (height * width * 3,))
+        begin = end
     destroy(handle)
 
 
 def decodes(data: bytes, height: int, width: int) -> bool:
     """Whether :func:`decode_and_crop` can decode this JPEG, whose header says ``height`` and ``width``."""
     content = np.frombuffer(data, np.uint8)
-    images, good = np.empty((1, height, width, 3), np.uint8), np.zeros(1, np.bool_)
+    pixels, good = np.empty(height * width * 3, np.uint8), np.zeros(1, np.bool_)
     stored = Stored(
         np.zeros(1, np.int64), np.array([len(data)]), np.ones(1, np.bool_), np.array([[height, width]], np.int64)
     )
-    decode_padded(content.ctypes.data, stored, images, good)
+    decode_whole(content.ctypes.data, stored, pixels, good)
     return bool(good[0])

@@ -19,7 +19,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
 from mmap import mmap
 
 import numpy as np
@@ -31,8 +30,9 @@ from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.core import Epoch, PendingBatch, PrefetchLoader
 from saga_fast.loaders.decode import Pixels
+from saga_fast.loaders.device_images import DeviceImages, ImageStream
 from saga_fast.loaders.ffcv.beton import Beton
-from saga_fast.loaders.ffcv.decoder import Stored, decode_and_crop, decode_padded
+from saga_fast.loaders.ffcv.decoder import Stored, decode_and_crop, decode_whole
 from saga_fast.loaders.loader import Int64, ResolvedOptions
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
@@ -79,62 +79,41 @@ class _Images:
         return Stored(begins[part], lengths[part], jpeg[part], sizes[part])
 
 
-_Task = Callable[[_Images, slice, Pixels], Good]
-
-
 class _Crops:
-    """Batches of one iteration, cropped on the CPU, or decoded into padded batches that the GPU crops."""
+    """Batches of one iteration, cropped on the CPU, or decoded whole and cropped on the GPU."""
 
     def __init__(self, loader: FfcvLoader, pool: ThreadPoolExecutor) -> None:
         self._source, self._epoch, self._pool = loader.source, Epoch(loader, loader.memory), pool
         self._address = loader.source.address()
         self._scratch = _Scratch(loader.source)
+        self._stream = ImageStream(loader.options.device)
 
     def start(self, indices: Int64) -> PendingBatch:
         """Draw the batch's windows and submit its tasks."""
-        return self._start_padded(indices) if self._epoch.options.crop == "gpu" else self._start_crops(indices)
+        return self._start_whole(indices) if self._epoch.options.crop == "gpu" else self._start_crops(indices)
 
     def _start_crops(self, indices: Int64) -> PendingBatch:
         images = _Images(self._source, self._epoch, indices)
         views = self._epoch.new_tensor((len(indices), self._epoch.view_bytes))
-        tasks = self._submit(self._crop, images, slice(0, len(indices)), views)
+        target, parts = views.numpy(), self._epoch.tasks(len(indices))
+        tasks = [self._pool.submit(self._crop, images, part, target[part]) for part in parts]
         return partial(self._finish_crops, indices, views, tasks)
 
     def _finish_crops(self, indices: Int64, views: torch.Tensor, tasks: list[Future[Good]]) -> Batch:
         good = np.concatenate([task.result() for task in tasks])
         return self._batch(indices, views, good)
 
-    def _start_padded(self, indices: Int64) -> PendingBatch:
-        """Decode the images, sorted by size class, into padded batches."""
-        slots = np.argsort(_size_classes(self._source.sizes[self._source.row[indices]]), kind="stable")
-        images = _Images(self._source, self._epoch, indices[slots])
-        padded: list[tuple[slice, torch.Tensor]] = []
-        tasks: list[Future[Good]] = []
-        for part in _class_runs(images.sizes):
-            height, width = images.sizes[part].max(0).tolist()
-            target = self._epoch.new_tensor((part.stop - part.start, height, width, 3))
-            padded.append((part, target))
-            tasks += self._submit(self._decode, images, part, target)
-        return partial(self._finish_padded, indices, slots, images.windows, padded, tasks)
+    def _start_whole(self, indices: Int64) -> PendingBatch:
+        """Decode the images whole; the threads also upload them."""
+        images = _Images(self._source, self._epoch, indices)
+        tasks = [self._pool.submit(self._upload, images, part) for part in self._epoch.tasks(len(indices))]
+        return partial(self._finish_whole, indices, images, tasks)
 
-    def _finish_padded(
-        self,
-        indices: Int64,
-        slots: Int64,
-        windows: npt.NDArray[np.int32],
-        padded: list[tuple[slice, torch.Tensor]],
-        tasks: list[Future[Good]],
-    ) -> Batch:
-        good = np.empty(len(indices), np.bool_)
-        good[slots] = np.concatenate([task.result() for task in tasks])
-        device = self._epoch.options.device
-        views = torch.empty((len(indices), self._epoch.view_bytes), dtype=torch.uint8, device=device)
-        windows_on_device = torch.from_numpy(windows).to(device, non_blocking=True)
-        for part, images in padded:
-            views[torch.from_numpy(slots[part]).to(device)] = crop_batch(
-                images.to(device, non_blocking=True), windows_on_device[part], self._epoch.plan
-            )
-        return self._batch(indices, views, good)
+    def _finish_whole(self, indices: Int64, images: _Images, tasks: list[Future[tuple[DeviceImages, Good]]]) -> Batch:
+        parts = [task.result() for task in tasks]
+        good = np.concatenate([part for _, part in parts])
+        decoded = [image for arriving, _ in parts for image in arriving.received() if image is not None]
+        return self._batch(indices, crop_batch(decoded, images.windows, self._epoch.plan), good)
 
     def _batch(self, indices: Int64, views: torch.Tensor, good: Good) -> Batch:
         for index in indices[~good].tolist():
@@ -146,13 +125,6 @@ class _Crops:
         images = _Images(self._source, self._epoch, np.array([index]))
         return torch.from_numpy(views[0]) if self._crop(images, slice(0, 1), views)[0] else None
 
-    def _submit(self, task: _Task, images: _Images, part: slice, target: torch.Tensor) -> list[Future[Good]]:
-        values, tasks = target.numpy(), []
-        for rows in self._epoch.tasks(part.stop - part.start):
-            run = slice(part.start + rows.start, part.start + rows.stop)
-            tasks.append(self._pool.submit(task, images, run, values[rows]))
-        return tasks
-
     def _crop(self, images: _Images, run: slice, views: Pixels) -> Good:
         self._source.check_length()
         good = np.empty(len(views), np.bool_)
@@ -160,11 +132,15 @@ class _Crops:
         decode_and_crop(self._address, stored, images.windows[run], self._epoch.sides, scratch, views, good)
         return good
 
-    def _decode(self, images: _Images, run: slice, padded: Pixels) -> Good:
+    def _upload(self, images: _Images, run: slice) -> tuple[DeviceImages, Good]:
         self._source.check_length()
-        good = np.empty(len(padded), np.bool_)
-        decode_padded(self._address, images.stored(run), padded, good)
-        return good
+        stored = images.stored(run)
+        memory, good = (
+            self._stream.new_memory(3 * int(stored.sizes.prod(1).sum())),
+            np.empty(len(stored.sizes), np.bool_),
+        )
+        decode_whole(self._address, stored, memory.numpy(), good)
+        return self._stream.upload_memory(memory, [(height, width) for height, width in stored.sizes.tolist()]), good
 
 
 class _Scratch(threading.local):
@@ -175,20 +151,3 @@ class _Scratch(threading.local):
 
     def of_this_thread(self) -> Pixels:
         return np.frombuffer(self._memory, np.uint8)
-
-
-def _size_classes(sizes: Int64) -> Int64:
-    """The class of each image, by the next powers of two of its sides.
-
-    Padded to the largest of their class, images take four times their memory at most, and a single large image does not
-    enlarge the padded memory of all images.
-    """
-    powers: Int64 = np.ceil(np.log2(sizes)).astype(np.int64)
-    return powers[:, 0] * 64 + powers[:, 1]
-
-
-def _class_runs(sizes: Int64) -> list[slice]:
-    """The runs of images of one class, in sizes (n, 2) sorted by class."""
-    borders = np.flatnonzero(np.diff(_size_classes(sizes))) + 1
-    ends = [0, *borders.tolist(), len(sizes)]
-    return [slice(begin, end) for begin, end in pairwise(ends)]
