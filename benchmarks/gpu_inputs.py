@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.gpu_timing import Bench
 from benchmarks.kernel_peers import HEIGHT, VIEW, WIDTH, pictures, two_windows
 from saga_fast.kernels import augment, crop_resize, sample_photometrics
+from saga_fast.kernels.crop_resize import ImageTable
 from saga_fast.profile.kernels import MEAN, MOCO_V2, STD
 
 
@@ -45,9 +46,14 @@ def draws(bench: Bench, sizes: npt.NDArray[np.int64], epoch: int) -> tuple[Tenso
     return torch.from_numpy(windows), torch.from_numpy(photometrics)
 
 
+def located(bench: Bench, images: Tensor) -> Tensor | ImageTable:
+    """The images (B, H, W, 3) as Triton's crop_resize takes them within a CUDA graph: their table is there already."""
+    return ImageTable.of(images) if bench.impl == "triton" else images
+
+
 def finished_views(
     bench: Bench,
-    images: Tensor,
+    images: Tensor | ImageTable,
     windows: Tensor,
     photometrics: Tensor | None,
     side: int,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from benchmarks.gpu_inputs import Photographs, draws, finished_views, photographs
+from benchmarks.gpu_inputs import Photographs, draws, finished_views, located, photographs
 from benchmarks.gpu_timing import Bench, Way, against_bytes, rotation, time_ways
 from benchmarks.kernel_peers import DELTA, JITTER, VIEW, boxes_as_contrastive_crop, logits_by_bmm, peaks, upsampled
 from saga_fast.kernels import attention_boxes, augment, bank_logits, crop_resize
@@ -111,7 +111,9 @@ def time_crop_resize(bench: Bench) -> Iterator[Row]:
     stock, batches, read = stored(bench)
     side, count = stock.side, 2 * len(stock.sizes)
     ways = {
-        "ours": Way([partial(crop_resize, i, w, side, impl=bench.impl) for i, w, _ in batches], 4, True),
+        "ours": Way(
+            [partial(crop_resize, located(bench, i), w, side, impl=bench.impl) for i, w, _ in batches], 4, True
+        ),
         "torchvision": Way(
             [partial(crops_by_torchvision, i.permute(0, 3, 1, 2), w.tolist(), side) for i, w, _ in batches[:1]]
         ),
@@ -151,7 +153,9 @@ def time_augment(bench: Bench) -> Iterator[Row]:
 
     ways = {
         "augment": Way([partial(augmented, v, p) for v, (_, _, p) in zip(views, batches, strict=True)], 4, True),
-        "finished": Way([partial(finished_views, bench, *batch, side) for batch in batches], 4, True),
+        "finished": Way(
+            [partial(finished_views, bench, located(bench, i), w, p, side) for i, w, p in batches], 4, True
+        ),
         "batched": Way([partial(recipe, planar)]),
     }
     seconds = time_ways(bench, ways, repeats=20)

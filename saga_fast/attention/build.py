@@ -103,7 +103,9 @@ def boxes_of_batch(model: Method, batch: Batch, options: AttentionPass) -> tuple
         boxes (B, 4) float32, found (B,) bool, pseudo label (B,) int64 and score (B,) float32.
     """
     device = next(model.parameters()).device
-    images = normalize_views(batch.views, model.encoder, device, channels_last=options.channels_last)[:, 0]
+    images = normalize_views(
+        batch.views, model.encoder, device, channels_last=options.channels_last, precision=options.precision
+    )[:, 0]
     maps = attention_maps(model, images, options)
     boxes, found = attention_boxes(
         maps.features, maps.weights, delta=options.delta, size=options.size, normalize=options.normalize

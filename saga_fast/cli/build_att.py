@@ -21,6 +21,7 @@ from saga_fast.errors import SagaError
 from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.loaders import BadImages, WholePlan, open_loader
 from saga_fast.models.compiled_features import Forward
+from saga_fast.models.modes import place_model
 from saga_fast.models.precision import Precision
 from saga_fast.runtime.device import choose_device
 from saga_fast.runtime.distributed import broadcast, is_main
@@ -83,7 +84,9 @@ def run(options: argparse.Namespace) -> None:
     with _locked_parts(options.out, resume=options.resume) as parts:
         with deferring_sigterm():
             table = build_box_table(
-                checkpoint.model().to(choose_device(options.device)),
+                place_model(
+                    checkpoint.model(), choose_device(options.device), channels_last=attention_pass.channels_last
+                ),
                 loader,
                 attention_pass,
                 metadata={"checkpoint": checkpoint.sha256, "epoch": str(checkpoint.epoch)},

@@ -24,6 +24,7 @@ from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import LAYERS, FrozenModel
 from saga_fast.evaluate.pairs import histogram, pair_similarities
 from saga_fast.loaders import BoxTable, CropPlan, WholePlan, open_loader
+from saga_fast.models.modes import place_model
 from saga_fast.report.histograms import draw_png
 from saga_fast.runtime.device import choose_device
 from saga_fast.runtime.terminal import say
@@ -92,7 +93,8 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
     """The rows of a checkpoint's plain and attention crops."""
     checkpoint = open_checkpoint(ckpt)
     config = checkpoint.config
-    model = checkpoint.model().to(choose_device(options.device))
+    device = choose_device(options.device)
+    model = place_model(checkpoint.model(), device, channels_last=config.channels_last)
     engine, source = chosen_source(options, config.data)
     if table_file is None:
         whole = open_loader(engine, source, WholePlan(size=config.attention_pass.size), loader_options(options))

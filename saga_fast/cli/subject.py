@@ -18,6 +18,7 @@ from saga_fast.evaluate.features import FrozenModel
 from saga_fast.loaders import BadImages, BoxPlan, BoxTable, Loader, Plan, Source, WholePlan, open_loader, open_source
 from saga_fast.loaders.boxes import widen_boxes
 from saga_fast.methods import Method
+from saga_fast.models.modes import place_model
 from saga_fast.runtime.device import choose_device
 from saga_fast.runtime.files import write_text
 from saga_fast.runtime.machine import provenance
@@ -108,7 +109,8 @@ def make_table(model: Method, loader: Loader, config: TrainConfig) -> BoxTable:
     """
     attention = config.attention or AttentionConfig()
     if attention.provider_ckpt is not None:
-        model = load_model(attention.provider_ckpt).to(next(model.parameters()).device)
+        device = next(model.parameters()).device
+        model = place_model(load_model(attention.provider_ckpt), device, channels_last=config.channels_last)
     return build_box_table(model, loader, config.attention_pass, progress=True)
 
 
@@ -128,10 +130,11 @@ def open_subject(options: argparse.Namespace, *outputs: Path) -> Subject:
     check_outputs([options.json, *outputs], [options.ckpt, options.classes, train, val, *tables])
     engine = chosen_engine(options, train)
     checkpoint = open_checkpoint(options.ckpt)
+    device, channels_last = choose_device(options.device), checkpoint.config.channels_last
     return Subject(
         checkpoint=checkpoint,
         config=checkpoint.config,
-        model=checkpoint.model().to(choose_device(options.device)),
+        model=place_model(checkpoint.model(), device, channels_last=channels_last),
         engine=engine,
         train=open_source(engine, train, classes=options.classes),
         val=open_source(engine, val, classes=options.classes) if val is not None else None,

@@ -48,12 +48,6 @@ def crop_batch(images: Sequence[torch.Tensor] | ImageTable, windows: npt.NDArray
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def index_on(device: torch.device, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Row numbers (n,) int64 on a device, without waiting for it."""
-    index = torch.from_numpy(rows)
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
-
-
 def make_batch(views: torch.Tensor, indices: npt.NDArray[np.int64], source: Source, plan: Plan) -> Batch:
     """The batch of views (B, view_bytes) uint8, which hold each image's views in the plan's order."""
     groups, begin = [], 0

@@ -14,11 +14,12 @@ import torch
 from saga_fast.errors import SagaError
 from saga_fast.kernels.philox import SUBSTITUTE, draw
 from saga_fast.loaders.bad_images import BadImages
-from saga_fast.loaders.batch import Batch, index_on, make_batch
+from saga_fast.loaders.batch import Batch, make_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.source import Source
+from saga_fast.runtime.device import to_device
 
 PendingBatch = Callable[[], Batch]
 """A batch in progress: waits for it and returns it."""
@@ -78,7 +79,10 @@ class Epoch:
             for slot in np.flatnonzero(~good).tolist():
                 indices[slot], views[slot] = self._substitute(int(indices[slot]), indices, views_of)
         elif not good.all():
-            indices, views = indices[good], views.index_select(0, index_on(views.device, np.flatnonzero(good)))
+            indices, views = (
+                indices[good],
+                views.index_select(0, to_device(torch.from_numpy(np.flatnonzero(good)), views.device)),
+            )
         return make_batch(views, indices, self.source, self.plan)
 
     def _substitute(

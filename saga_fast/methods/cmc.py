@@ -46,6 +46,8 @@ class ColorPair(Encoder):
     concatenates the channels of both maps, and each half is pooled by its encoder.
     """
 
+    converts_colours: ClassVar[bool] = True
+
     def __init__(self, config: EncoderConfig, color: Color) -> None:
         nn.Module.__init__(self)  # not Encoder.__init__, which would build a third backbone
         self.mean, self.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import timm
 import torch
@@ -110,6 +110,9 @@ class Encoder(nn.Module):
         SagaError: a backbone without a convolutional map, such as a vision transformer; arguments that timm refuses; or
             another stem for a backbone that is not a ResNet with a single first convolution.
     """
+
+    converts_colours: ClassVar[bool] = False
+    """Whether the input is converted to another colour space first, which takes float32."""
 
     def __init__(self, config: EncoderConfig, *, in_channels: int = 3) -> None:
         super().__init__()

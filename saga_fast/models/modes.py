@@ -1,11 +1,15 @@
-"""Train and eval mode of modules."""
+"""Train and eval mode of modules, and their place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+import torch
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
@@ -17,3 +21,9 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was_training)
+
+
+def place_model(model: Module, device: torch.device, *, channels_last: bool) -> Module:
+    """The model, moved to a device, its weights in the memory format of its input."""
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model

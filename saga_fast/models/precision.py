@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saga_fast.kernels import augment
 from saga_fast.models.encoder import Encoder
+from saga_fast.runtime.device import to_device
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,10 +28,12 @@ def normalize_views(
     *,
     photometrics: Tensor | None = None,
     channels_last: bool = False,
+    precision: Precision = "fp32",
 ) -> Tensor:
-    """The encoder's input: views (B, V, S, S, 3) uint8 -> (B, V, 3, S, S) float32 on ``device``.
+    """The encoder's input: views (B, V, S, S, 3) uint8 -> (B, V, 3, S, S) on ``device``, in the precision's format.
 
-    The views are uploaded as bytes, a quarter of the floats, then augmented and normalised on the device.
+    The views are uploaded as bytes, a quarter of the floats, then augmented and normalised on the device. A colour
+    conversion before the network needs float32.
 
     Args:
         views: before photometric augmentation.
@@ -38,7 +41,9 @@ def normalize_views(
         device: where the result is computed.
         photometrics: (B, V, P) float32 from :func:`saga_fast.kernels.sample_photometrics`; None: no augmentation.
         channels_last: memory format of each image.
+        precision: that of the forward pass, whose autocast would convert float32 to the same numbers.
     """
-    parameters = None if photometrics is None else photometrics.to(device, non_blocking=True)
+    dtype = torch.float32 if encoder.converts_colours else DTYPES.get(precision, torch.float32)
+    parameters = None if photometrics is None else to_device(photometrics, device)
     uploaded = views.to(device, non_blocking=True)
-    return augment(uploaded, parameters, encoder.mean, encoder.std, channels_last=channels_last)
+    return augment(uploaded, parameters, encoder.mean, encoder.std, channels_last=channels_last, dtype=dtype)

@@ -58,7 +58,9 @@ class _Forward:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> None:
         model, options = self._model, self._options
-        images = normalize_views(batch.views, model.encoder, self._device, channels_last=options.channels_last)[:, 0]
+        images = normalize_views(
+            batch.views, model.encoder, self._device, channels_last=options.channels_last, precision=options.precision
+        )[:, 0]
         with autocast(self._device, options.precision):
             for branch in model.branches(images):
                 image_activations(branch.encoder, branch.images, mirror=options.mirror)

@@ -11,6 +11,7 @@ import torch
 from saga_fast.config import TrainConfig
 from saga_fast.loaders import Batch, Loader, open_loader, open_source
 from saga_fast.methods import Method, build_method
+from saga_fast.models.modes import place_model
 from saga_fast.optim import build_optimizer
 from saga_fast.profile.figures import Row
 from saga_fast.profile.measure import batches, measure
@@ -56,9 +57,8 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
     """
     device = choose_device(config.device)
     source = open_source(config.data.engine, config.data.train, classes=config.data.classes)
-    model = build_method(config.method, config.encoder, num_images=len(source)).to(device)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
+    model = build_method(config.method, config.encoder, num_images=len(source))
+    place_model(model, device, channels_last=config.channels_last)
     options = replace(config.loader_options(device), shuffle=True, drop_last=True)
     loader = open_loader(config.data.engine, source, crop_plan(config, model), options)
     loading = measure(batches(loader), seconds=seconds, warmup=config.data.prefetch + 2)

@@ -1,4 +1,4 @@
-"""The device that a model runs on."""
+"""The device that a model runs on, and copies to it."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def choose_device(name: str) -> torch.device:
         )
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; a GPU copies it from page-locked memory, so that the host does not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

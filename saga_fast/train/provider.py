@@ -10,6 +10,7 @@ from saga_fast.attention.config import AttentionConfig
 from saga_fast.checkpoint import load_model
 from saga_fast.loaders import BoxTable, Source
 from saga_fast.methods import Method
+from saga_fast.models.modes import place_model
 
 
 def check_provider(attention: AttentionConfig | None, source: Source) -> None:
@@ -27,8 +28,7 @@ def check_provider(attention: AttentionConfig | None, source: Source) -> None:
 
 def classifier(ckpt: str, device: torch.device, *, channels_last: bool) -> Method:
     """The classifier whose attention replaces the trained network's, on its device."""
-    model = load_model(ckpt).to(device)
-    return model.to(memory_format=torch.channels_last) if channels_last else model
+    return place_model(load_model(ckpt), device, channels_last=channels_last)
 
 
 def given_table(attention: AttentionConfig, source: Source) -> BoxTable | None:

@@ -17,6 +17,7 @@ from saga_fast.evaluate.features import LAYERS
 from saga_fast.loaders import BadImages, Loader, Source, WholePlan, open_loader, open_source
 from saga_fast.methods import Method, build_method
 from saga_fast.models.encoder import Encoder
+from saga_fast.models.modes import place_model
 from saga_fast.models.sync_batchnorm import synchronise_batchnorm
 from saga_fast.optim import build_optimizer
 from saga_fast.runtime.device import choose_device
@@ -183,9 +184,7 @@ def _load_weights(model: Method, state: dict[str, Any], last: Path, ckpt: Path |
 
 def _place(model: Method, config: TrainConfig, device: torch.device) -> None:
     """Move the model to the device, in the config's memory format, batch norm and compilation."""
-    model.to(device)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
+    place_model(model, device, channels_last=config.channels_last)
     synchronised = model.sync_batchnorm if config.sync_batchnorm is None else config.sync_batchnorm
     if world_size() > 1 and synchronised:
         synchronise_batchnorm(model, device)

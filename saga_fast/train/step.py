@@ -15,6 +15,7 @@ from saga_fast.kernels import sample_photometrics
 from saga_fast.loaders import Batch
 from saga_fast.methods import Method, StepOutput
 from saga_fast.models.precision import autocast, normalize_views
+from saga_fast.runtime.device import to_device
 from saga_fast.runtime.distributed import broadcast_tensors, mean
 
 
@@ -68,7 +69,7 @@ class Training:
 
 
 def views_of_batch(training: Training, batch: Batch, epoch: int) -> list[Tensor]:
-    """The augmented views (B, V, 3, S, S) float32 on the device: the main views, then each group of further views.
+    """The augmented views (B, V, 3, S, S) on the device: the main views, then each group of further views.
 
     A group's views are numbered after those before it: ``photometrics[:, first:]``.
     """
@@ -81,7 +82,12 @@ def views_of_batch(training: Training, batch: Batch, epoch: int) -> list[Tensor]
         photometrics = sample_photometrics(recipe, config.seed, epoch, batch.index, last)[:, first:]
         result.append(
             normalize_views(
-                views, model.encoder, training.device, photometrics=photometrics, channels_last=config.channels_last
+                views,
+                model.encoder,
+                training.device,
+                photometrics=photometrics,
+                channels_last=config.channels_last,
+                precision=config.precision,
             )
         )
         first = last
@@ -92,7 +98,7 @@ def backward_step(training: Training, batch: Batch, epoch: int) -> StepOutput:
     """The loss of a batch, with its gradient in the parameters; batch norm and key encoders are updated."""
     main, *more = views_of_batch(training, batch, epoch)
     with autocast(training.device, training.config.precision):
-        output: StepOutput = training.network(main, batch.index.to(training.device), *more)
+        output: StepOutput = training.network(main, to_device(batch.index, training.device), *more)
     training.optimizer.zero_grad(set_to_none=True)
     training.scaler.scale(output.loss).backward()  # type: ignore[no-untyped-call]
     return output

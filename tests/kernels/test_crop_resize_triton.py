@@ -115,6 +115,8 @@ def test_a_table_of_the_images_lies_where_they_do() -> None:
     batch = torch.zeros(2, 4, 5, 3, dtype=torch.uint8)
     expected = [[image.data_ptr(), 4, 5, 15, 3, 1] for image in batch]
     assert ImageTable.of(batch).packed and ImageTable.of(batch).rows.tolist() == expected
+    with pytest.raises(ValueError, match="an ImageTable is read by impl 'triton' alone"):
+        crop_resize(table, np.zeros((2, 1, 4), np.int32) + 1, 5)
     with pytest.raises(ValueError, match=r"impl must be one of .* for arrays on the CPU, got 'triton'"):
         crop_resize(stored, np.zeros((2, 1, 4), np.int32) + 1, 5, impl="triton")
     with pytest.raises(ValueError, match=r"window \[0, 0, 4, 1\] is empty or extends beyond the image of 3 x 4 pixels"):

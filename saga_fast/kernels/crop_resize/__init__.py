@@ -32,6 +32,8 @@ def _one_by_one(crop: Callable[..., Any]) -> Callable[..., Any]:
     """An implementation for batches as one that takes images of several sizes, too."""
 
     def any_images(images: Any, windows: Array, size: int, flip: Array | None) -> Any:
+        if isinstance(images, ImageTable):
+            raise ValueError("an ImageTable is read by impl 'triton' alone: pass the images themselves")
         if not isinstance(images, Sequence):
             return crop(images, windows, size, flip)
         parts = [

@@ -20,7 +20,7 @@ from saga_fast.kernels._dispatch import Array
 from saga_fast.kernels._triton import FUSION, device_of, jit, require_gpu, upload
 from saga_fast.kernels.crop_resize._images import ImageTable
 
-TILE_Y, TILE_X = 16, 64  # 8 pixels per thread; the 32 lanes of a warp are adjacent in a row
+TILE_Y, TILE_X, WARPS = 16, 64, 4  # 8 pixels per thread; the 32 lanes of a warp are adjacent in a row
 
 
 @jit
@@ -156,7 +156,7 @@ def crop_resize_triton(images: ImageTable, windows: Array, size: int, flip: Arra
             PACKED=images.packed,
             TY=TILE_Y,
             TX=TILE_X,
-            num_warps=4,
+            num_warps=WARPS,
             **FUSION,
         )
     return views

@@ -28,7 +28,7 @@ from torch.utils.dlpack import from_dlpack
 
 from saga_fast.kernels.crop_resize import ImageTable, crop_resize_image
 from saga_fast.loaders.bad_images import BadImages
-from saga_fast.loaders.batch import Batch, crop_batch, index_on
+from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.core import Epoch
 from saga_fast.loaders.cpu_crops import CpuCrops
@@ -38,6 +38,7 @@ from saga_fast.loaders.jpeg import jpeg_size
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
+from saga_fast.runtime.device import to_device
 
 log = logging.getLogger(__name__)
 Int32 = npt.NDArray[np.int32]
@@ -238,15 +239,14 @@ def _crop(epoch: Epoch, read: _Read, pixels: list[Pixels], part: slice, views: P
 def _crop_on_gpu(read: _Read, images: Any, plan: Plan, device: torch.device, shape: tuple[int, int]) -> torch.Tensor:
     """The views (B, view_bytes) in torch's current stream, in which DALI also frees the images' memory."""
     if not len(read.rows):
-        return torch.from_numpy(read.cropped_views).to(device)
+        return to_device(torch.from_numpy(read.cropped_views), device)
     decoded = crop_batch(_on_device(images, len(read.rows), device), read.windows, plan)
     if len(read.rows) == len(read.indices):
         return decoded
     views = torch.empty(shape, dtype=torch.uint8, device=device)
-    views.index_copy_(0, index_on(device, read.rows), decoded)
-    cropped = torch.from_numpy(read.cropped_views)
-    cropped = cropped.pin_memory() if device.type == "cuda" else cropped
-    return views.index_copy_(0, index_on(device, read.cropped_rows), cropped.to(device, non_blocking=True))
+    views.index_copy_(0, to_device(torch.from_numpy(read.rows), device), decoded)
+    cropped = to_device(torch.from_numpy(read.cropped_views), device)
+    return views.index_copy_(0, to_device(torch.from_numpy(read.cropped_rows), device), cropped)
 
 
 def _on_device(images: Any, count: int, device: torch.device) -> ImageTable | list[torch.Tensor]:

@@ -9,12 +9,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from saga_fast.loaders.batch import Batch, crop_batch, index_on
+from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.core import Epoch, PendingBatch
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image, read_bytes
 from saga_fast.loaders.device_images import DeviceImages, Images, ImageStream
 from saga_fast.loaders.jpeg import jpeg_size
 from saga_fast.loaders.loader import Int64
+from saga_fast.runtime.device import to_device
 
 Content = Pixels | bytes | None
 """An image's pixels (H, W, 3), a JPEG file for nvJPEG, or None for an undecodable image."""
@@ -47,7 +48,7 @@ class DeviceCrops:
         if good.all():
             return self._epoch.batch(indices, decoded, good, self._views_of)
         views = decoded.new_empty((len(images), self._epoch.view_bytes))
-        views.index_copy_(0, index_on(views.device, np.flatnonzero(good)), decoded)
+        views.index_copy_(0, to_device(torch.from_numpy(np.flatnonzero(good)), views.device), decoded)
         return self._epoch.batch(indices, views, good, self._views_of)
 
     def _cropped(self, indices: Int64, images: Sequence[torch.Tensor]) -> torch.Tensor:
