@@ -1,7 +1,8 @@
 """The folder engine where views are cropped on the device; on the CPU here, which is a device too."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,6 +102,43 @@ def test_one_refused_jpeg_does_not_spoil_the_others(root: Path) -> None:
         with Image.open(root / name) as stored:
             assert np.abs(image.numpy().astype(int) - np.asarray(stored.convert("RGB"))).max() <= 2
     assert decode_jpegs([], CPU) == []
+
+
+def test_the_gpus_decoder_gets_only_what_it_surely_decodes_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not CMYK, nor RGB without a transform, nor what is cut short or has more pixels than allowed."""
+    rng = np.random.default_rng(2)
+    picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((40, 30), Image.Resampling.BICUBIC)
+    kinds: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("colour", picture, {}),
+        ("grey", picture.convert("L"), {}),
+        ("progressive", picture, {"progressive": True}),
+        ("cmyk", picture.convert("CMYK"), {}),
+        ("rgb", picture, {"keep_rgb": True}),
+        ("large", picture.resize((80, 60)), {}),
+    ]
+    for name, image, how in kinds:
+        image.save(tmp_path / f"{name}.jpg", **how)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "colour.jpg").read_bytes()[:-40])
+    given: list[bytes] = []
+
+    def count(files: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor | None]:
+        given.extend(file.numpy().tobytes() for file in files)
+        return decode_jpegs(files, device)
+
+    monkeypatch.setattr("saga_fast.loaders.device_images.decode_jpegs", count)
+    source = ImageFolder(tmp_path)
+    options = ResolvedOptions(batch_size=7, threads=2, device=CPU, decode="gpu", crop="gpu", max_pixels=40 * 30)
+    loader = FolderLoader(source, WHOLE, options, BadImages(source, max_fraction=0.5))
+    cpu = FolderLoader(source, WHOLE, replace(options, decode="cpu", crop="cpu"), BadImages(source, max_fraction=0.5))
+    views, index = joined(loader)
+    expected, expected_index = joined(cpu)
+    np.testing.assert_array_equal(index, expected_index)
+    assert np.abs(views.astype(int) - expected).max() <= 2
+    assert loader.bad.indices.tolist() == cpu.bad.indices.tolist()
+    names = {(tmp_path / f"{name}.jpg").read_bytes(): name for name in ("colour", "grey", "progressive")}
+    assert sorted(names[data] for data in given) == ["colour", "grey", "progressive"]
 
 
 @pytest.mark.parametrize(
