@@ -173,11 +173,8 @@ def _describe(title: str, series: Sequence[Series], unit: Unit) -> str:
     """The text alternative: the first and the last point of each line."""
 
     def describe_point(point: Point) -> str:
-        return (
-            f"{100 * point[1]:.1f} % at epoch {point[0]}"
-            if unit == "percent"
-            else f"{point[1]:.3g} at epoch {point[0]}"
-        )
+        epoch, value = point
+        return f"{100 * value:.1f} % at epoch {epoch}" if unit == "percent" else f"{value:.3g} at epoch {epoch}"
 
     def describe_line(line: Series) -> str:
         first, last = line.points[0], line.points[-1]

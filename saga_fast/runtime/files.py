@@ -192,7 +192,7 @@ def _remove_leftovers(path: Path) -> None:
     name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
     for leftover in [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]:
         try:
-            # NFS makes of this lock one that takes a file open for writing.
+            # On NFS the lock needs a file that is open for writing.
             handle = os.open(leftover, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:  # gone meanwhile, a link, or somebody else's
             continue

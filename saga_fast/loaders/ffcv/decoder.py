@@ -108,7 +108,7 @@ def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: A
     """Decode each image once and crop all its views. Compiled once: it does not depend on a table or plan.
 
     Args:
-        base: int, see above.
+        base: int, address of the mapped file's first byte.
         stored: :class:`Stored`.
         windows: (n, V, 4) int32, inside the images.
         sides: (V,) int64, of the views.
