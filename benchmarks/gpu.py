@@ -1,65 +1,118 @@
-"""Everything that has to be shown on a GPU, in one run of less than 8 minutes.
+"""Everything that has to be shown on a GPU, in one run of at most 6 minutes.
 
 Run it from a checkout as ``PYTHONPATH=. python benchmarks/gpu.py --out DIR``: it writes ``DIR/gpu.json`` and prints a
-table. What fails in a section becomes a row with its error, the remaining sections still run, and the exit code is 1.
-``--device cpu --small`` runs the same code at sizes that measure nothing, with Triton's kernels if TRITON_INTERPRET is
-1 and Numba's otherwise. It needs no more than torch, torchvision, timm, Numba, Pillow, safetensors, simplejpeg, tqdm
-and psutil.
+table, row by row. Each section runs in a process with a time limit. One that fails or is killed keeps its rows and gets
+a row with the error, the remaining sections still run, and the exit code is 1.
+
+First the sections that time nothing run at the same time, and with them the first calls of the timed ones, which
+compile their kernels; then the timed sections, one after the other. ``--device cpu --small`` runs the same code at
+sizes that measure nothing, with Triton's kernels if TRITON_INTERPRET is 1 and Numba's otherwise.
+
+DALI, FFCV and pytorch-grad-cam may be missing. ``benchmarks/gpu_bundle.sh`` packs what a machine without network lacks.
 """
 
 from __future__ import annotations
 
-import gc
+import os
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks import gpu_checks, gpu_kernels, gpu_models, gpu_product, gpu_rebuild
+from benchmarks import (
+    gpu_boxes,
+    gpu_checks,
+    gpu_commands,
+    gpu_kernels,
+    gpu_methods,
+    gpu_models,
+    gpu_product,
+    gpu_rebuild,
+    gpu_syncs,
+)
+from benchmarks.gpu_processes import Job, run_jobs, server_context
 from benchmarks.gpu_timing import Bench
 from benchmarks.scaffold import benchmark_parser, record
 from saga_fast.errors import SagaError
 from saga_fast.profile.figures import Row
 from saga_fast.runtime.device import choose_device
 
-Section = Callable[[Bench], Iterator[Row]]
-SECTIONS: dict[str, tuple[Section, float]] = {
-    "checks": (gpu_checks.checks, 110.0),
-    "copy": (gpu_kernels.time_copy, 5.0),
-    "attention_boxes": (gpu_kernels.time_attention_boxes, 30.0),
-    "crop_resize": (gpu_kernels.time_crop_resize, 20.0),
-    "augment": (gpu_kernels.time_augment, 30.0),
-    "bank_logits": (gpu_kernels.time_bank_logits, 25.0),
-    "attention": (gpu_models.time_attention, 110.0),
-    "training": (gpu_models.time_training, 60.0),
-    "rebuild": (gpu_rebuild.time_rebuild, 70.0),
-    "decoder": (gpu_product.check_decoder, 30.0),
-    "engines": (gpu_product.time_engines, 60.0),
-    "passes": (gpu_product.time_passes, 60.0),
+TOGETHER = 74.0
+"""Seconds for the sections that run at the same time."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section, and how it runs.
+
+    Attributes:
+        run: yields its rows.
+        limit: seconds after which it is killed.
+        timed: whether it needs the device for itself.
+        compiles: whether its first calls are also made before, see :class:`Bench`.
+    """
+
+    run: Callable[[Bench], Iterator[Row]]
+    limit: float = TOGETHER
+    timed: bool = False
+    compiles: bool = False
+
+
+SECTIONS: dict[str, Section] = {
+    "check_attention_boxes": Section(gpu_checks.check_attention_boxes),
+    "check_crop_resize": Section(gpu_checks.check_crop_resize),
+    "check_augment": Section(gpu_checks.check_augment),
+    "check_bank_logits": Section(gpu_checks.check_bank_logits),
+    "decoder": Section(gpu_product.check_decoder),
+    "commands": Section(gpu_commands.check_commands),
+    "syncs": Section(gpu_syncs.count_syncs),
+    "memory": Section(gpu_syncs.measure_memory),
+    "compile_bf16": Section(partial(gpu_boxes.time_compiling, precision="bf16")),
+    "compile_fp32": Section(partial(gpu_boxes.time_compiling, precision="fp32")),
+    "copy": Section(gpu_kernels.time_copy, 8.0, timed=True),
+    "attention_boxes": Section(gpu_kernels.time_attention_boxes, 15.0, timed=True, compiles=True),
+    "crop_resize": Section(gpu_kernels.time_crop_resize, 12.0, timed=True, compiles=True),
+    "augment": Section(gpu_kernels.time_augment, 13.0, timed=True, compiles=True),
+    "bank_logits": Section(gpu_kernels.time_bank_logits, 12.0, timed=True, compiles=True),
+    "boxes": Section(gpu_boxes.time_boxes, 55.0, timed=True),
+    "rebuild": Section(gpu_rebuild.time_rebuild, 50.0, timed=True),
+    "methods": Section(gpu_methods.time_methods, 43.0, timed=True, compiles=True),
+    "attention": Section(gpu_models.time_attention, 40.0, timed=True, compiles=True),
+    "decode": Section(gpu_rebuild.time_decoders, 12.0, timed=True),
+    "engines": Section(gpu_product.time_engines, 26.0, timed=True),
 }
-"""Each with its budget in seconds; together 460. A measurement that has begun is finished."""
 
 
-def run_section(bench: Bench, name: str) -> Iterator[Row]:
-    """The section's rows; an error, or the end of its time, is the last row."""
-    section, budget = SECTIONS[name]
-    begin = time.monotonic()
-    bench.deadline = float("inf") if bench.small else begin + budget
-    try:
-        for row in section(bench):
-            yield row | {"section": name}
-        gc.collect()
-        if bench.cuda:
-            torch.cuda.synchronize()  # a kernel's error is this section's, not the next one's
-            torch.cuda.empty_cache()
-    except Exception as error:  # of any machine or driver: the remaining sections still run
-        traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        yield {"name": f"section {name}", "error": reason, "section": name, "traceback": traceback.format_exc()}
-    print(f"{name}: {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
+def longest(sections: Sequence[Section]) -> float:
+    """Seconds until the last of these sections is killed."""
+    together = max((each.limit for each in sections if not each.timed or each.compiles), default=0.0)
+    return max(together, TOGETHER) + sum(each.limit for each in sections if each.timed)
+
+
+def run_sections(names: Sequence[str], job: Callable[..., Job], *, cuda: bool) -> Iterator[Row]:
+    """The rows of these sections.
+
+    Args:
+        names: keys of SECTIONS.
+        job: makes a job of a name, a function, a limit and whether it is a dry run.
+        cuda: on a GPU the sections that time nothing run together; CPU sections do not share their cores.
+    """
+    context = server_context()
+    chosen = {name: SECTIONS[name] for name in names}
+    first = [
+        job(name=name, run=section.run, limit=TOGETHER if section.timed else section.limit, dry=section.timed)
+        for name, section in chosen.items()
+        if not section.timed or (cuda and section.compiles)
+    ]
+    then = [job(name=name, run=each.run, limit=each.limit, dry=False) for name, each in chosen.items() if each.timed]
+    # Compiling keeps one core busy per process; the checks' oracles and the loaders of the others use more.
+    at_once = max(1, (os.cpu_count() or 1) - 1) if cuda else 1
+    return chain(run_jobs(context, first, at_once=at_once), run_jobs(context, then, at_once=1))
 
 
 def main() -> None:
@@ -75,11 +128,13 @@ def main() -> None:
         parser.error(f"--sections {options.sections}: choose from {', '.join(SECTIONS)}")
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if options.seed is None else options.seed
     try:
-        bench = Bench(choose_device(options.device), options.small, seed)
+        device = choose_device(options.device)
     except SagaError as error:
         parser.error(str(error))
-    rows = (row for name in names for row in run_section(bench, name))
-    written = record(options.out / "gpu.json", rows, of_commit=options.commit)
+    with tempfile.TemporaryDirectory() as scratch:
+        job = partial(Job, device=device.type, small=options.small, seed=seed, scratch=Path(scratch))
+        rows = run_sections(names, job, cuda=device.type == "cuda")
+        written = record(options.out / "gpu.json", rows, of_commit=options.commit)
     sys.exit(1 if any("error" in row for row in written) else 0)
 
 

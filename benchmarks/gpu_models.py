@@ -1,4 +1,4 @@
-"""The attention pass and training steps: ResNet-50 at 224 in bfloat16, channels_last.
+"""The attention pass by hand: ResNet-50 at 224 in bfloat16, channels_last.
 
 On the CPU a tiny ResNet in float32 replaces it, and torch.compile is left out; the rows' names say so. Networks are
 untrained, which does not change the cost of a step.
@@ -15,18 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_inputs import draws, finished_views, photographs
 from benchmarks.gpu_kernels import boxes_by_torch
 from benchmarks.gpu_timing import Bench, Way, autocast, time_ways
 from benchmarks.kernel_peers import boxes_of_heatmaps
 from saga_fast.attention.channel_weights import channel_weights
 from saga_fast.kernels import attention_boxes
 from saga_fast.methods import Method, MethodConfig, build_method
-from saga_fast.methods.mocov2 import MoCoV2Config
 from saga_fast.methods.simclr import SimCLRConfig
 from saga_fast.models.encoder import EncoderConfig
-from saga_fast.optim import OptimizerConfig, build_optimizer
-from saga_fast.profile.figures import Row, Seconds, compare
+from saga_fast.profile.figures import Row, compare
 
 Features = Callable[[Tensor], Tensor]
 
@@ -85,6 +82,13 @@ def grad_cam_by_package(model: Method, batch: Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def resize_of_peer() -> str:
+    """What replaces OpenCV's resize in pytorch-grad-cam, where OpenCV is missing; else nothing."""
+    import cv2
+
+    return "" if hasattr(cv2, "imread") else ", resized by torch in place of OpenCV"
+
+
 def time_attention(bench: Bench) -> Iterator[Row]:
     """The pass on batches in the device's memory, with the encoder eager and compiled."""
     batch, side = (4, 64) if bench.small else (256, 224)
@@ -131,55 +135,7 @@ def _time_encoder(bench: Bench, model: Method, kind: str, features: Features, ba
         peer = Way([partial(grad_cam_by_package, model, batches[0])])
         slow = np.full_like(ours, np.median(time_ways(bench, {"peer": peer}, repeats=5)["peer"]))
         against = "pytorch-grad-cam in fp32 + NumPy boxes"
+        against += resize_of_peer()
         rows.append(compare(name, ours, slow, against=against, images=images, target=20.0))
     for row in rows:
         yield row | {"clock": bench.clock(ways["pass"])}
-
-
-def time_training(bench: Bench) -> Iterator[Row]:
-    """A step of SimCLR and of MoCo v2, draws included, against the same step on finished views."""
-    stock = photographs(bench)
-    dtype = torch.bfloat16 if bench.cuda else torch.float32
-    epochs = iter(range(2**31))
-
-    def augmentation() -> Tensor:
-        windows, photometrics = draws(bench, stock.sizes, next(epochs))
-        return finished_views(bench, stock.images, windows, photometrics, stock.side, dtype)
-
-    configs: list[MethodConfig] = [SimCLRConfig(), MoCoV2Config(queue_size=64 if bench.small else 65536)]
-    facts: Row = {"side": stock.side, "network": network(bench), "impl": bench.impl}
-    for config in configs:
-        yield _time_steps(bench, config, augmentation, images=len(stock.sizes)) | facts
-
-
-def _time_steps(bench: Bench, config: MethodConfig, augmentation: Callable[[], Tensor], *, images: int) -> Row:
-    """The row of one method; ``augmentation`` gives new views for each step."""
-    model, index = build(bench, config).train(), bench.put(np.arange(images))
-    optimizer = build_optimizer(OptimizerConfig(), model)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-3
-
-    def step(ready: Tensor | None) -> None:
-        views = augmentation() if ready is None else ready
-        with autocast(bench):
-            loss = model(views, index).loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        model.after_step()
-
-    rounds = 3 if bench.cuda else 1
-    ways = {
-        "step": Way([partial(step, None)], rounds),
-        "ready": Way([partial(step, augmentation())], rounds),
-        "augmentation": Way([augmentation], rounds),
-    }
-    if bench.cuda:
-        torch.cuda.reset_peak_memory_stats()
-    seconds: dict[str, Seconds] = time_ways(bench, ways, repeats=10)
-    facts: Row = {"peak_bytes": torch.cuda.max_memory_allocated()} if bench.cuda else {}
-    alone = float(np.median(seconds["augmentation"]))
-    facts |= {"augmentation_seconds": alone, "augmentation_share": alone / float(np.median(seconds["step"]))}
-    name, against = f"training step, {config.name}, views by crop_resize and augment", "the step on ready views"
-    row = compare(name, seconds["step"], seconds["ready"], against=against, images=images)
-    return row | facts | {"clock": bench.clock(ways["step"])}

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Bench:
     seed: int
     deadline: float = float("inf")
     """``time.monotonic()`` at which the section's time is over."""
+    dry: bool = False
+    """Make each call once and measure nothing: it compiles kernels, which the run that measures finds on disk."""
     copy_rate: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -107,10 +109,16 @@ def rotation(bench: Bench, size: int) -> int:
 def time_ways(bench: Bench, ways: Mapping[str, Way], *, repeats: int, warmup: int = 1) -> dict[str, Seconds]:
     """Seconds per call, (repeats,) per way; the ways take turns. Past the deadline three repeats are enough.
 
+    In a dry run all are 1.
+
     Raises:
         TimeoutError: the deadline was over at the call.
     """
     bench.check_time()
+    if bench.dry:
+        for way in ways.values():
+            _run(replace(way, rounds=1))()
+        return {name: np.ones(1) for name in ways}
     if not bench.cuda:
         runs = {name: _run(way) for name, way in ways.items()}
         seconds = time_pairs(runs, repeats=min(repeats, 2) if bench.small else repeats, warmup=warmup)

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     if torch.cuda.is_available():
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
         facts["gpu"] = torch.cuda.get_device_name()
-        facts["driver"] = _output(query) or "unknown"
+        facts["driver"] = _driver()
     return facts
+
+
+@cache  # a file of figures is written after each row, and the query takes tenths of a second
+def _driver() -> str:
+    return _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]) or "unknown"
 
 
 def versions() -> dict[str, str]:
