@@ -10,9 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
+import simplejpeg
 import torch
 
+from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import Pixels
 
 Images = list[torch.Tensor | None]
@@ -93,6 +97,19 @@ class ImageStream:
         with torch.cuda.stream(self._stream):
             images = work()
             return DeviceImages(images, self._stream.record_event())
+
+
+@lru_cache
+def check_nvjpeg(device: torch.device) -> None:
+    """Decode a small JPEG on a GPU.
+
+    Raises:
+        SagaError: torchvision was built without nvJPEG, or nvJPEG fails.
+    """
+    jpeg = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), 90, "RGB")
+    (image,) = decode_jpegs([torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)], device)
+    if image is None:
+        raise SagaError("this torchvision cannot decode on the GPU (nvJPEG): use decode cpu")
 
 
 def decode_jpegs(files: Sequence[torch.Tensor], device: torch.device) -> Images:

@@ -32,6 +32,8 @@ class Engine:
     """Where it can decode, the preferred place first."""
     crop: tuple[Place, ...]
     """Where it can crop, likewise."""
+    gpu_decoder: str = ""
+    """A function of the device that raises SagaError if decoding there does not work on this machine."""
     gpu_crop_on_cpu: bool = False
     """Whether ``crop="gpu"`` also runs without a GPU, for tests: the CPU then does the GPU's part."""
     source: str = "saga_fast.loaders.image_folder:ImageFolder"
@@ -45,11 +47,16 @@ class Engine:
 
 
 ENGINES = {
-    "folder": Engine(loader="saga_fast.loaders.folder.engine:FolderLoader", decode=("cpu", "gpu"), crop=("cpu", "gpu")),
+    "folder": Engine(
+        loader="saga_fast.loaders.folder.engine:FolderLoader",
+        decode=("gpu", "cpu"),
+        crop=("gpu", "cpu"),
+        gpu_decoder="saga_fast.loaders.device_images:check_nvjpeg",
+    ),
     "ffcv": Engine(
         loader="saga_fast.loaders.ffcv.engine:FfcvLoader",
         decode=("cpu",),
-        crop=("cpu", "gpu"),
+        crop=("gpu", "cpu"),
         gpu_crop_on_cpu=True,
         source="saga_fast.loaders.ffcv.beton:Beton",
         suffix=".beton",
@@ -155,7 +162,11 @@ def _resolve(name: str, engine: Engine, options: LoaderOptions) -> ResolvedOptio
     crop: Place = "gpu" if (decode, options.crop) == ("gpu", "auto") else options.crop
     crop = _place(name, "crop", crop, engine.crop, device, without_gpu=engine.gpu_crop_on_cpu)
     if (decode, crop) == ("gpu", "cpu"):
-        raise SagaError("images decoded on the GPU are cropped there: crop must be auto or gpu, got 'cpu'")
+        if options.decode == "gpu":
+            raise SagaError("images decoded on the GPU are cropped there: crop must be auto or gpu, got 'cpu'")
+        decode = "cpu"
+    if decode == "gpu" and not _decoder_works(engine, options.decode, device):
+        decode = "cpu"
     return ResolvedOptions(
         **{field.name: getattr(options, field.name) for field in fields(LoaderOptions)}
         | {"threads": threads, "device": device, "decode": decode, "crop": crop}
@@ -200,6 +211,24 @@ def _check_form(name: str, engine: Engine, path: Path) -> None:
     by_suffix = {entry.suffix: key for key, entry in ENGINES.items() if entry.suffix}
     if path.suffix in by_suffix and not engine.suffix and not path.is_dir():
         raise SagaError(f"engine {name} reads folders of images, {path} is for --engine {by_suffix[path.suffix]}")
+
+
+def _decoder_works(engine: Engine, wanted: Place, device: torch.device) -> bool:
+    """Whether the GPU's decoder works; if ``auto`` chose it, its failure is a warning.
+
+    Raises:
+        SagaError: ``wanted`` is the GPU, and it fails.
+    """
+    if not engine.gpu_decoder:
+        return True
+    try:
+        _load(engine.gpu_decoder)(device)
+    except SagaError as error:
+        if wanted == "gpu":
+            raise
+        log.warning("%s; decoding on the CPU", error)
+        return False
+    return True
 
 
 def _place(

@@ -7,9 +7,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
-from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, LoaderOptions, Plan, open_loader
+from saga_fast.errors import SagaError
+from saga_fast.loaders import (
+    BoxTable,
+    CropPlan,
+    ImageFolder,
+    Loader,
+    LoaderOptions,
+    Place,
+    Plan,
+    WholePlan,
+    open_loader,
+)
 from saga_fast.loaders.decode import decode_image
 from saga_fast.loaders.plan import MoreViews
 
@@ -120,3 +132,26 @@ def test_an_engine_enters_an_epoch_anywhere(way: str, opened: Callable[..., Load
     tail, _, (tail_views,) = epoch_of(loader)
     np.testing.assert_array_equal(tail, index[32:])
     np.testing.assert_array_equal(tail_views, views[32:])
+
+
+def test_a_gpus_decoder_that_does_not_work_is_said_aloud(
+    images: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``auto`` then decodes on the CPU; asked for by name it is an error. The loader only is made: there is no GPU."""
+
+    def fail(device: torch.device) -> None:
+        raise SagaError(f"nothing decodes on {device}")
+
+    monkeypatch.setattr("saga_fast.loaders.device_images.check_nvjpeg", fail)
+    source = images / "train"
+    loader = open_loader("folder", source, WholePlan(size=8), LoaderOptions(device="cuda"), batch_size=4)
+    assert (loader.options.decode, loader.options.crop) == ("cpu", "gpu")
+    assert "nothing decodes on cuda; decoding on the CPU" in caplog.text
+    with pytest.raises(SagaError, match="nothing decodes on cuda"):
+        open_loader("folder", source, WholePlan(size=8), LoaderOptions(device="cuda", decode="gpu"), batch_size=4)
+    monkeypatch.setattr("saga_fast.loaders.device_images.check_nvjpeg", lambda _: None)
+    choices: list[tuple[Place, tuple[Place, Place]]] = [("auto", ("gpu", "gpu")), ("cpu", ("cpu", "cpu"))]
+    for crop, places in choices:
+        options = LoaderOptions(device="cuda", crop=crop)
+        loader = open_loader("folder", source, WholePlan(size=8), options, batch_size=4)
+        assert (loader.options.decode, loader.options.crop) == places
