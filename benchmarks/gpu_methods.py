@@ -54,7 +54,8 @@ def training_of(bench: Bench, method: MethodConfig, precision: Precision) -> Tra
         crop=CropConfig(size=32 if bench.small else 224),
         photometric=MOCO_V2,
         plain=PhaseConfig(epochs=1, warmup_epochs=0, lr=1e-3),
-        batch_size=8 if bench.small else 256,
+        # A dry run compiles the same kernels for fewer images, and leaves the memory to the sections beside it.
+        batch_size=8 if bench.small else 64 if bench.dry else 256,
         precision=precision,
         channels_last=True,
     )

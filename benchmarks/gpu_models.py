@@ -116,7 +116,8 @@ def _time_encoder(bench: Bench, model: Method, kind: str, features: Features, ba
         "again": Way([partial(bare_forward, bench, features, x) for x in batches]),
         "beyond": Way([partial(boxes_of, bench, model, x, side) for x in maps]),
     }
-    if kind == "eager":
+    peers = kind == "eager" and not bench.dry  # they have no kernels to compile, and take 25 GB
+    if peers:
         ways["autograd"] = Way([partial(grad_cam_by_autograd, bench, model, x) for x in batches[:1]])
     seconds = time_ways(bench, ways, repeats=15, warmup=3 if bench.cuda else 1)
     how = kind if bench.cuda else f"{kind} (no torch.compile on the CPU)"
@@ -128,10 +129,10 @@ def _time_encoder(bench: Bench, model: Method, kind: str, features: Features, ba
             f"channel weights and boxes alone, {how}", seconds["beyond"], bare, against="bare forward", images=images
         ),
     ]
-    if kind == "eager":
+    if peers:
         against = "autograd Grad-CAM, eager torch's boxes"
         rows.append(compare(name, ours, seconds["autograd"], against=against, images=images))
-    if kind == "eager" and find_spec("pytorch_grad_cam"):
+    if peers and find_spec("pytorch_grad_cam"):
         peer = Way([partial(grad_cam_by_package, model, batches[0])])
         slow = np.full_like(ours, np.median(time_ways(bench, {"peer": peer}, repeats=5)["peer"]))
         against = "pytorch-grad-cam in fp32 + NumPy boxes"

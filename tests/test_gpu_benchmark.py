@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import gpu, gpu_kernels
 from benchmarks.gpu_timing import Bench
+from benchmarks.pages.gpu import speeds_of
 from saga_fast.profile.figures import UNITS, Row
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +105,14 @@ def test_failing_sections_keep_their_rows_and_leave_the_others(
     for row, (name, error) in zip(rows[1::2], errors.items(), strict=False):
         assert row["name"] == f"section {name}" and row["error"].startswith(error)
         assert f"section {name}" in table
+
+
+def test_the_pages_table_has_a_line_per_row() -> None:
+    first = json.loads((ROOT / "benchmarks" / "results" / "gpu_2026-11-26_first.json").read_text())
+    head, _, *lines = speeds_of(first).splitlines()
+    assert head == "| NVIDIA H200, 16 cores | speed | baseline | ratio |"
+    assert "| the same on its own | 14882 images/s | pytorch-grad-cam and NumPy boxes | 26 |" in lines
+    assert len(lines) == 3
 
 
 def test_all_sections_end_within_six_minutes() -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from benchmarks.pages import renewals, robustness, speed, study, study_findings
+from benchmarks.pages import gpu, renewals, robustness, speed, study, study_findings
 from benchmarks.pages.results import ROOT, document, rows_of
 from benchmarks.pages.study_rows import StudyRows
 
@@ -20,6 +20,7 @@ def _study(section: Callable[[StudyRows], str]) -> str:
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "speed": speed.speeds,
+    "gpu speed": gpu.speeds,
     "engines": speed.engines,
     "pass on a CPU": speed.pass_on_cpu,
     "pass precision": speed.pass_precision,

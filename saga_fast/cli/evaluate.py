@@ -65,13 +65,11 @@ def run_knn(options: argparse.Namespace) -> None:
     if not is_main():
         return
     rows, lines = [], []
-    for layer in LAYERS:
-        for temperature in options.temperature if layer in options.layer else []:
+    for layer in [layer for layer in LAYERS if layer in options.layer]:
+        tensors = [x.to(subject.frozen.device) for x in (bank[layer], bank_labels, features[layer], labels)]
+        for temperature in options.temperature:
             accuracies = knn_accuracy(
-                bank[layer],
-                bank_labels,
-                features[layer],
-                labels,
+                *tensors,
                 ks=options.k,
                 temperature=temperature,
                 leave_one_out=queries is None,

@@ -179,9 +179,8 @@ def _evaluate(run: Run) -> None:
     if len(ks) < len(evaluate.k):
         log.warning("kNN leaves out k > %d, the number of training images", len(bank_labels))
     for layer in bank if ks else ():
-        accuracies = knn_accuracy(
-            bank[layer], bank_labels, queries[layer], labels, ks=ks, temperature=evaluate.temperature
-        )
+        tensors = [x.to(run.device) for x in (bank[layer], bank_labels, queries[layer], labels)]
+        accuracies = knn_accuracy(*tensors, ks=ks, temperature=evaluate.temperature)
         for k, top1 in accuracies.items():
             run.metrics.add("knn", run.epoch, layer=layer, k=k, top1=top1, images=len(labels))
             log.info("epoch %d: kNN (%s, k %d) %.1f %%", run.epoch, layer, k, 100 * top1)

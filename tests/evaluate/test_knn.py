@@ -56,6 +56,24 @@ def knn_loops(
     return hits / len(queries)
 
 
+def test_all_tensors_are_made_on_the_features_device() -> None:
+    bank, labels = random_features(50, 4)
+    expected = knn_accuracy(bank, labels, bank, labels, ks=KS, leave_one_out=True, chunk=9)
+    with torch.device("meta"):  # a tensor made on the default device would not mix with the features
+        assert knn_accuracy(bank, labels, bank, labels, ks=KS, leave_one_out=True, chunk=9) == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_accuracies_on_a_gpu(leave_one_out: bool) -> None:
+    bank, labels = random_features(3000, 10, dim=64)
+    expected = knn_accuracy(bank, labels, bank, labels, ks=KS, leave_one_out=leave_one_out)
+    on_gpu = [x.cuda() for x in (bank, labels, bank, labels)]
+    first, second = (knn_accuracy(*on_gpu, ks=KS, leave_one_out=leave_one_out) for _ in range(2))
+    assert first == second
+    assert first == pytest.approx(expected, abs=1e-3)  # neighbours whose similarities round alike may change places
+
+
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_weighted_vote(temperature: float) -> None:
     bank, bank_labels = random_features(60, 4)
