@@ -48,11 +48,9 @@ def bare_forward(bench: Bench, features: Features, batch: Tensor) -> Tensor:
 
 
 def boxes_of(bench: Bench, model: Method, features: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The work that the attention pass adds, with its columns copied to the host as in build_box_table."""
-    weights, label, value = channel_weights(model.encoder, model.projector, features, "pseudo_label")
-    boxes, found = attention_boxes(features, weights, size=side, impl=bench.impl)
-    label.cpu(), value.cpu()
-    return boxes.cpu(), found.cpu()
+    """The work that the attention pass adds. Its columns stay on the device, as in build_box_table."""
+    weights, _, _ = channel_weights(model.encoder, model.projector, features, "pseudo_label")
+    return attention_boxes(features, weights, size=side, impl=bench.impl)
 
 
 def attention_pass(bench: Bench, model: Method, features: Features, batch: Tensor) -> None:
@@ -90,25 +88,14 @@ def resize_of_peer() -> str:
 
 
 def time_attention(bench: Bench) -> Iterator[Row]:
-    """The pass on batches in the device's memory, with the encoder eager and compiled."""
-    batch, side = (4, 64) if bench.small else (256, 224)
+    """The pass on batches in the device's memory, next to other ways to compute Grad-CAM boxes; eager, like them."""
+    images, side = (4, 64) if bench.small else (256, 224)
     model = build(bench, SimCLRConfig()).eval()
     batches = [
-        torch.randn(batch, 3, side, side, device=bench.device).contiguous(memory_format=torch.channels_last)
+        torch.randn(images, 3, side, side, device=bench.device).contiguous(memory_format=torch.channels_last)
         for _ in range(2 if bench.small else 4)
     ]
-    encoders: dict[str, Features] = {"eager": model.encoder.features}
-    if bench.cuda:
-        encoders["compiled"] = torch.compile(model.encoder.features)
-    facts: Row = {"batch": batch, "side": side, "network": network(bench)}
-    for kind, features in encoders.items():
-        for row in _time_encoder(bench, model, kind, features, batches):
-            yield row | facts
-
-
-def _time_encoder(bench: Bench, model: Method, kind: str, features: Features, batches: list[Tensor]) -> Iterator[Row]:
-    """The rows of the eager or the compiled encoder."""
-    images, side = len(batches[0]), batches[0].shape[-1]
+    features = model.encoder.features
     maps = [bare_forward(bench, features, x) for x in batches]
     ways = {
         "pass": Way([partial(attention_pass, bench, model, features, x) for x in batches]),
@@ -116,27 +103,25 @@ def _time_encoder(bench: Bench, model: Method, kind: str, features: Features, ba
         "again": Way([partial(bare_forward, bench, features, x) for x in batches]),
         "beyond": Way([partial(boxes_of, bench, model, x, side) for x in maps]),
     }
-    peers = kind == "eager" and not bench.dry  # they have no kernels to compile, and take 25 GB
+    peers = not bench.dry  # they have no kernels to compile, and take 25 GB
     if peers:
         ways["autograd"] = Way([partial(grad_cam_by_autograd, bench, model, x) for x in batches[:1]])
     seconds = time_ways(bench, ways, repeats=15, warmup=3 if bench.cuda else 1)
-    how = kind if bench.cuda else f"{kind} (no torch.compile on the CPU)"
-    name, ours, bare = f"attention pass, {how}", seconds["pass"], seconds["forward"]
+    ours, bare = seconds["pass"], seconds["forward"]
+    compared = partial(compare, images=images)
     rows = [
-        compare(name, ours, bare, against="bare forward", images=images, target=0.97),
-        compare(f"noise: bare forward again, {how}", seconds["again"], bare, against="bare forward", images=images),
-        compare(
-            f"channel weights and boxes alone, {how}", seconds["beyond"], bare, against="bare forward", images=images
-        ),
+        compared("attention pass", ours, bare, against="bare forward", target=0.97),
+        compared("noise: bare forward again", seconds["again"], bare, against="bare forward"),
+        compared("channel weights and boxes alone", seconds["beyond"], bare, against="bare forward"),
     ]
     if peers:
         against = "autograd Grad-CAM, eager torch's boxes"
-        rows.append(compare(name, ours, seconds["autograd"], against=against, images=images))
+        rows.append(compared("attention pass", ours, seconds["autograd"], against=against))
     if peers and find_spec("pytorch_grad_cam"):
         peer = Way([partial(grad_cam_by_package, model, batches[0])])
         slow = np.full_like(ours, np.median(time_ways(bench, {"peer": peer}, repeats=5)["peer"]))
-        against = "pytorch-grad-cam in fp32 + NumPy boxes"
-        against += resize_of_peer()
-        rows.append(compare(name, ours, slow, against=against, images=images, target=20.0))
+        against = "pytorch-grad-cam in fp32 + NumPy boxes" + resize_of_peer()
+        rows.append(compared("attention pass", ours, slow, against=against, target=20.0))
+    facts: Row = {"batch": images, "side": side, "network": network(bench), "clock": bench.clock(ways["pass"])}
     for row in rows:
-        yield row | {"clock": bench.clock(ways["pass"])}
+        yield row | facts

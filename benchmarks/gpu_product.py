@@ -88,7 +88,7 @@ def time_engines(bench: Bench) -> Iterator[Row]:
         count = len(ImageFolder(root))
         corners = np.random.default_rng(bench.seed).uniform(0, 0.5, (count, 2))
         table = BoxTable.whole(count)
-        table.boxes[:] = np.concatenate([corners, corners + 0.5], 1)
+        table.boxes[:] = np.concatenate([corners, np.full_like(corners, 0.5)], 1)
         plan = CropPlan(size=32 if bench.small else 224, seed=bench.seed, table=table)
         expected: torch.Tensor | None = None
         baseline = 0.0

@@ -56,7 +56,12 @@ class FrozenModel:
     def _outputs(self, batch: Batch, photometrics: Tensor | None, *, with_z: bool) -> list[list[tuple[Tensor, Tensor]]]:
         """(h, z) of each view and branch, float32; z is h where it is not wanted."""
         views = normalize_views(
-            batch.views, self.model.encoder, self.device, photometrics=photometrics, channels_last=self.channels_last
+            batch.views,
+            self.model.encoder,
+            self.device,
+            photometrics=photometrics,
+            channels_last=self.channels_last,
+            precision=self.precision,
         )
         outputs = []
         with torch.no_grad(), autocast(self.device, self.precision):
