@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.gpu_timing import Bench
 from benchmarks.kernel_peers import HEIGHT, VIEW, WIDTH, pictures, two_windows
-from saga_fast.kernels import crop_augment, sample_photometrics
+from saga_fast.kernels import augment, crop_resize, sample_photometrics
 from saga_fast.profile.kernels import MEAN, MOCO_V2, STD
 
 
@@ -53,8 +53,6 @@ def finished_views(
     side: int,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """``crop_augment`` to views in channels_last, normalised with ImageNet's mean and standard deviation."""
-    views: Tensor = crop_augment(
-        images, windows, photometrics, side, MEAN, STD, channels_last=True, dtype=dtype, impl=bench.impl
-    )
-    return views
+    """``crop_resize``, then ``augment`` to channels_last, normalised with ImageNet's mean and standard deviation."""
+    views = crop_resize(images, windows, side, impl=bench.impl)
+    return augment(views, photometrics, MEAN, STD, channels_last=True, dtype=dtype, impl=bench.impl)

@@ -180,6 +180,6 @@ def _time_steps(bench: Bench, config: MethodConfig, augmentation: Callable[[], T
     facts: Row = {"peak_bytes": torch.cuda.max_memory_allocated()} if bench.cuda else {}
     alone = float(np.median(seconds["augmentation"]))
     facts |= {"augmentation_seconds": alone, "augmentation_share": alone / float(np.median(seconds["step"]))}
-    name, against = f"training step, {config.name}, views by crop_augment", "the step on ready views"
+    name, against = f"training step, {config.name}, views by crop_resize and augment", "the step on ready views"
     row = compare(name, seconds["step"], seconds["ready"], against=against, images=images)
     return row | facts | {"clock": bench.clock(ways["step"])}

@@ -8,7 +8,6 @@ Tensors in give tensors out, and NumPy arrays in give NumPy arrays out.
 from saga_fast.kernels.attention_boxes import attention_boxes
 from saga_fast.kernels.augment import augment
 from saga_fast.kernels.bank_logits import bank_logits
-from saga_fast.kernels.crop_augment import crop_augment
 from saga_fast.kernels.crop_resize import crop_resize
 from saga_fast.kernels.jigsaw_patches import jigsaw_patches
 from saga_fast.kernels.rgb_to_lab import rgb_to_lab, rgb_to_ydbdr
@@ -21,7 +20,6 @@ __all__ = [
     "attention_boxes",
     "augment",
     "bank_logits",
-    "crop_augment",
     "crop_resize",
     "jigsaw_patches",
     "rgb_to_lab",

@@ -73,7 +73,7 @@ class Recorder:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     recorded_launches: list[Launch] = []
-    for op in ("attention_boxes", "augment", "crop_augment", "crop_resize"):
+    for op in ("attention_boxes", "augment", "crop_resize"):
         module = import_module(f"saga_fast.kernels.{op}._triton")
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel"):
@@ -103,12 +103,6 @@ def augment(dtype: torch.dtype, last: bool, side: int = SIDE) -> None:
     op(new(BATCH, VIEWS, side, side, 3, dtype=torch.uint8), new(BATCH, VIEWS, 13), *NORM, last, dtype)
 
 
-def chain() -> None:
-    op = import_module("saga_fast.kernels.crop_augment._triton").crop_augment_triton
-    images, windows = new(BATCH, 512, 500, 3, dtype=torch.uint8), new(BATCH, VIEWS, 4, dtype=torch.int32)
-    op(images, windows, new(BATCH, VIEWS, 13), SIDE, *NORM, True, torch.bfloat16)
-
-
 CASES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "boxes fp32": (boxes, (BATCH, torch.float32, False)),
     "boxes bf16": (boxes, (BATCH, torch.bfloat16, False)),
@@ -120,7 +114,6 @@ CASES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "augment fp32": (augment, (torch.float32, False)),
     "augment bf16 channels_last": (augment, (torch.bfloat16, True)),
     "augment fp16 odd": (augment, (torch.float16, False, 37)),
-    "chain": (chain, ()),
 }
 
 

@@ -28,7 +28,7 @@ IMPLEMENTATIONS = {
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_parameters(
+def _check_parameters(
     photometrics: Array | None, shape_BV: tuple[int, int], side: int, mean: Sequence[float], std: Sequence[float]
 ) -> None:
     """Raise ``ValueError`` for photometrics, mean or std that :func:`augment` refuses.
@@ -44,7 +44,7 @@ def check_parameters(
         raise ValueError(f"mean and std must be three numbers each, std > 0, got {list(mean)} and {list(std)}")
 
 
-def check_output_format(array: Array, channels_last: bool, dtype: torch.dtype) -> None:
+def _check_output_format(array: Array, channels_last: bool, dtype: torch.dtype) -> None:
     """Raise ``ValueError`` for an output format that the input ``array`` does not support."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype}")
@@ -89,8 +89,8 @@ def augment(
     """
     if views.ndim != 5 or views.shape[-1] != 3 or views.shape[2] != views.shape[3] or "uint8" not in str(views.dtype):
         raise ValueError(f"views must be uint8 (B, V, S, S, 3), got {views.dtype} {tuple(views.shape)}")
-    check_parameters(photometrics, (views.shape[0], views.shape[1]), views.shape[2], mean, std)
-    check_output_format(views, channels_last, dtype)
+    _check_parameters(photometrics, (views.shape[0], views.shape[1]), views.shape[2], mean, std)
+    _check_output_format(views, channels_last, dtype)
     implementation = choose(IMPLEMENTATIONS, impl, views)
     augmented: AnyArray = implementation(views, photometrics, mean, std, channels_last, dtype)
     return augmented
