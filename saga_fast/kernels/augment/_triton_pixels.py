@@ -34,7 +34,7 @@ def _shift_hue(r: tl.tensor, g: tl.tensor, b: tl.tensor, turns: tl.tensor) -> tl
     """Rotate the hue by ``turns``: HSV without a division, because hue and the results are linear in chroma.
 
     ``hue`` is chroma times sixths of a turn, from -1 to 5. A channel is value - chroma * clamp(2 - d, 0, 1). d is
-    the distance on the circle of six sixths from the hue where the channel is smallest: 3 for r, 5 or -1 for g, 1 for b.
+    the distance on the circle of six sixths from the hue where the channel is smallest: 3 for r, 5 for g, 1 for b.
     """
     value = tl.maximum(tl.maximum(r, g), b)
     least = tl.minimum(tl.minimum(r, g), b)
