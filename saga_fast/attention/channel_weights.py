@@ -24,18 +24,19 @@ def channel_weights(
 
     Args:
         encoder, projector: f and g.
-        features: A (B, C, u, v).
+        features: A (B, C, u, v), float32, float16 or bfloat16.
         score: ``pseudo_label`` differentiates z^c; for the scores that differentiate nothing alpha is 1.
 
     Returns:
         alpha (B, C) float32, the pseudo label c (B,) int64, and z^c (B,) float32.
     """
-    features = features.detach().float()
+    features = features.detach()
     cells = features.shape[2] * features.shape[3]
     pooled = encoder.is_global_average
     differentiate = score == "pseudo_label"
     with torch.set_grad_enabled(differentiate):
-        source = encoder.pool(features).detach() if pooled else features
+        # Half-precision features are summed in float32 where they are: a copy takes 205 MB at batch 512, 2048 x 7 x 7.
+        source = features.mean((2, 3), dtype=torch.float32) if pooled else features.float()
         source.requires_grad_(differentiate)
         z = projector(source if pooled else encoder.pool(source))
         value, label = z.max(1)

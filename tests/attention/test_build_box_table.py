@@ -134,6 +134,18 @@ def test_closed_form_equals_autograd_path(linear: bool, score: Score) -> None:
     assert relative_error(closed[0], general[0]) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_features_are_pooled_in_float32(dtype: torch.dtype) -> None:
+    model = make_model(SMALL_RESNET, linear=False).eval()
+    features = torch.rand(9, 24, 7, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    half = channel_weights(model.encoder, model.projector, features, "pseudo_label")
+    full = channel_weights(model.encoder, model.projector, features.float(), "pseudo_label")
+    assert torch.equal(half[1], full[1])
+    for x, expected in ((half[0], full[0]), (half[2], full[2])):
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-6)
+
+
 def relative_error(alpha: Tensor, expected: Tensor) -> float:
     """The largest deviation over the largest entry of its row."""
     return float(((alpha - expected).abs() / expected.abs().amax(1, keepdim=True)).max())

@@ -272,16 +272,16 @@ def test_peak_memory() -> None:
 @pytest.mark.parametrize("width", [3, 128, 200])
 @pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_compile_without_spills(arch: int, width: int, dtype: str, tmp_path: Path) -> None:
-    kernels = ((_triton.forward_kernel, dtype, _triton.FORWARD_WARPS), (_triton.backward_kernel, "fp32", 4))
-    for kernel, first, warps in kernels:
+    for kernel, first in ((_triton.forward_kernel, dtype), (_triton.backward_kernel, "fp32")):
         types = [f"*{first}", f"*{dtype}", "*i64", "*fp32", "i32", "i32", "i32"]
-        sizes = {"CHUNK": _triton.CHUNK, **dict(zip(("TILE_M", "TILE_D"), _triton.tile(width), strict=True))}
+        tile_m, tile_d = _triton.tile(width)
+        sizes = {"CHUNK": _triton.CHUNK, "TILE_M": tile_m, "TILE_D": tile_d, "TILES_D": -(-width // tile_d)}
         constants = {name: sizes[name] for name in kernel.arg_names[len(types) :]}
         signature = dict(zip(kernel.arg_names, types + ["constexpr"] * len(constants), strict=True))
         aligned = [0, 1, 2, 3] + [6] * (width % 16 == 0)  # torch's pointers, and a width divisible by 16
         source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
         compiled = triton.compile(
-            source, target=GPUTarget("cuda", arch, 32), options=_triton.FUSION | {"num_warps": warps}
+            source, target=GPUTarget("cuda", arch, 32), options=_triton.FUSION | {"num_warps": _triton.WARPS}
         )
         (tmp_path / "cubin").write_bytes(compiled.asm["cubin"])
         command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", tmp_path / "cubin"]

@@ -142,4 +142,5 @@ def test_no_spills(name: str, launches: list[Launch], tmp_path: Path, capsys: py
                 sys.stdout.write(f"\n{line} {stack:2} B spilled {compiled.metadata.shared:6} B shared")
             assert (stack, local) == (0, 0)
             if recorded.kernel.__name__ in ("_sum_kernel", "_columns_kernel") and not name.endswith("odd"):
-                assert re.search(r"ld\.global\S*v4\.b32", compiled.asm["ptx"]), "no 16-byte reads"
+                reads = r"ld\.global\S*v4\.b32|cp\.async\.cg\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10"
+                assert re.search(reads, compiled.asm["ptx"]), "no 16-byte reads"

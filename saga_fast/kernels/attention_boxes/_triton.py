@@ -23,7 +23,12 @@ from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors, r
 from saga_fast.kernels.attention_boxes._triton_box import store_box
 from saga_fast.kernels.attention_boxes.reference import bicubic_matrix
 
-STEP_BYTES = 16384  # of features in flight per program: two programs per SM cover the latency of HBM3 (16 kB per SM)
+FUSE = True
+WARPS = 4  # per program
+PROGRAMS = 2  # per SM, which the channels of an image are split to reach
+STEP_BYTES = 8192  # of features per step of a program
+STAGES = tl.constexpr(3)  # steps in flight
+EDGE_LINES = 4  # lines of the heatmap per tile and side
 FLAT_POSITIONS = 1024  # largest map read as a flat run; larger maps have rows long enough for tiles
 
 
@@ -49,7 +54,7 @@ def _sum_flat(
     channel = start // P
     boundary = (channel + 1) * P - start
     sums = tl.zeros([LANES // VEC, VEC], tl.float32)
-    for c in range(first, last, STEP):
+    for c in tl.range(first, last, STEP, num_stages=STAGES):
         inside = (start + lane < STEP * P) & (start + lane < (last - c) * P)
         a = tl.load(features_CP + c * P + (start + lane), mask=inside, other=0.0, eviction_policy="evict_first")
         w_this = tl.load(weights_C + c + channel, mask=c + channel < last, other=0.0)
@@ -80,7 +85,7 @@ def _sum_tiles(
     """Return (P_PAD,) sum_c weights[c] * features[c] over channels [first, last), from first_position on."""
     p, lane = first_position + tl.arange(0, P_PAD)[:, None], tl.arange(0, C_TILE)[None, :]
     sums = tl.zeros([P_PAD, C_TILE], tl.float32)
-    for c in range(first, last, C_TILE):
+    for c in tl.range(first, last, C_TILE, num_stages=STAGES):
         channel = c + lane
         a = tl.load(
             features + p * stride_p + channel * stride_c,
@@ -97,9 +102,11 @@ def _sum_kernel(
     features: tl.tensor,
     weights_BC: tl.tensor,
     sums: tl.tensor,
-    scratch: tl.tensor,
+    scaled: tl.tensor,
     rows_t: tl.tensor,
     columns_t: tl.tensor,
+    negative_u: tl.tensor,
+    negative_v: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -118,9 +125,7 @@ def _sum_kernel(
     LANES: tl.constexpr,
     STEP_PAD: tl.constexpr,
     P_PAD: tl.constexpr,
-    UB: tl.constexpr,
-    YB: tl.constexpr,
-    XB: tl.constexpr,
+    EDGE_LINES: tl.constexpr,
 ) -> None:
     """Sum the channels of split k for tile t of the positions of image n; FUSED also stores the box.
 
@@ -137,9 +142,24 @@ def _sum_kernel(
     else:
         coarse_P = _sum_flat(image, weights_C, first, last, P, STEP, VEC, LANES, STEP_PAD, P_PAD)
     if FUSED:
-        scratch_n = scratch + n * u * (v + SIDE + 1)
         store_box(
-            coarse_P, n, scratch_n, rows_t, columns_t, boxes, found, delta, u, v, SIZE, SIDE, MINMAX, P_PAD, UB, YB, XB
+            coarse_P,
+            n,
+            scaled + n * P,
+            rows_t,
+            columns_t,
+            negative_u,
+            negative_v,
+            boxes,
+            found,
+            delta,
+            u,
+            v,
+            SIZE,
+            SIDE,
+            MINMAX,
+            P_PAD,
+            EDGE_LINES,
         )
     else:
         p = t * P_PAD + tl.arange(0, P_PAD)
@@ -149,9 +169,11 @@ def _sum_kernel(
 @jit
 def _box_kernel(
     sums: tl.tensor,
-    scratch: tl.tensor,
+    scaled: tl.tensor,
     rows_t: tl.tensor,
     columns_t: tl.tensor,
+    negative_u: tl.tensor,
+    negative_v: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -162,9 +184,7 @@ def _box_kernel(
     SIDE: tl.constexpr,
     MINMAX: tl.constexpr,
     P_PAD: tl.constexpr,
-    UB: tl.constexpr,
-    YB: tl.constexpr,
-    XB: tl.constexpr,
+    EDGE_LINES: tl.constexpr,
 ) -> None:
     """Add the partial sums (splits, P) of image n in a fixed order and store its box; grid (B,)."""
     n = tl.program_id(0).to(tl.int64)
@@ -173,9 +193,24 @@ def _box_kernel(
     coarse_P = tl.zeros([P_PAD], tl.float32)
     for k in range(splits):
         coarse_P += tl.load(sums + (n * splits + k) * P + p, mask=p < P, other=0.0)
-    scratch_n = scratch + n * u * (v + SIDE + 1)
     store_box(
-        coarse_P, n, scratch_n, rows_t, columns_t, boxes, found, delta, u, v, SIZE, SIDE, MINMAX, P_PAD, UB, YB, XB
+        coarse_P,
+        n,
+        scaled + n * P,
+        rows_t,
+        columns_t,
+        negative_u,
+        negative_v,
+        boxes,
+        found,
+        delta,
+        u,
+        v,
+        SIZE,
+        SIDE,
+        MINMAX,
+        P_PAD,
+        EDGE_LINES,
     )
 
 
@@ -207,17 +242,23 @@ def _split(features: torch.Tensor, channels_last: bool) -> _Split:
         p_tile = min(triton.next_power_of_2(positions), 64 if channels_last else 1024)
         step = max(lanes // p_tile, 16)
     tiles = triton.cdiv(positions, p_tile)
-    splits = max(1, min(2 * multiprocessors(features.device) // max(batch * tiles, 1), triton.cdiv(channels, step)))
+    splits = max(
+        1, min(PROGRAMS * multiprocessors(features.device) // max(batch * tiles, 1), triton.cdiv(channels, step))
+    )
     split_channels = triton.cdiv(triton.cdiv(channels, splits), step) * step
     return _Split(lanes, vector, step, p_tile, tiles, triton.cdiv(channels, split_channels), split_channels)
 
 
 @lru_cache(maxsize=16)
-def _upsampling_matrix_t(size: int, side: int, cells: int, device: torch.device) -> torch.Tensor:
-    """Transposed bicubic matrix (cells, side) float32; columns from ``size`` on are zero."""
+def _upsampling_matrix_t(size: int, side: int, cells: int, device: torch.device) -> tuple[torch.Tensor, float]:
+    """Return the transposed bicubic matrix (cells, side) float32 and a bound on a pixel's negative weights.
+
+    Columns from ``size`` on are zero.
+    """
+    matrix = torch.from_numpy(bicubic_matrix(size, cells))
     matrix_t = torch.zeros(cells, side)
-    matrix_t[:, :size] = torch.from_numpy(bicubic_matrix(size, cells).T)
-    return matrix_t.to(device)
+    matrix_t[:, :size] = matrix.T
+    return matrix_t.to(device), float((-matrix).clamp(min=0.0).sum(1).max())
 
 
 def attention_boxes_triton(
@@ -232,21 +273,21 @@ def attention_boxes_triton(
         features = features.contiguous()  # copies for any other strides
     weights = weights.contiguous()
     split = _split(features, channels_last)
-    fused = split.splits == 1 and split.tiles == 1
-    side = triton.cdiv(size, 256) * 256
+    fused = FUSE and split.splits == 1 and split.tiles == 1
+    side = max(triton.next_power_of_2(size), 2 * EDGE_LINES)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
     boxes, found = empty(batch, 4), torch.empty(batch, dtype=torch.uint8, device=device)
     sums = empty(0) if fused else empty(batch, split.splits, positions)
-    scratch = empty(batch, u * (v + side + 1))
-    matrices = (_upsampling_matrix_t(size, side, u, device), _upsampling_matrix_t(size, side, v, device))
-    box_arguments = (scratch, *matrices, boxes, found, delta)
+    scaled = empty(batch, positions)
+    rows_t, negative_u = _upsampling_matrix_t(size, side, u, device)
+    columns_t, negative_v = _upsampling_matrix_t(size, side, v, device)
+    box_arguments = (scaled, rows_t, columns_t, negative_u, negative_v, boxes, found, delta)
     strides = (channels, 1) if channels_last else (1, positions)
     options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "MINMAX": normalize == "minmax"}
-    options |= {"UB": min(triton.next_power_of_2(u), 8), "YB": 16, "XB": 256}
-    options |= {"num_warps": 8, "maxnreg": 128, **FUSION}
+    options |= {"EDGE_LINES": EDGE_LINES, "num_warps": WARPS, **FUSION}
     with device_of(features):
         _sum_kernel[(batch, split.splits, split.tiles)](
             features,

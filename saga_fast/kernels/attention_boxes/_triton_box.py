@@ -1,7 +1,9 @@
 """Second half of attention_boxes on the GPU: from one image's coarse map in registers to its box (Eq. 4).
 
-Compute-bound: size^2 * taps multiply-adds per image. Only one tile of the heatmap exists at a time, in registers. A
-block of rows is skipped where the bound sum_i |row weight| * max|upsampled row i| is not above delta.
+As on the CPU, lines of the heatmap are computed from the outside inward, first rows and then columns, and a bound skips
+most lines outside the box: a line that interpolates values in [low, high] has no pixel above high + n * (high - low),
+where n bounds the negative weights of a pixel. EDGE_LINES lines from either side make a tile in registers, and few
+images need a second tile.
 """
 
 from __future__ import annotations
@@ -10,64 +12,89 @@ import triton.language as tl
 
 from saga_fast.kernels._triton import jit
 
-
-@jit
-def _first_tap(y0: tl.tensor, u: tl.constexpr, SIZE: tl.constexpr, TAPS: tl.constexpr) -> tl.tensor:
-    """Return the first of the TAPS coarse rows that heatmap rows y0 to y0 + YB - 1 depend on."""
-    # floor(centre) = ((2 y + 1) u + SIZE) // (2 SIZE) - 1; the taps run from one before it to two after it.
-    return tl.minimum(tl.maximum(((2 * y0 + 1) * u + SIZE) // (2 * SIZE) - 2, 0), u - TAPS)
+# A line is skipped only if its bound is this far below delta: see _numba.py.
+SLACK = tl.constexpr(1e-5)
 
 
 @jit
-def _bound(
-    largest: tl.tensor,
-    rows_t: tl.tensor,
-    y0: tl.tensor,
-    u: tl.constexpr,
+def _profile(
+    scaled: tl.tensor, stride: tl.constexpr, inner_t: tl.tensor, CELLS: tl.constexpr, SIDE: tl.constexpr
+) -> tl.tensor:
+    """Return (SIDE,): one line of CELLS values of the coarse map, ``stride`` apart, upsampled."""
+    x = tl.arange(0, SIDE)
+    line = tl.zeros([SIDE], tl.float32)
+    for j in tl.range(0, CELLS, loop_unroll_factor=CELLS if CELLS <= 8 else 1):  # unrolled, so that loads overlap
+        line += tl.load(scaled + j * stride) * tl.load(inner_t + j * SIDE + x)
+    return line
+
+
+@jit
+def _bounds(
+    scaled: tl.tensor,
+    outer_stride: tl.constexpr,
+    inner_stride: tl.constexpr,
+    outer_t: tl.tensor,
+    negative: tl.tensor,
+    OUTER: tl.constexpr,
+    INNER: tl.constexpr,
+    SIDE: tl.constexpr,
+) -> tl.tensor:
+    """Return (SIDE,): an upper bound of the pixels of each line across the outer axis."""
+    low, high = tl.full([SIDE], float("inf"), tl.float32), tl.full([SIDE], -float("inf"), tl.float32)
+    for j in range(INNER):
+        value = _profile(scaled + j * inner_stride, outer_stride, outer_t, OUTER, SIDE)
+        low, high = tl.minimum(low, value), tl.maximum(high, value)
+    return high + negative * (high - low)
+
+
+@jit
+def _extent(
+    scaled: tl.tensor,
+    outer_stride: tl.constexpr,
+    inner_stride: tl.constexpr,
+    outer_t: tl.tensor,
+    inner_t: tl.tensor,
+    negative_inner: tl.tensor,
+    threshold: tl.tensor,
+    OUTER: tl.constexpr,
+    INNER: tl.constexpr,
     SIZE: tl.constexpr,
     SIDE: tl.constexpr,
-    TAPS: tl.constexpr,
-    YB: tl.constexpr,
+    EDGE_LINES: tl.constexpr,
 ) -> tl.tensor:
-    """Return an upper bound of the block of rows from y0: max_y sum_i |w[y, i]| * largest[i]."""
-    y = y0 + tl.arange(0, YB)
-    first = _first_tap(y0, u, SIZE, TAPS)
-    bound = tl.zeros([YB], tl.float32)
-    for i in tl.range(0, TAPS, loop_unroll_factor=TAPS if TAPS <= 6 else 1):
-        bound += tl.abs(tl.load(rows_t + (first + i) * SIDE + y)) * tl.load(largest + first + i)
-    return tl.max(bound, axis=0)
-
-
-@jit
-def _heat(
-    upsampled: tl.tensor,
-    rows_t: tl.tensor,
-    y0: tl.tensor,
-    x: tl.tensor,
-    u: tl.constexpr,
-    SIZE: tl.constexpr,
-    SIDE: tl.constexpr,
-    TAPS: tl.constexpr,
-    YB: tl.constexpr,
-    XB: tl.constexpr,
-) -> tl.tensor:
-    """Return a (YB, XB) tile of the heatmap: rows from y0, columns x; 0, never above delta, outside it."""
-    y = y0 + tl.arange(0, YB)
-    first = _first_tap(y0, u, SIZE, TAPS)
-    heat = tl.zeros([YB, XB], tl.float32)
-    for i in tl.range(0, TAPS, loop_unroll_factor=TAPS if TAPS <= 6 else 1):
-        row = (first + i) * SIDE
-        heat += tl.load(rows_t + row + y)[:, None] * tl.load(upsampled + row + x)[None, :]
-    return heat
+    """Return the first and the last line across the outer axis with a pixel above the threshold, or SIZE and -1."""
+    bound = _bounds(scaled, outer_stride, inner_stride, outer_t, negative_inner, OUTER, INNER, SIDE)
+    line = tl.arange(0, SIDE)
+    candidate = (bound > threshold - SLACK) & (line < SIZE)
+    begin = tl.min(tl.where(candidate, line, SIDE), axis=0)
+    end = tl.max(tl.where(candidate, line, -1), axis=0)
+    first, last = SIZE, -1
+    k = tl.arange(0, 2 * EDGE_LINES)
+    # One tile holds the lines from ``begin`` on and the lines up to ``end``.
+    while ((first == SIZE) & (begin < SIDE)) | ((last < 0) & (end >= 0)):
+        start, stop = tl.minimum(begin, SIDE - EDGE_LINES), tl.maximum(end + 1, EDGE_LINES)
+        y = tl.where(k < EDGE_LINES, start + k, stop - 2 * EDGE_LINES + k)
+        heat = tl.zeros([2 * EDGE_LINES, SIDE], tl.float32)
+        for i in range(OUTER):
+            upsampled = _profile(scaled + i * outer_stride, inner_stride, inner_t, INNER, SIDE)
+            heat += tl.load(outer_t + i * SIDE + y)[:, None] * upsampled[None, :]
+        hit = tl.max(heat, axis=1) > threshold
+        first = tl.minimum(first, tl.min(tl.where(hit & (k < EDGE_LINES), y, SIZE), axis=0))
+        last = tl.maximum(last, tl.max(tl.where(hit & (k >= EDGE_LINES), y, -1), axis=0))
+        begin = tl.min(tl.where(candidate & (line >= start + EDGE_LINES), line, SIDE), axis=0)
+        end = tl.max(tl.where(candidate & (line < stop - EDGE_LINES), line, -1), axis=0)
+    return first, last
 
 
 @jit
 def store_box(
     coarse_P: tl.tensor,
     n: tl.tensor,
-    scratch: tl.tensor,
+    scaled: tl.tensor,
     rows_t: tl.tensor,
     columns_t: tl.tensor,
+    negative_u: tl.tensor,
+    negative_v: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -77,75 +104,32 @@ def store_box(
     SIDE: tl.constexpr,
     MINMAX: tl.constexpr,
     P_PAD: tl.constexpr,
-    UB: tl.constexpr,
-    YB: tl.constexpr,
-    XB: tl.constexpr,
+    EDGE_LINES: tl.constexpr,
 ) -> None:
     """Store the box of image n: ReLU, scaling, separable bicubic, threshold, box.
 
-    scratch (u * (v + SIDE + 1),) float32 holds the scaled map, its upsampled rows, and the largest magnitude of each
-    row. rows_t (u, SIDE) and columns_t (v, SIDE) are the transposed bicubic matrices. SIDE is SIZE padded to whole
-    blocks with zero weights, so that no load needs a mask.
+    scaled (u * v,) float32 is scratch for the scaled map. rows_t (u, SIDE) and columns_t (v, SIDE) are the transposed
+    bicubic matrices, SIDE a power of two: SIZE padded with zero weights, so that no load needs a mask. negative_u and
+    negative_v bound the sum of a pixel's negative weights.
     """
-    P: tl.constexpr = u * v
     p = tl.arange(0, P_PAD)
-    non_finite = tl.max(tl.where((p < P) & ~(tl.abs(coarse_P) < float("inf")), 1, 0), axis=0)
+    non_finite = tl.max(tl.where((p < u * v) & ~(tl.abs(coarse_P) < float("inf")), 1, 0), axis=0)
     relu = tl.where(coarse_P > 0.0, coarse_P, 0.0)
-    high = tl.max(tl.where(p < P, relu, 0.0), axis=0)
-    low = tl.min(tl.where(p < P, relu, float("inf")), axis=0)
+    high = tl.max(tl.where(p < u * v, relu, 0.0), axis=0)
+    low = tl.min(tl.where(p < u * v, relu, float("inf")), axis=0)
     usable = (non_finite == 0) & (high > low)
     offset = low if MINMAX else 0.0
     span = tl.where(usable, high - offset, 1.0)
-    scaled = scratch
-    upsampled = scratch + P
-    largest = upsampled + u * SIDE
-    tl.store(scaled + p, tl.div_rn(relu - offset, span), mask=p < P)
-    threshold = tl.where(usable, delta, float("inf"))  # no pixel of an unusable map is above it
+    tl.store(scaled + p, tl.div_rn(relu - offset, span), mask=p < u * v)
     tl.debug_barrier()
 
-    for i0 in range(0, u, UB):
-        i = i0 + tl.arange(0, UB)
-        bound = tl.zeros([UB], tl.float32)
-        for x0 in range(0, SIDE, XB):
-            x = x0 + tl.arange(0, XB)
-            line = tl.zeros([UB, XB], tl.float32)
-            for j in range(v):
-                m = tl.load(scaled + i * v + j, mask=i < u, other=0.0)
-                line += m[:, None] * tl.load(columns_t + j * SIDE + x)[None, :]
-            tl.store(upsampled + i[:, None] * SIDE + x[None, :], line, mask=(i < u)[:, None])
-            bound = tl.maximum(bound, tl.max(tl.abs(line), axis=1))
-        tl.store(largest + i, bound, mask=i < u)
-    tl.debug_barrier()
-
-    # left and right need all blocks; top and bottom need only the first and the last block with a pixel above the
-    # threshold. Computing those two again costs less than a reduction over x in every block.
-    BLOCKS: tl.constexpr = SIDE // YB
-    # Coarse rows that are not a tap of a pixel have weight 0. A loop over few taps is unrolled, so that loads overlap.
-    TAPS: tl.constexpr = min(u, (YB - 1) * u // SIZE + 5)
-    left, right, first_block, last_block = SIZE, -1, BLOCKS, -1
-    for x0 in range(0, SIDE, XB):
-        x = x0 + tl.arange(0, XB)
-        first_X, last_X = tl.full([XB], BLOCKS, tl.int32), tl.full([XB], -1, tl.int32)
-        for block in range((SIZE + YB - 1) // YB):
-            if _bound(largest, rows_t, block * YB, u, SIZE, SIDE, TAPS, YB) > threshold:
-                heat = _heat(upsampled, rows_t, block * YB, x, u, SIZE, SIDE, TAPS, YB, XB)
-                hit = tl.max(heat, axis=0) > threshold
-                first_X = tl.minimum(first_X, tl.where(hit, block, BLOCKS))
-                last_X = tl.maximum(last_X, tl.where(hit, block, -1))
-        left = tl.minimum(left, tl.min(tl.where(last_X >= 0, x, SIZE), axis=0))
-        right = tl.maximum(right, tl.max(tl.where(last_X >= 0, x, -1), axis=0))
-        first_block = tl.minimum(first_block, tl.min(first_X, axis=0))
-        last_block = tl.maximum(last_block, tl.max(last_X, axis=0))
-    top, bottom = SIZE, -1
-    if right >= 0:
-        y = tl.arange(0, YB)[:, None]
-        for x0 in range(0, SIDE, XB):
-            x = x0 + tl.arange(0, XB)
-            hit = _heat(upsampled, rows_t, first_block * YB, x, u, SIZE, SIDE, TAPS, YB, XB) > threshold
-            top = tl.minimum(top, first_block * YB + tl.min(tl.min(tl.where(hit, y, SIZE), axis=0), axis=0))
-            hit = _heat(upsampled, rows_t, last_block * YB, x, u, SIZE, SIDE, TAPS, YB, XB) > threshold
-            bottom = tl.maximum(bottom, last_block * YB + tl.max(tl.max(tl.where(hit, y, -SIZE), axis=0), axis=0))
-
+    top, bottom, left, right = SIZE, -1, SIZE, -1
+    if usable:
+        top, bottom = _extent(scaled, v, 1, rows_t, columns_t, negative_v, delta, u, v, SIZE, SIDE, EDGE_LINES)
+        if bottom >= 0:
+            left, right = _extent(scaled, 1, v, columns_t, rows_t, negative_u, delta, v, u, SIZE, SIDE, EDGE_LINES)
+    # Rows and columns are summed in different orders. A pixel within rounding of delta may be above it in only one of
+    # the two directions: no box.
     is_found = right >= 0
     left, top = tl.where(is_found, left, 0), tl.where(is_found, top, 0)
     width = tl.where(is_found, right + 1 - left, SIZE)

@@ -84,8 +84,8 @@ def augment(
         (B, V, 3, S, S) of ``dtype``.
 
     Raises:
-        ValueError: invalid dtype or shape, a blur radius >= S (not checked on a GPU, where taps beyond the reflected
-            border read an edge pixel), or a std that is not positive.
+        ValueError: invalid dtype or shape, a blur radius >= S (not checked on a GPU, where it is cut to
+            S - 1), or a std that is not positive.
     """
     if views.ndim != 5 or views.shape[-1] != 3 or views.shape[2] != views.shape[3] or "uint8" not in str(views.dtype):
         raise ValueError(f"views must be uint8 (B, V, S, S, 3), got {views.dtype} {tuple(views.shape)}")

@@ -3,6 +3,7 @@
 | pass | reads | writes | for |
 |---|---|---|---|
 | 1 mean | uint8 views | one sum per tile | contrast, which pivots on the mean grey value before it |
+| | | taps of the blur | views with a blur |
 | 2 pixels | uint8 views | result, or float16 planes blurred along x | every view; the planes for those with a blur |
 | 3 columns | float16 planes | result | views with a blur: along y, solarize, normalise |
 
@@ -60,11 +61,12 @@ def _store(
     """Solarize, normalise and store pixels i of one view; AFFINE holds three scales, then three offsets."""
     pixel: tl.constexpr = 3 if CHANNELS_LAST else 1
     channel: tl.constexpr = 1 if CHANNELS_LAST else SIDE * SIDE
-    r, g, b = (
-        tl.where(r >= threshold, 1.0 - r, r),
-        tl.where(g >= threshold, 1.0 - g, g),
-        tl.where(b >= threshold, 1.0 - b, b),
-    )
+    if threshold <= 1.0:
+        r, g, b = (
+            tl.where(r >= threshold, 1.0 - r, r),
+            tl.where(g >= threshold, 1.0 - g, g),
+            tl.where(b >= threshold, 1.0 - b, b),
+        )
     dtype = out.dtype.element_ty
     tl.store(out + pixel * i, (AFFINE[0] * r + AFFINE[3]).to(dtype), mask=inside)
     tl.store(out + pixel * i + channel, (AFFINE[1] * g + AFFINE[4]).to(dtype), mask=inside)
@@ -72,33 +74,33 @@ def _store(
 
 
 @jit
-def _gaussian(p: tl.tensor) -> tl.tensor:
-    """Return radius, -1 / (2 sigma^2) and 1 / sum of taps. Cuts off at 3.5 sigma: 0.05 % of the weight."""
-    sigma = tl.load(p + BLUR_SIGMA)
-    radius = tl.minimum(tl.load(p + BLUR_RADIUS), tl.ceil(3.5 * sigma)).to(tl.int32)
-    exponent = -0.5 / (sigma * sigma)
-    total = 0.0
-    for k in range(-radius, radius + 1):
-        total += tl.exp(exponent * k * k)
-    return radius, exponent, 1.0 / total
+def _radius(p: tl.tensor, SIDE: tl.constexpr) -> tl.tensor:
+    """Return the radius of the blur in pixels, less than SIDE. Cuts off at 3.5 sigma: 0.05 % of the weight."""
+    radius = tl.minimum(tl.load(p + BLUR_RADIUS), tl.ceil(3.5 * tl.load(p + BLUR_SIGMA)))
+    return tl.minimum(radius.to(tl.int32), SIDE - 1)
 
 
 @jit
 def _reflect(i: tl.tensor, SIDE: tl.constexpr) -> tl.tensor:
-    """Reflect index i at the borders without repeating the edge.
-
-    An index further out becomes 0, so a blur wider than the view reads no memory outside it.
-    """
-    i = tl.where(i < 0, -i, i)
-    i = tl.where(i >= SIDE, 2 * (SIDE - 1) - i, i)
-    return tl.where(i < 0, 0, i)
+    """Reflect index i, at most SIDE - 1 outside, at the borders without repeating the edge."""
+    i = tl.abs(i)
+    return tl.minimum(i, 2 * (SIDE - 1) - i)
 
 
 @jit
 def _mean_kernel(
-    views: tl.tensor, photometrics: tl.tensor, sums: tl.tensor, SIDE: tl.constexpr, BLOCK: tl.constexpr
+    views: tl.tensor,
+    photometrics: tl.tensor,
+    sums: tl.tensor,
+    taps: tl.tensor,
+    SIDE: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
-    """Pass 1: sum the grey values before contrast over each run of BLOCK pixels, into sums (N, TILES)."""
+    """Pass 1: sum the grey values before contrast over each run of BLOCK pixels, into sums (N, TILES).
+
+    The first program of a view also stores its blur's weights at the distances 0 to TAPS - 1: taps (N, TAPS).
+    """
     TILES: tl.constexpr = (SIDE * SIDE + BLOCK - 1) // BLOCK
     n, tile = (tl.program_id(0) // TILES).to(tl.int64), tl.program_id(0) % TILES
     p = photometrics + n * FIELDS
@@ -107,6 +109,11 @@ def _mean_kernel(
         r, g, b = _load(views + n * SIDE * SIDE * 3, tl.minimum(i, SIDE * SIDE - 1))
         luma = tl.where(i < SIDE * SIDE, before_contrast(r, g, b, p), 0.0)
         tl.store(sums + tl.program_id(0), tl.sum(luma, axis=0))
+    sigma = tl.load(p + BLUR_SIGMA)
+    if (tile == 0) & (sigma > 0.0):
+        k = tl.arange(0, TAPS)
+        w = tl.where(k <= _radius(p, SIDE), tl.exp(-0.5 / (sigma * sigma) * k * k), 0.0)
+        tl.store(taps + n * TAPS + k, w / (2.0 * tl.sum(w, axis=0) - 1.0))
 
 
 @jit
@@ -114,11 +121,13 @@ def _pixels_kernel(
     views: tl.tensor,
     photometrics: tl.tensor,
     sums: tl.tensor,
+    taps: tl.tensor,
     planes: tl.tensor,
     out: tl.tensor,
     AFFINE: tl.constexpr,
     PARTS: tl.constexpr,
     PARTS_PAD: tl.constexpr,
+    TAPS: tl.constexpr,
     PLAIN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     SIDE: tl.constexpr,
@@ -162,14 +171,14 @@ def _pixels_kernel(
             tl.store(green + i, g.to(tl.float16), mask=inside)
             tl.store(blue + i, b.to(tl.float16), mask=inside)
             tl.debug_barrier()
-            radius, exponent, norm = _gaussian(p)
-            r, g, b = tl.zeros_like(r), tl.zeros_like(r), tl.zeros_like(r)
-            for k in range(-radius, radius + 1):
-                w = tl.exp(exponent * k * k) * norm
-                source = start + _reflect(x + k, SIDE)
-                r += w * tl.load(red + source).to(tl.float32)
-                g += w * tl.load(green + source).to(tl.float32)
-                b += w * tl.load(blue + source).to(tl.float32)
+            w = tl.load(taps + n * TAPS)
+            r, g, b = w * r, w * g, w * b
+            for k in range(1, _radius(p, SIDE) + 1):
+                w = tl.load(taps + n * TAPS + k)
+                left, right = start + _reflect(x - k, SIDE), start + _reflect(x + k, SIDE)
+                r += w * (tl.load(red + left).to(tl.float32) + tl.load(red + right).to(tl.float32))
+                g += w * (tl.load(green + left).to(tl.float32) + tl.load(green + right).to(tl.float32))
+                b += w * (tl.load(blue + left).to(tl.float32) + tl.load(blue + right).to(tl.float32))
             tl.debug_barrier()
             tl.store(red + i, r.to(tl.float16), mask=inside)
             tl.store(green + i, g.to(tl.float16), mask=inside)
@@ -180,12 +189,20 @@ def _pixels_kernel(
 
 
 @jit
+def _rows(plane: tl.tensor, i: tl.tensor, inside: tl.tensor) -> tl.tensor:
+    """Load values i of a float16 plane as float32."""
+    return tl.load(plane + i, mask=inside, other=0.0).to(tl.float32)
+
+
+@jit
 def _columns_kernel(
     photometrics: tl.tensor,
+    taps: tl.tensor,
     planes: tl.tensor,
     out: tl.tensor,
     AFFINE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    TAPS: tl.constexpr,
     SIDE: tl.constexpr,
 ) -> None:
     """Pass 3, one square tile per program: blur along y, solarize, normalise and store.
@@ -200,53 +217,24 @@ def _columns_kernel(
         x = tile % TILES * SQUARE + tl.arange(0, SQUARE)[None, :]
         red = planes + n * SIDE * SIDE * 3
         green, blue = red + SIDE * SIDE, red + 2 * SIDE * SIDE
-        radius, exponent, norm = _gaussian(p)
-        r = tl.zeros([SQUARE, SQUARE], tl.float32)
-        g, b = r, r
-        for k in range(-radius, radius + 1):
-            w = tl.exp(exponent * k * k) * norm
-            source = _reflect(y + k, SIDE) * SIDE + x
-            r += w * tl.load(red + source, mask=x < SIDE, other=0.0).to(tl.float32)
-            g += w * tl.load(green + source, mask=x < SIDE, other=0.0).to(tl.float32)
-            b += w * tl.load(blue + source, mask=x < SIDE, other=0.0).to(tl.float32)
         inside, i = (y < SIDE) & (x < SIDE), y * SIDE + x
+        # Lanes outside the view read its last row.
+        y = tl.minimum(y, SIDE - 1)
+        r, g, b = (
+            _rows(red, y * SIDE + x, x < SIDE),
+            _rows(green, y * SIDE + x, x < SIDE),
+            _rows(blue, y * SIDE + x, x < SIDE),
+        )
+        w = tl.load(taps + n * TAPS)
+        r, g, b = w * r, w * g, w * b
+        for k in range(1, _radius(p, SIDE) + 1):
+            w = tl.load(taps + n * TAPS + k)
+            above, below = _reflect(y - k, SIDE) * SIDE + x, _reflect(y + k, SIDE) * SIDE + x
+            r += w * (_rows(red, above, x < SIDE) + _rows(red, below, x < SIDE))
+            g += w * (_rows(green, above, x < SIDE) + _rows(green, below, x < SIDE))
+            b += w * (_rows(blue, above, x < SIDE) + _rows(blue, below, x < SIDE))
         threshold = tl.load(p + SOLARIZE)
         _store(out + n * SIDE * SIDE * 3, i, inside, r, g, b, threshold, AFFINE, SIDE, CHANNELS_LAST)
-
-
-def run_passes_2_and_3(
-    views: torch.Tensor,
-    photometrics: torch.Tensor | None,
-    sums: torch.Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    channels_last: bool,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Launch passes 2 and 3 on views (B, V, S, S, 3), photometrics (B, V, P) and sums (B * V, parts)."""
-    batch, num_views, side = views.shape[:3]
-    count = batch * num_views
-    shape = (count, side, side, 3) if channels_last else (count, 3, side, side)
-    out = torch.empty(shape, dtype=dtype, device=views.device)
-    plane_count = 0 if photometrics is None else count
-    planes = torch.empty((plane_count, 3, side, side), dtype=torch.float16, device=views.device)
-    parameters = views if photometrics is None else photometrics  # PLAIN does not read them
-    scale = [1.0 / s for s in std]
-    affine = (*scale, *(-m * s for m, s in zip(mean, scale, strict=True)))
-    columns = triton.next_power_of_2(side)
-    rows = max(1, ROW_PIXELS // columns)
-    row_tiles, squares = triton.cdiv(side, rows), triton.cdiv(side, SQUARE.value) ** 2
-    parts = {"PARTS": sums.shape[1], "PARTS_PAD": triton.next_power_of_2(max(sums.shape[1], 1))}
-    layout = {"AFFINE": affine, "CHANNELS_LAST": channels_last, "SIDE": side, **FUSION}
-    tile = {"PLAIN": photometrics is None, "ROWS": rows, "COLUMNS": columns}
-    with device_of(views):
-        _pixels_kernel[(count * row_tiles,)](
-            views, parameters, sums, planes, out, **parts, **tile, **layout, num_warps=4
-        )
-        if photometrics is not None:
-            _columns_kernel[(count * squares,)](parameters, planes, out, **layout, num_warps=4)
-    out = out.view(batch, num_views, *shape[1:])
-    return out.permute(0, 1, 4, 2, 3) if channels_last else out
 
 
 def augment_triton(
@@ -260,14 +248,34 @@ def augment_triton(
     """See :func:`saga_fast.kernels.augment`."""
     require_gpu(views)
     batch, num_views, side = views.shape[:3]
-    views = views.contiguous()
-    tiles = triton.cdiv(side * side, PIXELS)
-    sums = torch.empty((batch * num_views, tiles), dtype=torch.float32, device=views.device)
-    if photometrics is None:
-        return run_passes_2_and_3(views, None, sums, mean, std, channels_last, dtype)
-    parameters = upload(photometrics, views, torch.float32)
+    views, count = views.contiguous(), batch * num_views
+    plain = photometrics is None
+    parameters = views if photometrics is None else upload(photometrics, views, torch.float32)  # PLAIN reads none
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=views.device)
+
+    parts, num_taps = triton.cdiv(side * side, PIXELS), triton.next_power_of_2(side)
+    augmented = 0 if plain else count
+    sums, taps = empty(augmented, parts), empty(augmented, num_taps)
+    planes = empty(augmented, 3, side, side, dtype=torch.float16)
+    out = empty(count, *((side, side, 3) if channels_last else (3, side, side)), dtype=dtype)
+    scale = [1.0 / s for s in std]
+    affine = (*scale, *(-m * s for m, s in zip(mean, scale, strict=True)))
+    layout = {"AFFINE": affine, "CHANNELS_LAST": channels_last, "SIDE": side, "TAPS": num_taps, **FUSION}
+    columns = triton.next_power_of_2(side)
+    rows = max(1, ROW_PIXELS // columns)
+    tile = {"PARTS": parts, "PARTS_PAD": triton.next_power_of_2(parts), "ROWS": rows, "COLUMNS": columns}
+    row_tiles, squares = triton.cdiv(side, rows), triton.cdiv(side, SQUARE.value) ** 2
     with device_of(views):
-        _mean_kernel[(batch * num_views * tiles,)](
-            views, parameters, sums, SIDE=side, BLOCK=PIXELS, num_warps=8, **FUSION
+        if not plain:
+            _mean_kernel[(count * parts,)](
+                views, parameters, sums, taps, SIDE=side, TAPS=num_taps, BLOCK=PIXELS, num_warps=8, **FUSION
+            )
+        _pixels_kernel[(count * row_tiles,)](
+            views, parameters, sums, taps, planes, out, PLAIN=plain, **tile, **layout, num_warps=4
         )
-    return run_passes_2_and_3(views, parameters, sums, mean, std, channels_last, dtype)
+        if not plain:
+            _columns_kernel[(count * squares,)](parameters, taps, planes, out, **layout, num_warps=4)
+    out = out.view(batch, num_views, *out.shape[1:])
+    return out.permute(0, 1, 4, 2, 3) if channels_last else out

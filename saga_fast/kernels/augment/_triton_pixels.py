@@ -30,51 +30,51 @@ def _clamp(x: tl.tensor) -> tl.tensor:
 
 
 @jit
-def _hsv_channel(n: tl.constexpr, hue: tl.tensor, value: tl.tensor, chroma: tl.tensor) -> tl.tensor:
-    """Return value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + hue) mod 6: HSV to RGB, no branches."""
-    k = n + hue
-    k = tl.where(k >= 6.0, k - 6.0, k)
-    return value - chroma * _clamp(tl.minimum(k, 4.0 - k))
-
-
-@jit
 def _shift_hue(r: tl.tensor, g: tl.tensor, b: tl.tensor, turns: tl.tensor) -> tl.tensor:
-    """Rotate the hue by ``turns``. ``hue`` is in sixths of a turn, from 0 to 6."""
+    """Rotate the hue by ``turns``: HSV without a division, because hue and the results are linear in chroma.
+
+    ``hue`` is chroma times sixths of a turn, from -1 to 5. A channel is value - chroma * clamp(2 - d, 0, 1). d is
+    the distance on the circle of six sixths from the hue where the channel is smallest: 3 for r, 5 for g, 1 for b.
+    """
     value = tl.maximum(tl.maximum(r, g), b)
-    chroma = value - tl.minimum(tl.minimum(r, g), b)
-    scale = tl.where(chroma > 0.0, 1.0 / tl.where(chroma > 0.0, chroma, 1.0), 0.0)
-    hue = 4.0 + (r - g) * scale
-    hue = tl.where(value == g, 2.0 + (b - r) * scale, hue)
-    hue = tl.where(value == r, (g - b) * scale, hue)
-    hue += 6.0 * turns
-    hue = tl.where(hue < 0.0, hue + 6.0, hue)
-    hue = tl.where(hue >= 6.0, hue - 6.0, hue)
+    least = tl.minimum(tl.minimum(r, g), b)
+    chroma = value - least
+    hue = tl.where(value == g, 2.0 * chroma + (b - r), 4.0 * chroma + (r - g))
+    hue = tl.where(value == r, g - b, hue)
+    sixths = 6.0 * (turns - tl.floor(turns))
+    hue += sixths * chroma
+    hue = tl.where(hue >= 5.0 * chroma, hue - 6.0 * chroma, hue)
+    low = value - 2.0 * chroma
+    # Distances of 2 and more have the same result, so only green's, from 0 to 6, must be taken on the circle.
+    from_red, from_blue = tl.abs(hue - 3.0 * chroma), tl.abs(hue - chroma)
+    from_green = tl.minimum(hue + chroma, 5.0 * chroma - hue)
     return (
-        _hsv_channel(5.0, hue, value, chroma),
-        _hsv_channel(3.0, hue, value, chroma),
-        _hsv_channel(1.0, hue, value, chroma),
+        tl.minimum(tl.maximum(low + from_red, least), value),
+        tl.minimum(tl.maximum(low + from_green, least), value),
+        tl.minimum(tl.maximum(low + from_blue, least), value),
     )
 
 
 @jit
 def jitter(r: tl.tensor, g: tl.tensor, b: tl.tensor, p: tl.tensor, steps: tl.tensor, mean: tl.tensor) -> tl.tensor:
     """Apply the first ``steps`` of the view's four jitter steps; contrast pivots on ``mean``."""
+    # Loaded before the loop, so that their latencies overlap.
+    brightness, contrast = tl.load(p + BRIGHTNESS), tl.load(p + CONTRAST)
+    saturation, turns = tl.load(p + SATURATION), tl.load(p + HUE)
     for i in range(steps):
         step = tl.load(p + ORDER + i)
         if step == 0.0:
-            f = tl.load(p + BRIGHTNESS)
-            r, g, b = _clamp(f * r), _clamp(f * g), _clamp(f * b)
+            r, g, b = _clamp(brightness * r), _clamp(brightness * g), _clamp(brightness * b)
         elif step == 1.0:
-            f = tl.load(p + CONTRAST)
-            if f != 1.0:  # pass 1 computes no mean for contrast 1
-                offset = (1.0 - f) * mean
-                r, g, b = _clamp(f * r + offset), _clamp(f * g + offset), _clamp(f * b + offset)
+            if contrast != 1.0:  # pass 1 computes no mean for contrast 1
+                offset = (1.0 - contrast) * mean
+                r, g, b = _clamp(contrast * r + offset), _clamp(contrast * g + offset), _clamp(contrast * b + offset)
         elif step == 2.0:
-            f = tl.load(p + SATURATION)
-            offset = (1.0 - f) * gray(r, g, b)
-            r, g, b = _clamp(f * r + offset), _clamp(f * g + offset), _clamp(f * b + offset)
+            if saturation != 1.0:
+                offset = (1.0 - saturation) * gray(r, g, b)
+                r = _clamp(saturation * r + offset)
+                g, b = _clamp(saturation * g + offset), _clamp(saturation * b + offset)
         else:
-            turns = tl.load(p + HUE)
             if turns != 0.0:
                 r, g, b = _shift_hue(r, g, b, turns)
     return r, g, b
