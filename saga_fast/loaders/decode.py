@@ -26,7 +26,7 @@ MAX_BYTES = 2**30
 MAX_SCANS = 100
 """Limit of a JPEG's scans: a scan takes 30 bytes of file and a pass over all pixels; encoders write 10 scans."""
 
-_FEW_SECONDS = 2e10
+FEW_SECONDS = 2e10
 """Bytes times pixels of a JPEG below which its scans are not counted: as many as fit into it take some seconds."""
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -101,7 +101,7 @@ def check_scans(data: bytes, pixels: int) -> None:
     Raises:
         DecodeError: a JPEG file of more than MAX_SCANS scans.
     """
-    if len(data) * pixels < _FEW_SECONDS:
+    if len(data) * pixels < FEW_SECONDS:
         return
     # Within a scan 0xFF is followed by 0 or a restart marker, so this counts scans, including the thumbnail's.
     values = np.frombuffer(data, np.uint8)  # bytes.count takes 20 times as long

@@ -18,7 +18,7 @@ from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, Lo
 from saga_fast.loaders.dali.decoder import Decoder
 from saga_fast.loaders.dali.engine import DaliLoader
 from saga_fast.loaders.decode import Pixels, decode_image
-from saga_fast.loaders.jpeg import jpeg_size
+from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.plan import Plan
 
 NDArray = npt.NDArray[Any]
@@ -266,7 +266,7 @@ def test_prefetch_bounds_the_batches_in_flight(
 
     monkeypatch.setattr(ImageFolder, "read", count)
     jpegs = ImageFolder(source.root)  # of those that DALI takes: the others are read a second time
-    jpegs.paths = [path for path in source.paths if jpeg_size((source.root / path).read_bytes())]
+    jpegs.paths = [path for path in source.paths if jpeg_sizes([(source.root / path).read_bytes()]).all()]
     options = replace(OPTIONS, batch_size=2, prefetch=prefetch)
     batches = iter(open_source(jpegs, CropPlan(size=SIZE, seed=5), options))
     for taken in range(1, 4):

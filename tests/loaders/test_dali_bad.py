@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -17,7 +18,7 @@ from saga_fast.loaders.dali import engine as dali_engine
 from saga_fast.loaders.dali.decoder import Decoder
 from saga_fast.loaders.dali.engine import DaliLoader
 from saga_fast.loaders.decode import DecodeError, decode_image
-from saga_fast.loaders.jpeg import jpeg_size
+from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.plan import Plan
 
 N = 30
@@ -108,7 +109,7 @@ def assert_same(ours: Any, expected: Any) -> None:
 def test_every_kind_is_broken(kind: str) -> None:
     with pytest.raises(DecodeError):
         decode_image(breaking(kind, 3))
-    assert (jpeg_size(breaking(kind, 3)) is not None) == (kind == "huffman")  # only this one comes to DALI
+    assert jpeg_sizes([breaking(kind, 3)]).all() == (kind == "huffman")  # only this one comes to DALI
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -143,8 +144,12 @@ def test_what_dali_alone_fails_at_is_decoded_without_it(
     for number in range(10):
         (tmp_path / f"{number}.jpg").write_bytes(make_jpeg(number))
     strange = (tmp_path / "6.jpg").read_bytes()
+
     # Windows below the image's end are what DALI will fail at.
-    monkeypatch.setattr(dali_engine, "jpeg_size", lambda data, _: (1400, 96) if data == strange else jpeg_size(data))
+    def sizes(files: list[bytes], _: int) -> npt.NDArray[np.int64]:
+        return np.where(np.array([file == strange for file in files])[:, None], (1400, 96), jpeg_sizes(files))
+
+    monkeypatch.setattr(dali_engine, "jpeg_sizes", sizes)
     pipelines: list[int] = []
     build = DaliLoader._build
 
@@ -193,7 +198,7 @@ def test_changed_bytes_are_never_taken_that_decode_image_refuses() -> None:
         broken = bytearray(data)
         for at in rng.integers(pixels, len(data) - 2, 3):
             broken[at] = 0xFF if rng.random() < 0.1 else rng.integers(256)
-        if jpeg_size(bytes(broken)) is not None:
+        if jpeg_sizes([bytes(broken)]).all():
             taken += 1
             decode_image(bytes(broken))
     assert 50 < taken < 250

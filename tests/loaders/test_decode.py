@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from saga_fast.loaders.decode import DecodeError, decode_image
-from saga_fast.loaders.jpeg import jpeg_size
+from saga_fast.loaders.jpeg import jpeg_sizes
 
 NDArray = npt.NDArray[Any]
 HEIGHT, WIDTH = 37, 45  # odd, and no multiple of a JPEG's blocks
@@ -224,10 +224,10 @@ def test_a_progressive_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
     last = jpeg.rindex(b"\xff\xda")
     assert 5 < jpeg.count(b"\xff\xda") < 20
     assert decode_image(jpeg).shape == (1500, 1500, 3)
-    assert jpeg_size(jpeg) == (1500, 1500)
+    assert jpeg_sizes([jpeg]).tolist() == [[1500, 1500]]
     bomb = jpeg[:last] + jpeg[last:-2] * 5000 + jpeg[-2:]
     assert "scans are more than 100" in assert_refused(bomb)
-    assert jpeg_size(bomb) is None
+    assert not jpeg_sizes([bomb]).any()
 
 
 def test_decoders_that_may_not_know_rgb_jpegs_do_not_get_them() -> None:
@@ -235,19 +235,19 @@ def test_decoders_that_may_not_know_rgb_jpegs_do_not_get_them() -> None:
     Image.fromarray(RGB).save(buffer, "JPEG", quality=95, keep_rgb=True)
     data = buffer.getvalue()
     np.testing.assert_allclose(decode_image(data).astype(int), RGB, atol=12)
-    assert jpeg_size(data) is None
+    assert not jpeg_sizes([data]).any()
     start = data.index(b"\xff\xc0")
     assert data[start + 10 : start + 19 : 3] == b"RGB"
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "JPEG")
     ycc = buffer.getvalue()
     marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-    assert jpeg_size(ycc[:2] + marker + b"\x00" + ycc[2:]) is None
-    assert jpeg_size(ycc[:2] + marker + b"\x01" + ycc[2:]) == jpeg_size(ycc) == (HEIGHT, WIDTH)
+    marked = [ycc[:2] + marker + transform + ycc[2:] for transform in (b"\x00", b"\x01")]
+    assert jpeg_sizes([*marked, ycc]).tolist() == [[0, 0], [HEIGHT, WIDTH], [HEIGHT, WIDTH]]
     buffer = io.BytesIO()
     Image.fromarray(RGB).convert("L").save(buffer, "JPEG")
     grey = buffer.getvalue()
-    assert jpeg_size(grey[:2] + marker + b"\x00" + grey[2:]) == (HEIGHT, WIDTH)
+    assert jpeg_sizes([grey[:2] + marker + b"\x00" + grey[2:]]).tolist() == [[HEIGHT, WIDTH]]
 
 
 def test_a_postscript_file_starts_no_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:

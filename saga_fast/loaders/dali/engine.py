@@ -34,7 +34,7 @@ from saga_fast.loaders.core import Epoch
 from saga_fast.loaders.cpu_crops import CpuCrops
 from saga_fast.loaders.dali.decoder import NOTHING, Decoder, DecoderError, Encoded
 from saga_fast.loaders.decode import DecodeError, Pixels, read_bytes
-from saga_fast.loaders.jpeg import jpeg_size
+from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
@@ -147,35 +147,27 @@ class DaliLoader(Loader):
             yield _join([task.result() for task in ahead.popleft()])
 
     def _read(self, crops: CpuCrops, indices: Int64) -> _Read:
-        images: list[bytes] = []
-        rows, sizes, cropped_rows = [], [], []
-        for row, index in enumerate(indices.tolist()):
-            data = b"" if index in self._refused else _read_bytes(self.source, index)
-            size = jpeg_size(data, self.options.max_pixels)
-            if size is None:
-                cropped_rows.append(row)
-            else:
-                images.append(data)
-                rows.append(row)
-                sizes.append(size)
+        files = [b"" if index in self._refused else _read_bytes(self.source, index) for index in indices.tolist()]
+        all_sizes = jpeg_sizes(files, self.options.max_pixels)
+        rows, cropped_rows = np.flatnonzero(all_sizes[:, 0]), np.flatnonzero(all_sizes[:, 0] == 0)
         epoch = crops.epoch
         cropped_views = np.empty((len(cropped_rows), epoch.view_bytes), np.uint8)
         windows, rectangles = np.empty((0, len(epoch.sides), 4), np.int32), np.empty((0, 4), np.int32)
         good = np.ones(len(indices), np.bool_)
-        if cropped_rows:
+        if len(cropped_rows):
             good[cropped_rows] = crops.fill(indices[cropped_rows], cropped_views)
-        if rows:
-            windows = epoch.windows(indices[rows], np.array(sizes, np.int64))
+        if len(rows):
+            windows = epoch.windows(indices[rows], all_sizes[rows])
             near, far = windows[..., :2].min(1), (windows[..., :2] + windows[..., 2:]).max(1)
             near = np.zeros_like(near) if self.options.decode == "gpu" else near
             rectangles = np.concatenate([near, far - near], 1)
             windows = np.concatenate([windows[..., :2] - near[:, None], windows[..., 2:]], 2)
         return _Read(
             indices=indices,
-            rows=np.array(rows, np.int64),
-            encoded=Encoded(images, rectangles),
+            rows=rows,
+            encoded=Encoded([files[row] for row in rows], rectangles),
             windows=windows,
-            cropped_rows=np.array(cropped_rows, np.int64),
+            cropped_rows=cropped_rows,
             cropped_views=cropped_views,
             good=good,
         )

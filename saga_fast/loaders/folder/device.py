@@ -13,12 +13,12 @@ from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.core import Epoch, PendingBatch
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image, read_bytes
 from saga_fast.loaders.device_images import DeviceImages, Images, ImageStream
-from saga_fast.loaders.jpeg import jpeg_size
+from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.loader import Int64
 from saga_fast.runtime.device import to_device
 
-Content = Pixels | bytes | None
-"""An image's pixels (H, W, 3), a JPEG file for nvJPEG, or None for an undecodable image."""
+Content = Pixels | torch.Tensor | None
+"""An image's pixels (H, W, 3), a JPEG file (n,) for nvJPEG, or None for an undecodable image."""
 
 
 class DeviceCrops:
@@ -59,40 +59,43 @@ class DeviceCrops:
         return crop_batch(images, self._epoch.windows(indices, sizes), self._epoch.plan)
 
     def _upload(self, indices: Int64) -> DeviceImages:
-        return self._stream.upload([self._pixels(index) for index in indices.tolist()])
+        return self._stream.upload([self._pixels(index, self._bytes(index)) for index in indices.tolist()])
 
     def _read(self, indices: Int64) -> list[Content]:
-        return [self._content(index) for index in indices.tolist()]
+        """The JPEG files that nvJPEG may decode, and the other images' pixels."""
+        files = [self._bytes(index) for index in indices.tolist()]
+        decodable = jpeg_sizes([file or b"" for file in files], self._epoch.options.max_pixels)[:, 0] > 0
+        return [
+            torch.frombuffer(bytearray(file or b""), dtype=torch.uint8) if on_gpu else self._pixels(index, file)
+            for index, file, on_gpu in zip(indices.tolist(), files, decodable, strict=True)
+        ]
 
     def _decode(self, indices: Int64, reads: list[Future[list[Content]]]) -> DeviceImages:
         """Decode the JPEG files of a batch on the device, and upload the other images."""
         contents = [content for read in reads for content in read.result()]
-        encoded = [slot for slot, content in enumerate(contents) if isinstance(content, bytes)]
-        files = [torch.frombuffer(bytearray(contents[slot] or b""), dtype=torch.uint8) for slot in encoded]
-        decoded = self._stream.decode(files)
-        pixels = [None if isinstance(content, bytes) else content for content in contents]
+        encoded = [slot for slot, content in enumerate(contents) if isinstance(content, torch.Tensor)]
+        decoded = self._stream.decode([content for content in contents if isinstance(content, torch.Tensor)])
+        pixels = [None if isinstance(content, torch.Tensor) else content for content in contents]
         for slot, image in zip(encoded, decoded.images, strict=True):
             if image is None:
-                pixels[slot] = self._pixels(int(indices[slot]))
+                index = int(indices[slot])
+                pixels[slot] = self._pixels(index, self._bytes(index))
         uploaded = self._stream.upload(pixels)
         images: Images = list(uploaded.images)
         for slot, image in zip(encoded, decoded.images, strict=True):
             images[slot] = images[slot] if image is None else image
         return DeviceImages(images, uploaded.event)  # in the same stream, so it passes after the decoded ones, too
 
-    def _content(self, index: int) -> Content:
-        """The JPEG file if nvJPEG may decode it, otherwise the pixels."""
-        options = self._epoch.options
+    def _bytes(self, index: int) -> bytes | None:
         try:
-            data = read_bytes(self._epoch.source, index)
-            return decode_image(data, options.max_pixels) if jpeg_size(data, options.max_pixels) is None else data
+            return read_bytes(self._epoch.source, index)
         except DecodeError as error:
             self._epoch.bad.add(index, str(error))
             return None
 
-    def _pixels(self, index: int) -> Pixels | None:
+    def _pixels(self, index: int, file: bytes | None) -> Pixels | None:
         try:
-            return decode_image(read_bytes(self._epoch.source, index), self._epoch.options.max_pixels)
+            return None if file is None else decode_image(file, self._epoch.options.max_pixels)
         except DecodeError as error:
             self._epoch.bad.add(index, str(error))
             return None
