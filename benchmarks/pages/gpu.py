@@ -25,16 +25,16 @@ PASS = "build_box_table, ready batches, bf16, {}, batch 256"
 LINES = (
     Line("attention pass, ResNet-50 at 224, bf16", "bare forward pass", PASS.format("eager")),
     Line("the same, compiled", "compiled bare forward pass", PASS.format("compiled")),
-    Line("the same on its own", "pytorch-grad-cam and NumPy boxes", "attention pass, eager", "pytorch-grad-cam"),
-    Line("rebuild from JPEG files, nvJPEG", "its slowest stage alone", "rebuild, folder, decode gpu, crop gpu"),
-    Line("rebuild from JPEG files, FFCV", "its slowest stage alone", "rebuild, ffcv, decode cpu, crop gpu"),
+    Line("the same on its own", "pytorch-grad-cam and NumPy boxes", "attention pass", "pytorch-grad-cam"),
+    Line("rebuild from packed JPEGs, FFCV", "loading alone", "rebuild, ffcv, decode cpu, crop gpu"),
     Line(
-        "rebuild of ImageNet's 1.28 M images, predicted",
+        "the same for ImageNet's 1.28 M images, predicted",
         "4 minutes",
-        "rebuild of 1,281,167 images, folder, decode gpu, crop gpu, predicted",
+        "rebuild of 1,281,167 images, ffcv, decode cpu, crop gpu, predicted",
     ),
     Line("SimCLR's training step, bf16", "the step on ready views", "training step, simclr, bf16"),
     Line("MoCo v2's training step, bf16", "the step on ready views", "training step, mocov2, bf16"),
+    Line("two crops each of 256 images", "torchvision, view by view", "crop_resize", "torchvision"),
     Line("attention boxes of 256 images", "eager torch", "attention_boxes, batch 256, bf16, channels_last", "eager"),
     Line(
         "MoCo v2's augmentation of 512 views",

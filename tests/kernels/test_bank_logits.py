@@ -272,10 +272,12 @@ def test_peak_memory() -> None:
 @pytest.mark.parametrize("width", [3, 128, 200])
 @pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_compile_without_spills(arch: int, width: int, dtype: str, tmp_path: Path) -> None:
-    for kernel, first in ((_triton.forward_kernel, dtype), (_triton.backward_kernel, "fp32")):
+    forward = (_triton.forward_kernel, dtype, _triton.CHUNK, _triton.TILE)
+    backward = (_triton.backward_kernel, "fp32", _triton.GRAD_CHUNK, _triton.GRAD_TILE)
+    for kernel, first, chunk, elements in (forward, backward):
         types = [f"*{first}", f"*{dtype}", "*i64", "*fp32", "i32", "i32", "i32"]
-        tile_m, tile_d = _triton.tile(width)
-        sizes = {"CHUNK": _triton.CHUNK, "TILE_M": tile_m, "TILE_D": tile_d, "TILES_D": -(-width // tile_d)}
+        tile_m, tile_d = _triton.tile(width, elements)
+        sizes = {"CHUNK": chunk, "TILE_M": tile_m, "TILE_D": tile_d, "TILES_D": -(-width // tile_d)}
         constants = {name: sizes[name] for name in kernel.arg_names[len(types) :]}
         signature = dict(zip(kernel.arg_names, types + ["constexpr"] * len(constants), strict=True))
         aligned = [0, 1, 2, 3] + [6] * (width % 16 == 0)  # torch's pointers, and a width divisible by 16

@@ -23,7 +23,6 @@ from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors, r
 from saga_fast.kernels.attention_boxes._triton_box import store_box
 from saga_fast.kernels.attention_boxes.reference import bicubic_matrix
 
-FUSE = True
 WARPS = 4  # per program
 PROGRAMS = 2  # per SM, which the channels of an image are split to reach
 STEP_BYTES = 8192  # of features per step of a program
@@ -273,7 +272,7 @@ def attention_boxes_triton(
         features = features.contiguous()  # copies for any other strides
     weights = weights.contiguous()
     split = _split(features, channels_last)
-    fused = FUSE and split.splits == 1 and split.tiles == 1
+    fused = split.splits == 1 and split.tiles == 1
     side = max(triton.next_power_of_2(size), 2 * EDGE_LINES)
 
     def empty(*shape: int) -> torch.Tensor:

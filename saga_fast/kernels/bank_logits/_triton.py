@@ -1,8 +1,11 @@
 """bank_logits on a GPU: each program gathers tiles of bank rows into registers and reduces them there.
 
-Forward and backward read each sampled row once, in 16-byte asynchronous copies where D allows, and store no array of
-size (B, M, D). M is split into chunks. In the backward a second pass adds their partial sums (B, C, D), 0.4 % of the
+Forward and backward read each sampled row once, in 16-byte accesses where D allows, and store no array of size
+(B, M, D). M is split into chunks. In the backward a second pass adds their partial sums (B, C, D), a thousandth of the
 gathered rows, in a fixed order: no atomics, bit-identical from run to run. An index outside the bank gives NaN.
+
+The forward copies rows asynchronously, three tiles in flight: 0.88 of an H200's copy bandwidth, 0.67 without. The
+backward keeps its sums in registers; with the same copies and small chunks it took 0.43 ms in place of 0.33.
 
 Tensor names: B batch, M logits per sample, N bank rows, D features, C chunks of M.
 """
@@ -16,9 +19,9 @@ import triton.language as tl
 from saga_fast.kernels._triton import FUSION as FUSION
 from saga_fast.kernels._triton import device_of, jit, require_gpu
 
-CHUNK = 256  # logits per program: 8224 programs at B 32, M 65537
-TILE = 2048  # elements per tile of rows: 8 kB of float32, 16 registers per thread
-STAGES = tl.constexpr(3)  # of the loads: two tiles are in flight, and the indices of the third
+CHUNK, GRAD_CHUNK = 256, 1024  # logits per program: 8224 and 2080 programs at B 32, M 65537
+TILE, GRAD_TILE = 2048, 4096  # elements per tile of rows: 16 and 32 registers per thread
+STAGES = tl.constexpr(3)  # of the forward's loads: two tiles are in flight, and the indices of the third
 WARPS = 4
 MAX_TILE_D = 128  # features per tile
 
@@ -77,7 +80,7 @@ def backward_kernel(
     chunk = tl.program_id(0) % chunks
     d = tl.program_id(1) * TILE_D + tl.arange(0, TILE_D)
     total = tl.zeros((TILE_M, TILE_D), tl.float32)
-    for begin in tl.range(chunk * CHUNK, tl.minimum((chunk + 1) * CHUNK, count), TILE_M, num_stages=STAGES):
+    for begin in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count), TILE_M):
         m = begin + tl.arange(0, TILE_M)
         row = tl.load(idx_BM + b * count + m, mask=m < count, other=0)
         grad = tl.load(grad_BM + b * count + m, mask=m < count, other=0.0)
@@ -88,10 +91,10 @@ def backward_kernel(
     tl.store(out, tl.sum(total, 0), mask=d < width)
 
 
-def tile(width: int) -> tuple[int, int]:
-    """Return (TILE_M, TILE_D) for rows of ``width`` features."""
+def tile(width: int, elements: int) -> tuple[int, int]:
+    """Return (TILE_M, TILE_D) of a tile of that many elements, for rows of ``width`` features."""
     tile_d = min(max(triton.next_power_of_2(width), 16), MAX_TILE_D)
-    return TILE // tile_d, tile_d
+    return elements // tile_d, tile_d
 
 
 def _check_bank(bank: torch.Tensor) -> None:
@@ -106,7 +109,7 @@ def bank_logits_triton(features: torch.Tensor, bank: torch.Tensor, idx: torch.Te
     _check_bank(bank)
     (batch, count), (num_rows, width) = idx.shape, bank.shape
     logits = torch.empty((batch, count), dtype=torch.float32, device=bank.device)
-    tile_m, tile_d = tile(width)
+    tile_m, tile_d = tile(width, TILE)
     grid = (batch * triton.cdiv(count, CHUNK),)
     tiles = (CHUNK, tile_m, tile_d, triton.cdiv(width, tile_d))
     if logits.numel():
@@ -123,12 +126,13 @@ def bank_logits_backward_triton(grad: torch.Tensor, bank: torch.Tensor, idx: tor
     """Return the gradient of the features, sum_m grad[b, m] * bank[idx[b, m]]: (B, D) float32."""
     _check_bank(bank)
     (batch, count), (num_rows, width) = idx.shape, bank.shape
-    chunks = triton.cdiv(count, CHUNK)
+    chunks = triton.cdiv(count, GRAD_CHUNK)
     partial = torch.empty((batch, chunks, width), dtype=torch.float32, device=bank.device)
-    tile_m, tile_d = tile(width)
+    tile_m, tile_d = tile(width, GRAD_TILE)
     grid = (batch * chunks, triton.cdiv(width, tile_d))
     tensors = (grad.contiguous(), bank, idx.contiguous(), partial)
     if partial.numel():
         with device_of(bank):
-            backward_kernel[grid](*tensors, num_rows, count, width, CHUNK, tile_m, tile_d, num_warps=WARPS, **FUSION)
+            sizes = (num_rows, count, width, GRAD_CHUNK, tile_m, tile_d)
+            backward_kernel[grid](*tensors, *sizes, num_warps=WARPS, **FUSION)
     return partial.sum(1)
