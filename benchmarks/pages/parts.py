@@ -33,6 +33,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "streaming": renewals.streaming,
     "demo": renewals.demo,
     "torture": robustness.torture,
+    "busy": robustness.busy,
     "capacity": robustness.capacity,
     "study conditions": lambda: study.conditions(StudyRows(rows_of("study")), document("study")),
     "study screening": partial(_study, study.screening),

@@ -1,10 +1,10 @@
-"""Faults that were injected, and sizes that are computed rather than measured."""
+"""Faults that were injected, a run beside other processes, and sizes that are computed rather than measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.pages.markdown import megabytes, table
+from benchmarks.pages.markdown import megabytes, table, times
 from benchmarks.pages.results import commit_of, find, rows_of
 from saga_fast.profile.rebuild import ROW_BYTES
 
@@ -15,8 +15,6 @@ BANK_ROW = 512
 """Bytes of an image in a memory bank: 128 float32."""
 JPEG = 110_000
 """Bytes of ImageNet's mean JPEG: assumed."""
-GPU_RATE = 8_000.0
-"""Images per second of a ResNet-50's forward pass at 224 px on an H100: assumed, from published rates."""
 GPUS = 8
 """Per machine, with a process each."""
 
@@ -30,6 +28,20 @@ def torture() -> str:
     ]
     text = table(["kind", "faults", "survived", "data lost"], lines)
     return f"{text}\nMeasured at commit {commit_of('torture')}.\n"
+
+
+def busy() -> str:
+    """The rate of a run beside busy processes, as a part of its fair share, with both of OpenMP's wait policies."""
+    shares = {row["name"]: row for row in rows_of("bench_busy")}
+    places = [name.removeprefix("passive, ") for name in shares if name.startswith("passive, ")]
+    lines = []
+    for place in places:
+        passive, spinning = (shares[f"{arm}, {place}"] for arm in ("passive", "spinning"))
+        rates = [f"{row['images_per_second']:.0f}" for row in (passive, spinning)]
+        ratios = ["", ""] if place == "alone" else [times(row["ratio"]) for row in (passive, spinning)]
+        lines.append([place, *rates, *ratios])
+    heads = ["training the demo's network", "images/s, sleeping", "spinning", "of a fair share, sleeping", "spinning"]
+    return table(heads, lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +62,7 @@ def capacity() -> str:
     )
     listing = find("bench_renewal_resnet18", f"listing and fingerprint, {IMAGENET} images")
     name_bytes = listing["memory_growth_bytes"] / IMAGENET
-    rate = GPUS * GPU_RATE
+    rate = GPUS * find("gpu", "build_box_table, ready batches, bf16, eager, batch 256")["images_per_second"]
     lines = [
         ["box table", *(megabytes(TABLE_ROW * plant.images) for plant in plants)],
         ["box tables in memory, per machine", *(megabytes(GPUS * TABLE_ROW * plant.images) for plant in plants)],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,7 @@ def rows(folder: Path, *, scale: float, seed: int) -> Iterator[Row]:
         try:
             row = inject()
         except (AssertionError, TimeoutError) as error:
-            row = {"name": name, "error": str(error)}
+            row = {"name": name, "error": str(error) or traceback.format_exc().splitlines()[-2].strip()}
         yield row | {"seconds": round(time.perf_counter() - begin, 1)}
 
 
