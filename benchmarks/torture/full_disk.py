@@ -151,7 +151,7 @@ def _check_refused(ended: Ended) -> None:
 
 
 def _check_unharmed(before: dict[str, bytes], folder: Path) -> None:
-    """Files are unchanged, or whole and newer; there is no temporary file. A run's lock ends with its first checkpoint."""
+    """Files are unchanged, or whole and newer, except for the run's lock; there is no temporary file."""
     from saga_fast.checkpoint import read_checkpoint
     from saga_fast.loaders import BoxTable
 
