@@ -37,10 +37,10 @@ def multiprocessors(device: torch.device) -> int:
 
 def upload(array: Array, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Copy ``array`` to the device of ``like`` as a contiguous tensor, without waiting for the GPU."""
-    tensor = torch.as_tensor(array).to(dtype)
+    tensor = torch.as_tensor(array).to(dtype).contiguous()
     if like.is_cuda and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # a copy from other memory waits
-    return tensor.to(like.device, non_blocking=True).contiguous()
+    return tensor.to(like.device, non_blocking=True)
 
 
 def device_of(tensor: torch.Tensor) -> torch.cuda.device:

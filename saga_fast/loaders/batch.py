@@ -38,7 +38,7 @@ class Batch:
 
 
 def crop_batch(images: Sequence[torch.Tensor] | ImageTable, windows: npt.NDArray[np.int32], plan: Plan) -> torch.Tensor:
-    """All views of B images (H, W, 3) uint8 of any sizes: windows (B, V, 4) -> (B, view_bytes), on their device."""
+    """All views of B >= 1 images (H, W, 3) uint8 of any sizes: windows (B, V, 4) -> (B, view_bytes) on their device."""
     if not isinstance(images, ImageTable) and images[0].is_cuda:
         images = ImageTable.of(images)
     parts, begin = [], 0

@@ -16,6 +16,7 @@ from saga_fast.kernels.philox import SUBSTITUTE, draw
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch, make_batch
 from saga_fast.loaders.batch_memory import BatchMemory
+from saga_fast.loaders.device_images import ImageStream
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.source import Source
@@ -133,6 +134,8 @@ class PrefetchLoader(Loader, ABC):
                     yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            if ahead and self.options.crop == "gpu":  # closed early
+                ImageStream(self.options.device).wait()
 
 
 def substitutes(num_images: int, bad: BadImages, index: int, taken: Int64, *, seed: int, epoch: int) -> Iterator[int]:

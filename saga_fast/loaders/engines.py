@@ -158,6 +158,8 @@ def _resolve(name: str, engine: Engine, options: LoaderOptions) -> ResolvedOptio
     if not 1 <= options.max_pixels <= MAX_PIXELS:
         raise SagaError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {options.max_pixels}")
     device = torch.device(options.device)
+    if str(device) == "cuda" and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())  # for the threads, whose current one is the first
     decode = _place(name, "decode", options.decode, engine.decode, device)
     crop: Place = "gpu" if (decode, options.crop) == ("gpu", "auto") else options.crop
     crop = _place(name, "crop", crop, engine.crop, device, without_gpu=engine.gpu_crop_on_cpu)

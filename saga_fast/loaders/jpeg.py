@@ -48,6 +48,8 @@ def _read_size(values: Any, max_pixels: Any, size: Any) -> None:
         if not _has_segment(marker):
             return
         if marker in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+            if frame != 0:
+                return  # two sizes
             frame, components = marker, values[at + 9]
             height = 256 * np.int64(values[at + 5]) + values[at + 6]
             width = 256 * np.int64(values[at + 7]) + values[at + 8]
@@ -60,7 +62,7 @@ def _read_size(values: Any, max_pixels: Any, size: Any) -> None:
             untransformed |= values[at + 15] == 0
         at += 2 + 256 * np.int64(values[at + 2]) + values[at + 3]
         if marker == _SCAN:
-            if components == 3 and untransformed:
+            if at >= end - 2 or (components == 3 and untransformed):
                 return
             fits = _has_few_scans(values, height * width) if frame == _PROGRESSIVE else _only_restarts(values, at)
             if fits:
@@ -72,7 +74,7 @@ def _read_size(values: Any, max_pixels: Any, size: Any) -> None:
 def _has_segment(marker: Any) -> Any:
     """False for lossless, hierarchical and arithmetic frames, and for markers that have no place before the pixels."""
     other_frame = marker == 0xC3 or (0xC5 <= marker <= 0xCF)
-    alone = marker == 0x01 or (0xD0 <= marker <= 0xD9)
+    alone = marker in (0x00, 0x01, 0xFF) or (0xD0 <= marker <= 0xD9)
     return not (other_frame or alone)
 
 
@@ -92,7 +94,7 @@ def _is_adobe(values: Any, at: Any) -> Any:
 def _only_restarts(values: Any, start: Any) -> Any:
     """Whether the bytes from ``start`` to the end marker hold no other marker than restarts."""
     others: Any = np.uint8(0)
-    above, below = values[min(start, values.shape[0] - 2) : -2], values[min(start, values.shape[0] - 2) + 1 : -1]
+    above, below = values[start:-2], values[start + 1 : -1]
     for i in range(above.shape[0]):  # without branches: 16 bytes at a time
         marker, restart = (above[i] == 0xFF) & (below[i] != 0), (below[i] >= 0xD0) & (below[i] <= 0xD7)
         others |= np.uint8(marker & ~restart)

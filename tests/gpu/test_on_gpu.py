@@ -46,7 +46,7 @@ def jpeg(image: Image.Image, **options: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 JPEGs of every kind and size; three are damaged, two are PNG."""
+    """48 JPEGs of all kinds and sizes, three of them damaged, and two PNGs."""
     root = tmp_path_factory.mktemp("images")
     kinds: list[tuple[str, dict[str, Any]]] = [("RGB", {}), ("L", {}), ("RGB", {"progressive": True})]
     kinds += [("CMYK", {}), ("RGB", {"keep_rgb": True}), ("RGB", {"subsampling": 0})]

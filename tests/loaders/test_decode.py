@@ -242,6 +242,11 @@ def test_decoders_that_may_not_know_rgb_jpegs_do_not_get_them() -> None:
     Image.fromarray(RGB).save(buffer, "JPEG")
     ycc = buffer.getvalue()
     marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+    no_pixels = ycc[: ycc.index(b"\xff\xda")] + b"\xff\xda\xff\xff" + bytes(9) + b"\xff\xd9"
+    frame = ycc.index(b"\xff\xc0")
+    two_frames = ycc[:frame] + ycc[frame : frame + 19] * 2 + ycc[frame + 19 :]
+    filled = ycc[:frame] + b"\xff" + ycc[frame:]
+    assert not jpeg_sizes([no_pixels, two_frames, filled, b"", b"\xff\xd8\xff\xd9"]).any()
     marked = [ycc[:2] + marker + transform + ycc[2:] for transform in (b"\x00", b"\x01")]
     assert jpeg_sizes([*marked, ycc]).tolist() == [[0, 0], [HEIGHT, WIDTH], [HEIGHT, WIDTH]]
     buffer = io.BytesIO()

@@ -94,6 +94,7 @@ def test_images_of_any_sizes_share_batches() -> None:
         np.testing.assert_array_equal(view.view(2, SIZE, SIZE, 3).numpy(), crop_resize(image, own, SIZE))
 
 
+@pytest.mark.filterwarnings("ignore:.*TorchCodec:DeprecationWarning")  # a loader's stream ignores it
 def test_one_refused_jpeg_does_not_spoil_the_others(root: Path) -> None:
     files = [torch.frombuffer(bytearray((root / f"{n:02}.jpg").read_bytes()), dtype=torch.uint8) for n in (0, 1)]
     first, refused, second = decode_jpegs([files[0], torch.zeros(9, dtype=torch.uint8), files[1]], CPU)
@@ -153,3 +154,14 @@ def test_the_gpus_decoder_gets_only_what_it_surely_decodes_alike(
 def test_places_that_do_not_work_are_refused(root: Path, options: LoaderOptions, message: str) -> None:
     with pytest.raises(SagaError, match=message):
         open_loader("folder", root, WHOLE, options)
+
+
+def test_a_device_that_fails_is_not_a_refused_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding on the CPU from then on would hide it."""
+
+    def fail(files: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("saga_fast.loaders.device_images._decode", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        decode_jpegs([torch.zeros(9, dtype=torch.uint8)], CPU)

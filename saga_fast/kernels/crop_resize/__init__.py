@@ -17,7 +17,7 @@ Images: TypeAlias = "Array | Sequence[torch.Tensor] | ImageTable"
 
 
 def _lazy_triton(images: Any, windows: Array, size: int, flip: Array | None) -> Any:
-    """Import Triton on the first call."""
+    """Crop on the GPU; Triton is imported on the first call."""
     from saga_fast.kernels._triton import require_gpu
     from saga_fast.kernels.crop_resize._triton import crop_resize_triton
 
@@ -93,6 +93,8 @@ def _sizes_of(images: Images) -> tuple[int, NDArray]:
         if not (image.ndim == 3 or batched) or image.shape[-1] != 3 or "uint8" not in str(image.dtype):
             raise ValueError(f"image must be uint8 {allowed}, got {image.dtype} {tuple(image.shape)}")
     sizes = np.array([image.shape[-3:-1] for image in each], np.int64).reshape(-1, 2)
+    if sizes.size and sizes.min() < 1:
+        raise ValueError(f"image must have pixels, got {sizes.min(0).tolist()}")
     if isinstance(images, Sequence) or images.ndim == 3:
         return len(sizes), sizes
     return len(images), np.repeat(sizes, len(images), 0)

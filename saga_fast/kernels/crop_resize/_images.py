@@ -34,15 +34,21 @@ class ImageTable:
 
     @classmethod
     def of(cls, images: torch.Tensor | Sequence[torch.Tensor]) -> ImageTable:
-        """The table of a batch (B, H, W, 3) uint8, or of a sequence of images (H, W, 3) uint8 on one device."""
+        """The table of a batch (B, H, W, 3) uint8, or of a sequence of images (H, W, 3) uint8 on one device.
+
+        Raises:
+            ValueError: no image, or images on several devices.
+        """
         if isinstance(images, torch.Tensor):
             addresses = images.data_ptr() + images.stride(0) * np.arange(len(images))
             sizes, strides = (np.tile(x, (len(images), 1)) for x in (images.shape[1:3], images.stride()[1:]))
             return cls(addresses, sizes, strides, images.device, images)
+        if not images or len({image.device for image in images}) > 1:
+            raise ValueError(f"images must be on one device, and at least one, got {len(images)}")
         addresses = np.array([image.data_ptr() for image in images], np.int64)
-        sizes = np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
-        strides = np.array([image.stride() for image in images], np.int64).reshape(-1, 3)
-        return cls(addresses, sizes, strides, images[0].device if images else torch.device("cpu"), list(images))
+        sizes = np.array([image.shape[:2] for image in images], np.int64)
+        strides = np.array([image.stride() for image in images], np.int64)
+        return cls(addresses, sizes, strides, images[0].device, list(images))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -81,7 +81,7 @@ def _crop(
     if PACKED:
         column_stride, channel_stride = 3, 1
     else:
-        column_stride, channel_stride = tl.load(strides + 1).to(tl.int32), tl.load(strides + 2)
+        column_stride, channel_stride = tl.load(strides + 1), tl.load(strides + 2)
     red = tl.zeros([y.shape[0], x.shape[0]], tl.float32)
     green, blue = red, red
     for i in range(y_taps):

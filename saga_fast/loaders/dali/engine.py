@@ -77,6 +77,7 @@ class DaliLoader(Loader):
         # stream it works, and which does not wait for it.
         self._driver = not self._on_gpu and options.prefetch > 0
         self._memory = BatchMemory(keep=options.prefetch + 2)
+        self._in_use = _InUse(options.device if self._on_gpu else None)
         self._decoders: list[Decoder] = []  # idle ones
         self._refused: set[int] = set()  # images of a batch that DALI could not decode: decoded by the threads from now
 
@@ -94,7 +95,6 @@ class DaliLoader(Loader):
     def _batches(self, crops: CpuCrops, pool: ThreadPoolExecutor) -> Generator[Batch, None, None]:
         reads = self._reads(crops, self.order(), pool)
         fed: deque[_Read] = deque()  # batches that DALI works on
-        in_use = _InUse(self.options.device)
 
         def feed() -> Iterator[Encoded]:
             for read in reads:
@@ -107,7 +107,7 @@ class DaliLoader(Loader):
                 with closing(decoder.run(feed())) as decoded:
                     for images in decoded:
                         yield self._cropped(crops, fed[0], images, pool)
-                        in_use.keep(fed.popleft())
+                        self._in_use.keep(fed.popleft())
                 return
             except DecoderError as error:
                 refused = fed[0].indices[fed[0].rows].tolist()
@@ -255,14 +255,14 @@ def _on_device(images: Any, count: int, device: torch.device) -> ImageTable | li
 class _InUse:
     """Batches whose encoded bytes DALI may still read: it takes them without a copy, and a GPU works later."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+    def __init__(self, gpu: torch.device | None) -> None:
+        self._gpu = gpu if gpu is not None and gpu.type == "cuda" else None
         self._batches: deque[tuple[torch.cuda.Event, _Read]] = deque()
 
     def keep(self, read: _Read) -> None:
         """Keep a batch until the work that torch's current stream holds now is done; drop those that are done."""
-        if not self._on_gpu:
+        if self._gpu is None:
             return
-        self._batches.append((torch.cuda.current_stream().record_event(), read))
+        self._batches.append((torch.cuda.current_stream(self._gpu).record_event(), read))
         while self._batches[0][0].query() and len(self._batches) > 1:  # type: ignore[no-untyped-call]
             self._batches.popleft()

@@ -38,7 +38,7 @@ class DeviceCrops:
         if self._epoch.options.decode == "cpu":
             return partial(self._finish, indices, [self._pool.submit(self._upload, part) for part in parts])
         reads = [self._pool.submit(self._read, part) for part in parts]
-        # It waits for the reads, which were submitted before it: threads take tasks in order, so it cannot lock them.
+        # It waits for the reads, which were submitted before it: threads take tasks in order, so it cannot deadlock.
         return partial(self._finish, indices, [self._pool.submit(self._decode, indices, reads)])
 
     def _finish(self, indices: Int64, tasks: list[Future[DeviceImages]]) -> Batch:
