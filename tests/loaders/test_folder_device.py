@@ -159,7 +159,7 @@ def test_places_that_do_not_work_are_refused(root: Path, options: LoaderOptions,
 def test_a_device_that_fails_is_not_a_refused_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding on the CPU from then on would hide it."""
 
-    def fail(files: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    def fail(*_: object) -> list[torch.Tensor]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr("saga_fast.loaders.device_images._decode", fail)
