@@ -86,7 +86,7 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
         source: the images: paths, labels, classes.
 
     Raises:
-        SagaError: no such folder or table, or a table of another data set.
+        SagaError: no such folder or table, a table of another data set, or too little shared memory for the boxes.
         ValueError: ``views`` or ``share`` out of range.
     """
 
@@ -106,7 +106,7 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
         self.source = ImageFolder(root, classes=classes)
         self.transform, self.target_transform = transform, target_transform
         self._views, self._share, self._crop = views, share, AttentionCrop() if crop is None else crop
-        self._boxes = torch.empty(len(self.source), 4).share_memory_()  # type: ignore[no-untyped-call]
+        self._boxes = _shared_boxes(len(self.source))
         self.set_table(table)
 
     def set_table(self, table: BoxTable | Path | str) -> None:
@@ -158,3 +158,19 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
 
     def _transformed(self, image: Image.Image) -> Any:
         return image if self.transform is None else self.transform(image)
+
+
+def _shared_boxes(count: int) -> torch.Tensor:
+    """Memory for boxes (count, 4) float32 that processes share.
+
+    Raises:
+        SagaError: there is too little.
+    """
+    boxes = torch.empty(count, 4)
+    try:
+        return boxes.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
+    except RuntimeError as error:
+        raise SagaError(
+            f"the boxes of {count} images need {boxes.nbytes / 1e6:.1f} MB of shared memory: enlarge /dev/shm, in a"
+            f" container with --shm-size, which a DataLoader's workers also need ({str(error).splitlines()[0]})"
+        ) from error

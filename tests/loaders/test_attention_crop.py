@@ -168,3 +168,16 @@ def test_torchvision_transforms_take_it(source: ImageFolder) -> None:
     transform = v2.Compose([v2.RandomResizedCrop(16), v2.PILToTensor()])
     view, _ = AttentionCropFolder(source.root, table_of(source, HALF), transform)[3]
     assert view.shape == (3, 16, 16) and view.dtype == torch.uint8
+
+
+def test_too_little_shared_memory_is_said_in_one_line(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with the usual 64 MB of /dev/shm, or less."""
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)\nat a line of C++")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    source = ImageFolder(images / "train")
+    with pytest.raises(SagaError, match=r"need 0.0 MB of shared memory: enlarge /dev/shm.*No space left") as caught:
+        AttentionCropFolder(source.root, BoxTable.whole(len(source)))
+    assert "\n" not in str(caught.value)
