@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import FrozenModel, extract_features
 from saga_fast.evaluate.knn import knn_accuracy
 from saga_fast.loaders import BoxTable, CropPlan, Loader, LoaderOptions, Plan, WholePlan, open_loader, open_source
+from saga_fast.loaders.boxes import WHOLE
+from saga_fast.loaders.config import DemoDataConfig
 from saga_fast.profile.figures import Row
 from saga_fast.runtime.machine import commit
 from saga_fast.runtime.metrics import read_metrics
@@ -31,6 +35,8 @@ RENEWAL_COLUMNS = ("epoch", "iou", "corloc", "box_area", "found_fraction", "seco
 class Study:
     """The study's folder: images in ``data/``, and a folder per run."""
 
+    arms: ClassVar[Mapping[str, Arm]] = ARMS
+
     def __init__(self, folder: Path, scale: Scale, threads: int = 1) -> None:
         self.folder, self.scale, self.threads = folder, scale, threads
         self._plain_accuracies: dict[Path, dict[str, float]] = {}
@@ -41,7 +47,7 @@ class Study:
         Raises:
             SagaError: the arm is retired.
         """
-        arm = ARMS[run.arm]
+        arm = self.arms[run.arm]
         if arm.retired:
             raise SagaError(
                 f"arm {run.arm} needs an option that the package no longer has: its rows ran at commit {arm.retired}"
@@ -107,8 +113,7 @@ class Study:
 
     def config(self, run: Run, name: str) -> TrainConfig:
         """The demo's config of the method at the study's size, for fine-tuning; the run's images are made."""
-        scale, data = self.scale, self.folder / run.data / "data"
-        make_demo_data(data, scale.data(run.data))
+        scale, data = self.scale, self.images(run.data)
         overrides = [
             f"out={self.folder / run.data / f'{run.method}-{run.seed}' / name}",
             f"data.train={data / 'train'}",
@@ -127,7 +132,17 @@ class Study:
             *(["batch_size=8"] if scale.num_train < 64 else []),
         ]
         config = load_config(config_of(run.method), overrides)
-        return replace(config, data=replace(config.data, generate=scale.data(run.data)))
+        return replace(config, data=replace(config.data, generate=self.generated(run.data)))
+
+    def generated(self, data: str) -> DemoDataConfig | None:
+        """The config of demo images; None for others."""
+        return self.scale.data(data)
+
+    def images(self, data: str) -> Path:
+        """The folder of a set's ``train`` and ``val``; the first call makes its images."""
+        folder = self.folder / data / "data"
+        make_demo_data(folder, self.scale.data(data))
+        return folder
 
     def _attention(self, run: Run, arm: Arm, config: TrainConfig, plain: Path) -> AttentionConfig | None:
         """The arm's attention, with the boxes that it gives."""
@@ -152,6 +167,8 @@ class Study:
         if arm.given == "shuffled":
             table = build_box_table(load_model(plain), loader, options)
             boxes = table.boxes[np.random.default_rng(run.seed).permutation(count)]
+        elif arm.given == "whole":
+            boxes = np.tile(WHOLE, (count, 1))
         elif arm.given == "centre":
             # As large as the true boxes are on average.
             side = np.sqrt((boxes[:, 2] * boxes[:, 3]).mean())
@@ -161,9 +178,7 @@ class Study:
 
     def open(self, data: str, split: str, plan: Plan, options: LoaderOptions | None = None) -> Loader:
         """A loader of a split's images, in order unless the options shuffle them."""
-        folder = self.folder / data / "data"
-        make_demo_data(folder, self.scale.data(data))
-        source = open_source("folder", folder / split)
+        source = open_source("folder", self.images(data) / split)
         return open_loader("folder", source, plan, options or LoaderOptions(threads=self.threads))
 
     def accuracies(self, run: Run, config: TrainConfig, ckpt: Path) -> dict[str, float]:

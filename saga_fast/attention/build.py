@@ -121,6 +121,7 @@ def table_metadata(source: Source, options: AttentionPass) -> dict[str, str]:
         "size": str(options.size),
         "normalize": options.normalize,
         "attention_score": options.score,
+        "region": options.region,
         "mirror": str(options.mirror),
     }
 

@@ -12,6 +12,7 @@ from saga_fast.models.compiled_features import Forward
 from saga_fast.models.precision import Precision
 
 Renew = Literal["all", "changed"]
+Region = Literal["all", "largest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class AttentionPass:
     """Scaling of each coarse map to [0, 1], see :func:`saga_fast.kernels.attention_boxes`."""
     score: Score = "pseudo_label"
     """The score that is differentiated, see :class:`AttentionConfig`."""
+    region: Region = "all"
+    """The cells that the box is put around, see :class:`AttentionConfig`."""
     mirror: bool = False
     """Average the activations with those of the mirror image: a second forward pass."""
     precision: Precision = "fp32"
@@ -63,16 +66,21 @@ class AttentionConfig:
     """Images that a renewal computes: ``all``, or those whose boxes ``changed`` between the last two renewals and a
     quarter of the remaining ones in turn (docs/renewal.md)."""
     views: Views = "att"
-    """Views that are attention crops: all (``att``), all but the first (``mixed``), or all or none (``union``)."""
+    """Views that are attention crops: all (``att``), all but the first (``mixed``), or all or none (``union``).
+    ``paste``: all but the first, which is an attention crop pasted onto another image, or as with ``mixed``."""
     share: float = 0.5
-    """``union``: probability that an image's views are attention crops in an epoch."""
+    """Probability, per image and epoch: ``union``, that the views are attention crops; ``paste``, that the first is
+    pasted."""
     crop: Crop = "inside"
     """``inside``: crops of the box; ``centred``: crops of the whole image with their centres in the box, as in
     ContrastiveCrop."""
     score: Score = "pseudo_label"
     """The differentiated score: ``pseudo_label``, z^c. Two scores differentiate nothing: ``activation``, the sum over
-    the channels, and ``background``, the difference of each cell from the cells at the image's border, which wants a
+    the channels, and ``background``, the distance of each cell from the cells at the image's border, which wants a
     ``delta`` of 0.5 to 0.6 (docs/study.md)."""
+    region: Region = "all"
+    """The cells above ``delta`` that the box is put around: ``all`` of them, or the connected region with the
+    ``largest`` sum, so that two objects have no common box."""
     mirror: bool = False
     """Average the activations with those of the mirror image: a second forward pass."""
     input_size: int | None = None
@@ -119,6 +127,7 @@ class AttentionConfig:
             size=self.input_size or size,
             normalize=self.normalize,
             score=self.score,
+            region=self.region,
             mirror=self.mirror,
             precision=self.precision or precision,
             channels_last=channels_last,

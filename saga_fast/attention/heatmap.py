@@ -5,6 +5,7 @@ Legend: B images, C channels, (u, v) cells of the encoder's last activations A.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,8 @@ class AttentionMaps(NamedTuple):
 def attention_maps(model: Method, images: Tensor, options: AttentionPass) -> AttentionMaps:
     """The attention maps of images (B, 3, S, S), as activations and channel weights, for a model in eval mode.
 
-    For the score ``background`` the map is no weighted sum of channels: it is the only channel, with weight 1.
+    For the score ``background``, and for ``region`` largest, the map is no weighted sum of channels: it is the only
+    channel, with weight 1.
 
     With several branches (CMC) each branch's map, scaled to [0, 1], is a channel, and the weights are equal: the map is
     the branches' average. Each branch's map is that of its strongest dimension; the pseudo label is the strongest
@@ -55,12 +57,16 @@ def attention_maps(model: Method, images: Tensor, options: AttentionPass) -> Att
             features = foreground_map(activations)
             weights = features.new_ones(len(features), 1)
         branches.append(AttentionMaps(features, weights, label + branch.first_dim, score))
-    if len(branches) == 1:
+    if len(branches) == 1 and options.region == "all":
         return branches[0]
     maps = torch.stack([scaled_map(b.features, b.weights, options.normalize) for b in branches], 1)
     score, strongest = torch.stack([b.score for b in branches], 1).max(1)
     label = torch.stack([b.label for b in branches], 1).gather(1, strongest[:, None])[:, 0]
-    return AttentionMaps(maps, torch.full_like(maps[:, :, 0, 0], 1.0 / len(branches)), label, score)
+    if options.region == "largest":
+        mean = maps.mean(1, keepdim=True)
+        mean = scaled_map(mean, torch.ones_like(mean[:, :, 0, 0]), options.normalize)
+        maps = largest_region(mean, options.delta)[:, None]
+    return AttentionMaps(maps, torch.full_like(maps[:, :, 0, 0], 1.0 / maps.shape[1]), label, score)
 
 
 def image_activations(encoder: Encoder, images: Tensor, *, mirror: bool) -> list[Tensor]:
@@ -83,18 +89,52 @@ def mean_activations(activations: Sequence[Tensor]) -> Tensor:
 def foreground_map(activations: Sequence[Tensor]) -> Tensor:
     """The map of the score ``background``: (B, C, u, v) each -> (B, 1, u, v).
 
-    x_ij = a_ij - b is a cell's difference from the background: a are the activations scaled to length 1 at each cell,
-    averaged over ``activations``, and b their mean over the cells at the image's border, the boundary prior of saliency
-    detection (Wei et al., "Geodesic saliency using background priors", ECCV 2012). Then L = ReLU(x . w) with the
-    direction w = sum_ij |x_ij|^4 x_ij, which the cells farthest from the background dominate.
+    x_ij = a_ij - b_ij is a cell's difference from the background: a are the activations scaled to length 1 at each
+    cell, averaged over ``activations``, and b_ij the mean of those cells at the image's border that are nearest to
+    a_ij, half of them without the very nearest, which for a cell at the border is itself. That the border shows
+    background is the boundary prior of saliency detection (Wei et al., "Geodesic saliency using background priors",
+    ECCV 2012); the nearest half allows for a background of several parts, and for an object that touches the border.
+    Then L = ReLU(x . w) with w = sum_ij |x_ij|^4 x_ij, which the cells farthest from the background dominate.
     """
     cells = mean_activations([F.normalize(each.float(), dim=1) for each in activations])
     edges = (cells[..., 0, :], cells[..., -1, :], cells[..., 1:-1, 0], cells[..., 1:-1, -1])
-    background = torch.cat(edges, dim=2).mean(2)
-    difference = (cells - background[..., None, None]).flatten(2)
+    border, cells = torch.cat(edges, dim=2), cells.flatten(2)
+    # Squared distances, without the part that a cell's distances have in common.
+    distance = border.square().sum(1)[:, None] - 2.0 * torch.einsum("bcp,bce->bpe", cells, border)
+    half = math.ceil(border.shape[2] / 2)
+    nearest = distance.topk(min(1 + half, border.shape[2]), largest=False).indices[..., 1:]
+    share = torch.zeros_like(distance).scatter_(2, nearest, 1.0 / max(1, nearest.shape[2]))
+    difference = cells - torch.einsum("bpe,bce->bcp", share, border)
     direction = (difference * difference.square().sum(1, keepdim=True).square()).sum(2)
     foreground = torch.einsum("bcp,bc->bp", difference, direction).relu()
-    return foreground.view(len(cells), 1, *cells.shape[2:])
+    return foreground.view(len(cells), 1, *activations[0].shape[2:])
+
+
+def largest_region(maps: Tensor, delta: float) -> Tensor:
+    """Keep, of maps (B, u, v) in [0, 1], the connected region >= ``delta`` with the largest sum.
+
+    Cells are connected by an edge. The cells around the region, below ``delta``, are kept too, so that upsampling
+    leaves its outline where it was; all remaining cells become 0. There is neither a loop over the cells nor a wait
+    for a GPU: squaring the matrix of neighbours log2(u v) times finds what is connected.
+    """
+    cells = maps.shape[1] * maps.shape[2]
+    images = max(1, 2**26 // cells**2)  # whose matrices take 256 MiB
+    return torch.cat([_largest_region(part, delta) for part in maps.split(images)])
+
+
+def _largest_region(maps: Tensor, delta: float) -> Tensor:
+    count, u, v = maps.shape
+    flat = maps.flatten(1)
+    above = (flat >= delta) & (flat > 0.0)
+    place = torch.cartesian_prod(torch.arange(u, device=maps.device), torch.arange(v, device=maps.device))
+    offset = (place[:, None] - place).abs()
+    connected = ((offset.sum(2) <= 1) & above[:, :, None] & above[:, None]).float()
+    for _ in range(math.ceil(math.log2(max(2, u * v)))):
+        connected = (connected @ connected).clamp_max_(1.0)
+    sums = (connected @ (flat * above)[..., None])[..., 0]
+    region = connected.gather(1, sums.argmax(1)[:, None, None].expand(-1, 1, u * v))
+    around = (region @ (offset.amax(2) <= 1).float())[:, 0] > 0
+    return torch.where((region[:, 0] > 0) | (around & ~above), flat, 0.0).view(count, u, v)
 
 
 def scaled_map(features: Tensor, weights: Tensor, normalize: Normalize) -> Tensor:

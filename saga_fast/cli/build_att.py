@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from saga_fast.attention import AttentionPass, build_box_table
 from saga_fast.attention.channel_weights import Score
+from saga_fast.attention.config import Region
 from saga_fast.attention.parts import Parts, parts_folder
 from saga_fast.checkpoint import open_checkpoint
 from saga_fast.cli.options import add_loading, check_outputs, chosen_source, loader_options, user_path, user_text
@@ -55,6 +56,8 @@ def add_parser(subparsers: Any) -> None:
         choices=get_args(Score),
         help="score that is differentiated; activation and background need no gradient",
     )
+    text = "cells above the threshold that the box is put around: all, or the connected region with the largest sum"
+    parser.add_argument("--region", choices=get_args(Region), help=text)
     text = "average the activations with those of the mirrored image: a second forward pass"
     parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, help=text)
     parser.add_argument("--normalize", choices=get_args(Normalize), help="scaling of the coarse map to [0, 1]")
@@ -128,7 +131,7 @@ def _locked_parts(out: Path, *, resume: bool) -> Iterator[Parts | None]:
 
 def _attention_pass(options: argparse.Namespace, config: TrainConfig) -> AttentionPass:
     """The checkpoint's options of the attention pass, replaced by those of the command line."""
-    names = ("delta", "score", "mirror", "normalize", "precision", "forward", "size")
+    names = ("delta", "score", "region", "mirror", "normalize", "precision", "forward", "size")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
         return replace(config.attention_pass, **given)

@@ -87,7 +87,7 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
 
     Raises:
         SagaError: no such folder or table, a table of another data set, or too little shared memory for the boxes.
-        ValueError: ``views`` or ``share`` out of range.
+        ValueError: ``views`` or ``share`` out of range, or ``paste``, which takes a batch.
     """
 
     def __init__(
@@ -103,6 +103,8 @@ class AttentionCropFolder(Dataset[tuple[Any, int]]):
         classes: Path | str | None = None,
     ) -> None:
         check_views(views, share)
+        if views == "paste":
+            raise ValueError("views paste needs the images of a batch: saga-fast train has it, this data set has not")
         self.source = ImageFolder(root, classes=classes)
         self.transform, self.target_transform = transform, target_transform
         self._views, self._share, self._crop = views, share, AttentionCrop() if crop is None else crop

@@ -17,7 +17,7 @@ from saga_fast.loaders.centred import centre_in_boxes
 from saga_fast.loaders.source import Source
 
 Int64 = npt.NDArray[np.int64]
-Views = Literal["att", "union", "mixed"]
+Views = Literal["att", "union", "mixed", "paste"]
 Crop = Literal["inside", "centred"]
 
 
@@ -92,7 +92,9 @@ class CropPlan:
         ratio: range of a crop's width over its height.
         table: D^att, or None to crop from whole images.
         views: which views are cropped from the box (DESIGN 1): ``att`` all of them; ``mixed`` all but view 0, which
-            sees the whole image; ``union`` all views of an image or none, drawn per epoch with probability ``share``.
+            sees the whole image; ``union`` all views of an image or none, drawn per epoch with probability ``share``;
+            ``paste`` as ``mixed``: a training step pastes view 1 onto another image's view 0, so the plan has one view
+            more than the method takes (:mod:`saga_fast.train.paste`).
         share: see ``union``.
         crop: ``inside``: crops of the box; ``centred``: crops as large as those of whole images, whose centres lie in
             the box (:mod:`saga_fast.loaders.centred`).
@@ -100,7 +102,7 @@ class CropPlan:
         more: further views, numbered on from the main ones.
 
     Raises:
-        ValueError: a value out of its range, or ``mixed`` views of a table where there is only one.
+        ValueError: a value out of its range, or ``mixed`` or ``paste`` views of a table where there is only one.
     """
 
     size: int
@@ -124,8 +126,9 @@ class CropPlan:
             raise ValueError(f"crop must be 'inside' or 'centred', got {self.crop!r}")
         if not 0.0 <= self.min_side <= 1.0:
             raise ValueError(f"min_side must be in [0, 1], got {self.min_side}")
-        if self.table is not None and self.views == "mixed" and self.num_views == 1 and not self.more:
-            raise ValueError("views 'mixed' needs two views, and there is one, which would never see its box")
+        sees_box = self.num_views > 1 or (self.more and self.views == "mixed")
+        if self.table is not None and self.views in ("mixed", "paste") and not sees_box:
+            raise ValueError(f"views {self.views!r} needs two views, and there is one, which would never see its box")
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
@@ -142,7 +145,7 @@ class CropPlan:
             attention = widen_boxes(attention, self.min_side)
         if self.views == "att":
             boxes[:] = attention[:, None]
-        elif self.views == "mixed":
+        elif self.views in ("mixed", "paste"):
             boxes[:, 1:] = attention[:, None]
         else:
             chosen = draw(self.seed, epoch, indices, purpose=SHARE)[:, 0] < self.share
@@ -199,7 +202,7 @@ def check_views(views: str, share: float) -> None:
         ValueError: unknown ``views``, or ``share`` outside [0, 1].
     """
     if views not in get_args(Views):
-        raise ValueError(f"views must be 'att', 'union' or 'mixed', got {views!r}")
+        raise ValueError(f"views must be one of {', '.join(get_args(Views))}, got {views!r}")
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share must be in [0, 1], got {share}")
 

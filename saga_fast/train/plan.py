@@ -29,4 +29,5 @@ def crop_plan(config: TrainConfig, model: Method, table: BoxTable | None = None)
     a = config.attention
     if table is None or a is None:
         return plan
-    return replace(plan, table=table, views=a.views, share=a.share, crop=a.crop, min_side=a.min_side)
+    count = plan.num_views + (a.views == "paste")
+    return replace(plan, num_views=count, table=table, views=a.views, share=a.share, crop=a.crop, min_side=a.min_side)

@@ -17,6 +17,7 @@ from saga_fast.methods import Method, StepOutput
 from saga_fast.models.precision import autocast, normalize_views
 from saga_fast.runtime.device import to_device
 from saga_fast.runtime.distributed import broadcast_tensors, mean
+from saga_fast.train.paste import paste_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class Training:
 def views_of_batch(training: Training, batch: Batch, epoch: int) -> list[Tensor]:
     """The augmented views (B, V, 3, S, S) on the device: the main views, then each group of further views.
 
-    A group's views are numbered after those before it: ``photometrics[:, first:]``.
+    A group's views are numbered after those before it: ``photometrics[:, first:]``. With ``attention.views: paste``
+    and a box table, view 0 is made of two (:func:`paste_views`).
     """
     config, model = training.config, training.model
     groups = [(batch.views, config.photometric)]
@@ -91,6 +93,9 @@ def views_of_batch(training: Training, batch: Batch, epoch: int) -> list[Tensor]
             )
         )
         first = last
+    attention = config.attention
+    if attention and attention.views == "paste" and result[0].shape[1] > model.num_views:  # there is a box table
+        result[0] = paste_views(result[0], batch.index, seed=config.seed, epoch=epoch, share=attention.share)
     return result
 
 

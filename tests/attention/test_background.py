@@ -1,4 +1,4 @@
-"""The score ``background`` and the mirrored pass, against loops in float64."""
+"""The score ``background``, the largest region and the mirrored pass, against loops in float64."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +9,13 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image, ImageOps
+from scipy import ndimage
 from torch import Tensor
 
 from saga_fast.attention import AttentionPass, build_box_table
 from saga_fast.attention.channel_weights import Score, channel_weights
-from saga_fast.attention.heatmap import foreground_map, mean_activations
+from saga_fast.attention.config import Region
+from saga_fast.attention.heatmap import foreground_map, largest_region, mean_activations, scaled_map
 from saga_fast.kernels.attention_boxes.reference import attention_boxes_reference
 from saga_fast.loaders import BoxTable, LoaderOptions, WholePlan, open_loader
 from saga_fast.methods import METHODS, Method, build_method
@@ -53,10 +55,18 @@ def mirrored(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table_of(
-    model: Method, folder: Path, *, score: Score = "pseudo_label", mirror: bool = False, delta: float = 0.7
+    model: Method,
+    folder: Path,
+    *,
+    score: Score = "pseudo_label",
+    mirror: bool = False,
+    delta: float = 0.7,
+    region: Region = "all",
 ) -> BoxTable:
     loader = open_loader("folder", folder, WholePlan(size=SIZE), LoaderOptions(threads=1), batch_size=16)
-    return build_box_table(model, loader, AttentionPass(size=SIZE, score=score, mirror=mirror, delta=delta))
+    return build_box_table(
+        model, loader, AttentionPass(size=SIZE, score=score, mirror=mirror, delta=delta, region=region)
+    )
 
 
 def seen(model: Method, folder: Path) -> tuple[Tensor, Tensor]:
@@ -81,11 +91,12 @@ def foreground_by_loops(looks: list[Tensor]) -> npt.NDArray[np.float64]:
                     vector = array[n, :, i, j]
                     cells[i, j] += vector / np.linalg.norm(vector) / len(arrays)
         border = [cells[i, j] for i in range(u) for j in range(v) if i in (0, u - 1) or j in (0, v - 1)]
-        background = np.mean(border, axis=0)
-        differences = cells - background
-        direction = np.zeros(channels)
+        half = -(-len(border) // 2)
+        differences, direction = np.zeros((u, v, channels)), np.zeros(channels)
         for i in range(u):
             for j in range(v):
+                near = sorted(border, key=lambda cell: float(np.sum((cells[i, j] - cell) ** 2)))  # noqa: B023
+                differences[i, j] = cells[i, j] - np.mean(near[1 : 1 + half], axis=0)
                 direction += np.linalg.norm(differences[i, j]) ** 4 * differences[i, j]
         maps[n] = [[max(differences[i, j] @ direction, 0.0) for j in range(v)] for i in range(u)]
     return maps
@@ -98,6 +109,71 @@ def test_foreground_equals_loops(shape: tuple[int, int], count: int) -> None:
     maps = foreground_map(looks)
     assert maps.shape == (3, 1, *shape)
     np.testing.assert_allclose(maps[:, 0], foreground_by_loops(looks), rtol=1e-5, atol=1e-6)
+
+
+def region_by_label(coarse: npt.NDArray[np.float64], delta: float) -> npt.NDArray[np.float64]:
+    """The region with the largest sum and the cells around it, by scipy's labels of connected cells."""
+    labels, count = ndimage.label(coarse >= delta)
+    sums = ndimage.sum(coarse, labels, range(1, count + 1))
+    region = labels == 1 + np.argmax(sums)
+    around = ndimage.binary_dilation(region, np.ones((3, 3))) & (labels == 0)
+    return np.where(region | around, coarse, 0.0)
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (1, 1), (1, 12), (9, 5), (14, 14)])
+@pytest.mark.parametrize("delta", [0.1, 0.5, 0.8])
+def test_largest_region_equals_scipy(shape: tuple[int, int], delta: float) -> None:
+    noise = torch.rand(20, *shape, generator=torch.Generator().manual_seed(2))
+    maps = scaled_map(noise[:, None], torch.ones(20, 1), "max")
+    kept = largest_region(maps, delta)
+    for coarse, region in zip(maps.numpy(), kept.numpy(), strict=True):
+        np.testing.assert_array_equal(region, region_by_label(coarse, delta))
+
+
+def test_a_region_that_winds_through_the_map_is_whole() -> None:
+    """A spiral: the longest path between two cells of a map."""
+    spiral = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 1, 1],
+            [0, 0, 0, 0, 0, 0, 1],
+            [1, 1, 1, 1, 1, 0, 1],
+            [1, 0, 0, 0, 1, 0, 1],
+            [1, 0, 1, 1, 1, 0, 1],
+            [1, 0, 0, 0, 0, 0, 1],
+            [1, 1, 1, 1, 1, 1, 1],
+        ]
+    )
+    torch.testing.assert_close(largest_region(spiral[None].float(), 0.5), spiral[None].float())
+
+
+def test_two_objects_have_no_common_box() -> None:
+    maps = torch.zeros(1, 1, 8, 8)
+    maps[0, 0, 1:3, 1:3], maps[0, 0, 5:8, 5:8] = 1.0, 0.9
+    kept = largest_region(maps[:, 0], 0.5)[:, None]
+    (both,), _ = attention_boxes_reference(maps.numpy(), np.ones((1, 1)), 0.5, 64, "minmax")
+    (one,), _ = attention_boxes_reference(kept.numpy(), np.ones((1, 1)), 0.5, 64, "minmax")
+    assert both[:2].max() < 0.2
+    assert one[:2].min() > 0.5
+
+
+@pytest.mark.parametrize("maps", [torch.zeros(2, 4, 4), torch.full((2, 4, 4), float("nan"))])
+def test_a_map_without_a_region_stays_empty(maps: Tensor) -> None:
+    assert not largest_region(maps, 0.5).any()
+
+
+@pytest.mark.parametrize("score", ["background", "pseudo_label"])
+def test_boxes_of_the_largest_region(model: Method, few: Path, score: Score) -> None:
+    table = table_of(model, few, score=score, delta=0.6, region="largest")
+    features, _ = seen(model, few)
+    weights, _, _ = channel_weights(model.encoder, model.projector, features, score)
+    coarse = foreground_map([features]) if score == "background" else features
+    weights = weights[:, :1] ** 0 if score == "background" else weights
+    scaled = scaled_map(coarse, weights, "minmax").double().numpy()
+    regions = np.stack([region_by_label(each, 0.6) for each in scaled])[:, None]
+    boxes, _ = attention_boxes_reference(regions, np.ones((len(regions), 1)), 0.6, SIZE, "minmax")
+    assert np.mean((table.boxes == boxes).all(1)) > 0.9
+    assert np.mean((table.boxes == table_of(model, few, score=score, delta=0.6).boxes).all(1)) < 0.9
+    assert table.metadata["region"] == "largest"
 
 
 @pytest.mark.parametrize("mirror", [False, True])

@@ -36,7 +36,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[CropPlan]:
     return seen
 
 
-@pytest.mark.parametrize("views", ["att", "mixed", "union"])
+@pytest.mark.parametrize("views", ["att", "mixed", "union", "paste"])
 def test_attention_views(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan], views: str) -> None:
     run = tmp_path / "run"
     overrides = [f"out={run}", "evaluate=null", f"attention={{views: {views}, period: 2, share: 0.4, delta: 0.5}}"]
@@ -48,12 +48,14 @@ def test_attention_views(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan],
     whole = np.broadcast_to(np.array([0, 0, 1, 1], np.float32), (41, 4))
     for number, (plan, name) in enumerate(zip(plans, names, strict=True)):
         boxes = plan.boxes(number, indices)
-        assert boxes.shape == (41, 2, 4)
+        assert boxes.shape == (41, 3 if views == "paste" and name else 2, 4)
         own = BoxTable.open(run / name).boxes if name else whole
         if views == "att" or name is None:
             expected = [own, own]
         elif views == "mixed":
             expected = [whole, own]
+        elif views == "paste":
+            expected = [whole, own, own]
         else:
             as_crop = (boxes == own[:, None]).all((1, 2))
             as_whole = (boxes == whole[:, None]).all((1, 2))
