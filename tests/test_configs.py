@@ -71,6 +71,17 @@ def test_papers_experiments_take_steps(name: str, images: Path, tmp_path: Path) 
     assert all(row["lr"] > 0.0 for row in rows if row["kind"] == "epoch")
 
 
+@pytest.mark.parametrize("name", [*PAPER, "demo"])
+def test_recipe_differs_in_its_attention_alone(name: str) -> None:
+    paper, plus = (config_to_dict(load_config(ROOT / f"{name}{ending}.yaml")) for ending in ("", "_plus"))
+    recipe = {"views": "paste", "share": 0.7, "score": "background", "region": "largest", "delta": 0.6}
+    assert {key: plus["attention"][key] for key in recipe} == recipe
+    assert plus["attention"]["input_size"] == 1.5 * plus["crop"]["size"]
+    for key in ("out", "attention", *(["checkpoint"] if name == "demo" else [])):
+        del paper[key], plus[key]
+    assert paper == plus
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_papers_experiments_say_where_their_numbers_come_from(name: str) -> None:
     text = (ROOT / f"{name}.yaml").read_text()

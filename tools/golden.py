@@ -86,7 +86,7 @@ def digest_table(path: Path) -> str:
 def demo(folder: Path) -> Iterator[tuple[str, str]]:
     """The tiny demo's three runs, and its images."""
     run("demo", "--tiny", "--out", folder)
-    for name in ("plain", "finetune", "saga"):
+    for name in ("plain", "finetune", "saga", "saga_plus"):
         yield from ((f"{name}/{part}", found) for part, found in run_folder(folder / name))
     yield "images", digest([path.read_bytes() for path in sorted((folder / "data").rglob("*.jpg"))])
 

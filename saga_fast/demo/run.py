@@ -1,4 +1,4 @@
-"""The demo: plain training, then fine-tuning and SAGA from the same checkpoint, and a report."""
+"""The demo: plain training, then fine-tuning, SAGA and saga+ from the same checkpoint, and a report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_demo(
     An interrupted demo resumes; for a finished one only the report is written again.
 
     Args:
-        out: the folder of ``data/``, ``plain/``, ``finetune/``, ``saga/`` and ``report.html``.
+        out: the folder of ``data/``, ``plain/``, ``finetune/``, ``saga/``, ``saga_plus/`` and ``report.html``.
         engine: loader engine; for ``ffcv`` the images are packed first, as raw pixels.
         tiny: a few dozen images and epochs: a smoke test of seconds.
         overrides: further ``key=value`` overrides of the demo's config.
@@ -53,14 +53,15 @@ def run_demo(
         SagaError: a config that training refuses, or a folder with another demo.
     """
     start = time.perf_counter()
-    source = files("saga_fast.configs") / "demo.yaml"
-    config = load_config(Path(str(source)), [*(TINY if tiny else ()), *overrides])
+    configs, changes = Path(str(files("saga_fast.configs"))), [*(TINY if tiny else ()), *overrides]
+    config, plus = (load_config(configs / f"{name}.yaml", changes) for name in ("demo", "demo_plus"))
     train_data, val_data = (str(path) for path in _data(out / "data", engine, config, progress=progress))
     config = replace(config, data=replace(config.data, engine=engine, train=train_data, val=val_data))
     arms: dict[str, TrainConfig] = {
         "plain": replace(config, attention=None, saga=replace(config.saga, epochs=0)),
         "finetune": replace(config, attention=None),
         "saga": config,
+        "saga_plus": replace(config, attention=plus.attention),
     }
     plain = out / "plain" / "last.pt"
     for name, arm in arms.items():
@@ -75,7 +76,8 @@ def run_demo(
         report,
         title="saga-fast demo",
         intro=f"SimCLR on generated images with known objects: {epochs},"
-        " once on whole images (finetune) and once with crops from the network's own attention (saga).",
+        " on whole images (finetune), with crops from the network's own attention as in the paper (saga), and with the"
+        " recipe of docs/study.md (saga_plus).",
     )
     log.info("demo: %.0f s in total", time.perf_counter() - start)
     return report

@@ -95,7 +95,7 @@ def foreground_by_loops(looks: list[Tensor]) -> npt.NDArray[np.float64]:
         differences, direction = np.zeros((u, v, channels)), np.zeros(channels)
         for i in range(u):
             for j in range(v):
-                near = sorted(border, key=lambda cell: float(np.sum((cells[i, j] - cell) ** 2)))  # noqa: B023
+                near = sorted(border, key=lambda cell: float(np.sum((cells[i, j] - cell) ** 2)))
                 differences[i, j] = cells[i, j] - np.mean(near[1 : 1 + half], axis=0)
                 direction += np.linalg.norm(differences[i, j]) ** 4 * differences[i, j]
         maps[n] = [[max(differences[i, j] @ direction, 0.0) for j in range(v)] for i in range(u)]
