@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from benchmarks.pages import gpu, renewals, robustness, speed, study, study_findings
+from benchmarks.pages import claims, gpu, renewals, robustness, speed, study, study_findings
 from benchmarks.pages.results import ROOT, document, rows_of
 from benchmarks.pages.study_rows import StudyRows
 
@@ -16,6 +16,10 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 def _study(section: Callable[[StudyRows], str]) -> str:
     return section(StudyRows(rows_of("study")))
+
+
+def _claims(section: Callable[[StudyRows], str]) -> str:
+    return section(StudyRows(rows_of("claims")))
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
@@ -44,7 +48,11 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "study boxes": partial(_study, study.boxes),
     "study momentum": partial(_study, study.momentum),
     "study predictions": partial(_study, study_findings.predictions),
-    "study summary": partial(_study, study_findings.summary),
+    "claims conditions": lambda: claims.conditions(document("claims")),
+    "claims summary": partial(_claims, claims.summary),
+    "claims accuracies": partial(_claims, claims.accuracies),
+    "claims boxes": partial(_claims, claims.boxes),
+    "claims mechanism": partial(_claims, claims.mechanism),
 }
 """Name -> its text."""
 

@@ -150,7 +150,7 @@ def _fashion_scene(
     alpha = item.point(lambda level: min(255, 6 * level))
     if config.plate:
         alpha = Image.new("L", item.size, 255)
-    place = rng.integers(np.array(scene.image.size) - item.size + 1)
+    place = rng.integers(np.asarray(scene.image.size) - np.asarray(item.size) + 1)
     scene.paste(_tinted(item.convert("RGB"), rng), alpha, (int(place[0]), int(place[1])))
 
 
@@ -168,7 +168,7 @@ def _stamp_scene(
         stamp = ImageOps.mirror(stamp) if rng.random() < 0.5 else stamp
         # Up to a fifth of its width and height may lie outside the image.
         size, hidden = np.array(stamp.size), np.array(stamp.size) // 5
-        place = rng.integers(-hidden, np.array(scene.image.size) - size + hidden + 1)
+        place = rng.integers(-hidden, np.array(scene.image.size) - size + hidden + 1, dtype=np.int64)
         scene.paste(stamp.convert("RGB"), stamp.getchannel("A"), (int(place[0]), int(place[1])))
 
 

@@ -29,7 +29,7 @@ from saga_fast.runtime.machine import commit
 from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train.cycle import train
 
-RENEWAL_COLUMNS = ("epoch", "iou", "corloc", "box_area", "found_fraction", "seconds")
+RENEWAL_COLUMNS = ("epoch", "iou", "corloc", "box_area", "found_fraction", "agreement", "seconds")
 
 
 class Study:

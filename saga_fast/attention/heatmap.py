@@ -119,7 +119,7 @@ def largest_region(maps: Tensor, delta: float) -> Tensor:
     """
     cells = maps.shape[1] * maps.shape[2]
     images = max(1, 2**26 // cells**2)  # whose matrices take 256 MiB
-    return torch.cat([_largest_region(part, delta) for part in maps.split(images)])
+    return torch.cat([_largest_region(maps[first : first + images], delta) for first in range(0, len(maps), images)])
 
 
 def _largest_region(maps: Tensor, delta: float) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saga_fast.kernels.philox import PASTE, uniforms_torch
+from saga_fast.runtime.device import to_device
 
 SIDES = (0.3, 0.9)
 """Range of the pasted crop's side over the view's."""
@@ -29,7 +30,7 @@ def paste_views(views: Tensor, index: Tensor, *, seed: int, epoch: int, share: f
         share: probability that an image's view 0 is pasted.
     """
     wide, crop, size = views[:, 0], views[:, 1], views.shape[-1]
-    drawn = uniforms_torch(seed, epoch, index.to(views.device), purpose=PASTE, blocks=1).float()
+    drawn = uniforms_torch(seed, epoch, to_device(index, views.device), purpose=PASTE, blocks=1).float()
     side = SIDES[0] + (SIDES[1] - SIDES[0]) * drawn[:, 1]
     centre = (1.0 - side)[:, None] * (2.0 * drawn[:, 2:4] - 1.0)
     # An axis of the view, in [-1, 1] -> the same axis of the crop: (B, S) each.

@@ -198,6 +198,7 @@ def test_metadata_says_how_the_table_was_made(few: Path) -> None:
         "size": str(SIZE),
         "normalize": "max",
         "attention_score": "activation",
+        "region": "all",
         "mirror": "False",
         "checkpoint": "abc",
         "epoch": "7",

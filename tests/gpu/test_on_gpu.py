@@ -22,6 +22,7 @@ from saga_fast.methods import METHODS, build_method
 from saga_fast.models.encoder import EncoderConfig
 from saga_fast.models.modes import place_model
 from saga_fast.optim import build_optimizer
+from saga_fast.train.paste import paste_views
 from saga_fast.train.step import Training, backward_step, update_step
 
 if not torch.cuda.is_available():
@@ -155,17 +156,22 @@ def test_no_training_step_waits_for_the_gpu(name: str) -> None:
     without_waiting(step)
 
 
-def test_no_batch_of_the_attention_pass_waits_for_the_gpu() -> None:
+RECIPES: list[dict[str, Any]] = [{}, {"score": "background", "region": "largest", "delta": 0.6}]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=["paper", "saga+"])
+def test_no_batch_of_the_attention_pass_waits_for_the_gpu(recipe: dict[str, Any]) -> None:
     config = config_of("simclr")
     model = training_of(config).model.eval()
     views = torch.randint(0, 256, (16, 1, 64, 64, 3), dtype=torch.uint8).pin_memory()
     batch = Batch(views, torch.arange(16), torch.zeros(16, dtype=torch.int64))
-    options = AttentionPass(size=64, precision="bf16", channels_last=True)
+    options = AttentionPass(size=64, precision="bf16", channels_last=True, **recipe)
     boxes_of_batch(model, batch, options)
     without_waiting(lambda: boxes_of_batch(model, batch, options))
 
 
-def test_boxes_are_the_cpus(root: Path) -> None:
+@pytest.mark.parametrize("recipe", RECIPES, ids=["paper", "saga+"])
+def test_boxes_are_the_cpus(root: Path, recipe: dict[str, Any]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = place_model(build_method(config_of("simclr").method, TINY, num_images=50), GPU, channels_last=True)
     tables = []
@@ -173,11 +179,22 @@ def test_boxes_are_the_cpus(root: Path) -> None:
         options = LoaderOptions(batch_size=16, device=device, threads=4, decode="cpu", crop="cpu")
         bad = BadImages(ImageFolder(root), max_fraction=0.2)
         loader = open_loader("folder", root, WholePlan(size=64), options, bad=bad)
-        tables.append(build_box_table(model.to(device), loader, AttentionPass(size=64, channels_last=True)))
+        options_of_pass = AttentionPass(size=64, channels_last=True, **recipe)
+        tables.append(build_box_table(model.to(device), loader, options_of_pass))
     gpu, cpu = tables
     assert (gpu.found == cpu.found).all()
     # float32 rounds otherwise there: a pixel next to delta may fall on the other side.
     assert (np.abs(gpu.boxes - cpu.boxes) <= 1.001 / 64).mean() > 0.98
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pasted_views_are_the_cpus(dtype: torch.dtype) -> None:
+    views, index = torch.randn(16, 3, 3, 40, 40).to(dtype), torch.arange(16)
+    on_gpu, index_there = views.to(GPU), index.to(GPU)
+    options: dict[str, Any] = {"seed": 1, "epoch": 2, "share": 0.7}
+    expected, result = paste_views(views, index, **options), paste_views(on_gpu, index_there, **options)
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-3, atol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+    without_waiting(lambda: paste_views(on_gpu, index_there, **options))
 
 
 def test_a_table_of_images_is_read_where_they_lie() -> None:

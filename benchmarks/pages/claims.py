@@ -1,0 +1,116 @@
+"""The recipe on outside sets: the tables of docs/study.md and the README, from the rows of claims.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.pages.markdown import METHOD_NAMES, points, table
+from benchmarks.pages.study_rows import StudyRows, accuracy, accuracy_before
+from benchmarks.study.claims import ARMS, CLAIM_SCALE, FINALS, MECHANISM
+from saga_fast.profile.figures import Row
+
+SETS = {
+    "fashion": "cluttered fashion",
+    "stamps": "stamps in scenes",
+    "middle": "the demo's images",
+    "small": "the demo's, small objects",
+    "large": "the demo's, large objects",
+    "middle+distractor": "the demo's, a distractor",
+    "fashion-plate": "fashion on plates",
+}
+"""Key of a set -> its title."""
+Figure = Callable[[Row], float]
+
+
+def _column(column: str) -> Figure:
+    return lambda row: float(row[column])
+
+
+def _last(rows: StudyRows, arm: str, column: str) -> str:
+    """A figure of the arm's last renewals; the first renewal has no agreement."""
+    renewals = [row["renewals"][-1] for row in rows.where(arm=arm).rows if row["renewals"]]
+    return points([renewal[column] for renewal in renewals if renewal[column] is not None])
+
+
+def conditions(document: Mapping[str, Any]) -> str:
+    """Hardware, versions, sizes and times."""
+    scale, rows = CLAIM_SCALE, document["rows"]
+    hours = sum(row["wall_seconds"] + row["evaluation_seconds"] for row in rows) / 3600
+    commits = ", ".join(dict.fromkeys(row["commit"][:7] for row in rows))
+    return (
+        f"{scale.num_train} training and {scale.num_val} validation images of {scale.side} px, views of {scale.size}"
+        f" px; {scale.plain_epochs} plain epochs, then {scale.saga_epochs} more per arm,\nD^att renewed every"
+        f" {scale.period}. {len(rows)} runs of {hours:.1f} hours on one core each of an"
+        f" {document['hardware']['cpu'].replace('(R)', '')}, torch {document['versions']['torch']}; commit {commits}.\n"
+    )
+
+
+def _tested(rows: StudyRows) -> list[tuple[str, str, StudyRows]]:
+    """(data, method, rows) of the seeds on which nothing was chosen."""
+    pairs = dict.fromkeys((row["data"], row["method"]) for row in rows.rows if row["seed"] > 0)
+    order = sorted(pairs, key=lambda pair: (list(SETS).index(pair[0]), list(METHOD_NAMES).index(pair[1])))
+    tested = StudyRows([row for row in rows.rows if row["seed"] > 0])
+    return [(data, method, tested.where(data=data, method=method)) for data, method in order]
+
+
+def _gain(rows: StudyRows, arm: str, figure: Figure) -> list[float]:
+    with_arm = rows.by_seed(arm, figure)
+    baseline = rows.by_seed("finetune", figure)
+    return [with_arm[seed] - baseline[seed] for seed in sorted(with_arm.keys() & baseline.keys())]
+
+
+def summary(rows: StudyRows) -> str:
+    """Gains over fine-tuning by set and method."""
+    lines = []
+    for data, method, some in _tested(rows):
+        if data == "fashion-plate" or not some.where(arm="saga+").rows:
+            continue
+        figures = (accuracy, _column("probe"), _column("knn_both"))
+        gains = [points(_gain(some, "saga+", figure), signed=True) for figure in figures]
+        true = points(_gain(some, "true", accuracy), signed=True)
+        lines.append([f"{SETS[data]}, {METHOD_NAMES[method]}", *gains, true])
+    head = ["gain of `saga+` over fine-tuning, points", "kNN", "linear probe", "kNN, whole and box", "kNN, true boxes"]
+    return table(head, lines)
+
+
+def accuracies(rows: StudyRows) -> str:
+    """kNN and linear accuracies of the arms on whole images."""
+    lines = []
+    for data, method, some in _tested(rows):
+        if data == "fashion-plate":
+            continue
+        cells = [points(some.values("finetune", accuracy_before))]
+        cells += [points(some.values(arm)) for arm in FINALS]
+        cells += [points(some.values(arm, _column("probe"))) for arm in FINALS[:2]]
+        lines.append([f"{SETS[data]}, {METHOD_NAMES[method]}", *cells])
+    titles = {"finetune": "fine-tuning", "saga+": "`saga+`", "true": "true boxes", "saga": "`saga`"}
+    head = ["kNN", "before", *(titles[arm] for arm in FINALS), "probe: fine-tuning", "`saga+`"]
+    return table(head, lines)
+
+
+def boxes(rows: StudyRows) -> str:
+    """The boxes of the last renewal, and the share of the true box that the object covers."""
+    lines = []
+    for data, method, some in _tested(rows):
+        if not some.where(arm="saga+").rows:
+            continue
+        share = [row["object_share"] for row in some.where(arm="saga+").rows if "object_share" in row]
+        places = [(arm, column) for column in ("corloc", "box_area", "agreement") for arm in ("saga", "saga+")]
+        cells = [_last(some, arm, column) for arm, column in places]
+        lines.append([f"{SETS[data]}, {METHOD_NAMES[method]}", *cells, f"{100 * share[0]:.0f}" if share else "100"])
+    heads = [f"{figure}: `{arm}`" for figure in ("CorLoc", "box area", "agreement") for arm in ("saga", "saga+")]
+    head = ["%", *heads, "object in true box"]
+    return table(head, lines)
+
+
+def mechanism(rows: StudyRows) -> str:
+    """The screening's arms on cluttered fashion, one seed."""
+    screening, lines = rows.where(stage="screening"), []
+    for arm in ("finetune", "saga+", "true", *MECHANISM):
+        some = screening.where(arm=arm)
+        if not some.rows:
+            continue
+        gains = [points(_gain(screening, arm, figure), signed=True) for figure in (accuracy, _column("probe"))]
+        lines.append([ARMS[arm].title, points(some.values(arm)), *gains, _last(some, arm, "corloc")])
+    return table(["the further epochs", "kNN", "over fine-tuning", "probe over fine-tuning", "CorLoc"], lines)
