@@ -19,6 +19,7 @@ from saga_fast.checkpoint import open_checkpoint
 from saga_fast.cli.options import add_loading, check_outputs, chosen_source, loader_options, user_path, user_text
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
+from saga_fast.evaluate.boxes import unhelpful
 from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.loaders import BadImages, WholePlan, open_loader
 from saga_fast.models.compiled_features import Forward
@@ -108,6 +109,8 @@ def run(options: argparse.Namespace) -> None:
         f"{options.out}: {len(table)} images, found {100 * table.found_fraction:.1f} %,"
         f" mean box area {table.mean_area:.3f}, {rate:.0f} images/s"
     )
+    if reason := unhelpful(table.mean_area, None, 0.0):
+        say(f"these boxes will hardly help: {reason}")
     if bad:
         say(f"{len(bad)} images cannot be decoded" + ("" if is_stream(options.out) else f", see {bad_list}"))
 

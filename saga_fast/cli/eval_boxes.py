@@ -7,7 +7,7 @@ from typing import Any
 
 from saga_fast.cli.options import add_engine, check_outputs, chosen_engine, user_path
 from saga_fast.cli.subject import add_json, write_rows
-from saga_fast.evaluate.boxes import box_quality, drift
+from saga_fast.evaluate.boxes import box_quality, chance_agreement, drift, unhelpful
 from saga_fast.loaders import BoxTable, open_source
 from saga_fast.loaders.true_boxes import read_true_boxes, true_boxes_file
 from saga_fast.runtime.terminal import say
@@ -59,7 +59,10 @@ def run(options: argparse.Namespace) -> None:
             f"{path.stem}: IoU {row['iou']:.3f} (whole image {row['iou_whole']:.3f}), CorLoc {corloc} ({corloc_whole}),"
             f" area {row['area']:.3f} (true {row['true_area']:.3f}){drift_text}"
         )
+    agreement = 1.0 - drift(*tables[-2:]) if len(tables) > 1 else None
     write_rows(options.json, rows, data=str(options.data))
     for line in lines:
         say(line)
+    if reason := unhelpful(tables[-1].mean_area, agreement, chance_agreement(tables[-1])):
+        say(f"the last table's boxes will hardly help: {reason}")
     say(f"over {rows[0]['images']} of {len(source)} images with a true box")

@@ -58,3 +58,39 @@ def drift(earlier: BoxTable, later: BoxTable) -> float:
     """
     earlier.check(later.metadata.get("dataset", earlier.metadata.get("dataset", "")), len(later))
     return 1.0 - float(box_iou(earlier.boxes, later.boxes).mean())
+
+
+MAX_AREA, MIN_AGREEMENT = 0.7, 0.5
+"""Limits of :func:`unhelpful`; docs/study.md has the figures of boxes that helped and of boxes that did not."""
+
+
+def chance_agreement(table: BoxTable) -> float:
+    """Mean IoU of the boxes with those of other images: what two tables of unrelated boxes of such sizes agree by."""
+    order = np.random.default_rng(0).permutation(len(table))
+    return float(box_iou(table.boxes[order], np.roll(table.boxes[order], 1, axis=0)).mean())
+
+
+def unhelpful(area: float, agreement: float | None, chance: float) -> str | None:
+    """Why crops from these boxes will hardly help, as far as the boxes alone can tell; None if nothing speaks against.
+
+    The agreement of two renewals is corrected for chance, as Cohen's kappa is: 0 for boxes that belong to other
+    images, 1 for boxes that did not move.
+
+    Args:
+        area: mean area, of 1 for the whole image.
+        agreement: mean IoU with the boxes of the renewal before; None for the first renewal.
+        chance: see :func:`chance_agreement`.
+    """
+    if area > MAX_AREA:
+        return (
+            f"they cover {100 * area:.0f} % of an image on average, so that their crops are like those of whole images"
+        )
+    if agreement is None:
+        return None
+    kappa = (agreement - chance) / max(1.0 - chance, 1e-9)
+    if kappa < MIN_AGREEMENT:
+        return (
+            f"they agree little from one renewal to the next (IoU {agreement:.2f}; boxes of other images have"
+            f" {chance:.2f}), so that they do not follow what is in an image"
+        )
+    return None

@@ -13,6 +13,7 @@ from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
+from saga_fast.evaluate.boxes import unhelpful
 from saga_fast.evaluate.features import FrozenModel, extract_features
 from saga_fast.evaluate.knn import align_labels, knn_accuracy
 from saga_fast.loaders import WholePlan
@@ -155,6 +156,8 @@ def _renew(run: Run) -> None:
         table.mean_area,
         figures.images_per_second,
     )
+    if reason := unhelpful(figures.box_area, figures.agreement, figures.chance_agreement):
+        log.warning("these boxes will hardly help: %s", reason)
 
 
 def _evaluate(run: Run) -> None:

@@ -16,7 +16,7 @@ from saga_fast.attention.incremental import changed_images
 from saga_fast.attention.parts import Parts, parts_folder
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.boxes import box_quality
+from saga_fast.evaluate.boxes import box_quality, chance_agreement
 from saga_fast.loaders import BoxTable, Loader, Source, WholePlan
 from saga_fast.loaders.boxes import box_iou
 from saga_fast.loaders.true_boxes import read_true_boxes, true_boxes_file
@@ -41,6 +41,8 @@ class RenewalFigures:
     """Images that went through the attention pass."""
     agreement: float | None
     """Mean IoU with the boxes of the renewal before; None for the first one."""
+    chance_agreement: float
+    """Mean IoU with the boxes of other images."""
     iou: float | None
     """Mean IoU with the true boxes, where ``data.true_boxes`` is set."""
     corloc: float | None
@@ -106,6 +108,7 @@ class Renewals:
             seconds=seconds,
             computed=computed,
             agreement=None if latest is None else float(box_iou(table.boxes, latest.boxes).mean()),
+            chance_agreement=chance_agreement(table),
             iou=quality.get("iou"),
             corloc=quality.get("corloc"),
         )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from saga_fast.cli import main
 from saga_fast.errors import SagaError
-from saga_fast.evaluate.boxes import best_iou, box_quality, drift
+from saga_fast.evaluate.boxes import best_iou, box_quality, chance_agreement, drift, unhelpful
 from saga_fast.loaders import BoxTable, ImageFolder
 from saga_fast.loaders.true_boxes import read_true_boxes
 
@@ -186,3 +186,33 @@ def test_sheet_refuses(boxed: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
+
+
+def test_boxes_that_will_not_help() -> None:
+    """Boxes as large as the image; boxes that move as if they were another image's; and boxes that hold an object."""
+    rng = np.random.default_rng(1)
+
+    def placed(side: float) -> BoxTable:
+        corners = rng.uniform(0.0, 0.95 - side, (400, 2))
+        return make_table(np.concatenate([corners, np.full((400, 2), side)], 1).tolist(), dataset="")
+
+    def reason(earlier: BoxTable | None, later: BoxTable) -> str | None:
+        agreement = None if earlier is None else 1.0 - drift(earlier, later)
+        return unhelpful(later.mean_area, agreement, chance_agreement(later))
+
+    found, wide = placed(0.5), placed(0.9)
+    assert reason(None, found) is None
+    assert reason(found, found) is None
+    moved = make_table((found.boxes + np.array([0.05, 0.02, 0.0, 0.0])).tolist())
+    assert reason(found, moved) is None
+    assert "do not follow what is in an image" in (reason(found, placed(0.5)) or "")
+    assert "like those of whole images" in (reason(None, wide) or "")
+    assert "like those of whole images" in (reason(wide, wide) or "")
+
+
+def test_chance_agreement_is_that_of_shuffled_boxes() -> None:
+    rng = np.random.default_rng(2)
+    boxes = np.concatenate([rng.uniform(0.0, 0.6, (3000, 2)), np.full((3000, 2), 0.4)], 1)
+    shuffled = make_table(boxes[rng.permutation(3000)].tolist())
+    table = make_table(boxes.tolist())
+    assert abs(chance_agreement(table) - (1.0 - drift(table, shuffled))) < 0.02
