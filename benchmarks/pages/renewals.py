@@ -117,7 +117,7 @@ def streaming() -> str:
     passes = f"{whole['iou']:.2f} and {100 * whole['corloc']:.0f} %"
     commits = f"{commit_of('bench_streaming')}, boxes at commit {commit_of('bench_streamed_boxes')}"
     return (
-        f"{cost}\nThe boxes of {len(made['agreement'])} renewals of `configs/demo_plus.yaml`, trained with streaming\n"
+        f"{cost}\nThe boxes of {len(made['agreement'])} renewals of the first `saga+`, trained with streaming\n"
         f"from scratch: IoU {low:.2f} to {high:.2f} with the boxes of a pass by the same networks, {quality};\n"
         f"the passes had {passes}. Steps were measured at commit {commits}.\n"
     )

@@ -13,6 +13,7 @@ import torch
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
+from saga_fast.loaders.config import MAX_THREADS
 from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place, ResolvedOptions
 from saga_fast.loaders.plan import Plan
@@ -149,10 +150,14 @@ def _resolve(name: str, engine: Engine, options: LoaderOptions) -> ResolvedOptio
         SagaError: an option out of range, or a place where the engine cannot work.
     """
     threads = usable_cores() if options.threads is None else options.threads
-    limits = (("batch_size", options.batch_size, 1), ("threads", threads, 1), ("prefetch", options.prefetch, 0))
-    for option, value, least in limits:
-        if value < least:
-            raise SagaError(f"{option} must be at least {least}, got {value}")
+    limits = {
+        "batch_size": (options.batch_size, 1, 2**24),
+        "threads": (threads, 1, MAX_THREADS),
+        "prefetch": (options.prefetch, 0, MAX_THREADS),
+    }
+    for option, (value, least, most) in limits.items():
+        if not least <= value <= most:
+            raise SagaError(f"{option} must be in {least} to {most}, got {value}")
     if options.batch_size % options.world_size:
         raise SagaError(f"batch_size {options.batch_size} cannot be split evenly among {options.world_size} processes")
     if not 1 <= options.max_pixels <= MAX_PIXELS:

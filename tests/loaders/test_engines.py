@@ -1,6 +1,7 @@
 """All engines against each other: one seed, epoch and table give the same windows, and the same views to a level."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,20 @@ def test_a_gpus_decoder_that_does_not_work_is_said_aloud(
         options = LoaderOptions(device="cuda", crop=crop)
         loader = open_loader("folder", source, WholePlan(size=8), options, batch_size=4)
         assert (loader.options.decode, loader.options.crop) == places
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "limits"),
+    [
+        ("threads", 0, "1 to 4096"),
+        ("threads", 10**6, "1 to 4096"),
+        ("prefetch", -1, "0 to 4096"),
+        ("prefetch", 10**6, "0 to 4096"),
+        ("batch_size", 0, "1 to 16777216"),
+        ("batch_size", 2**40, "1 to 16777216"),
+    ],
+)
+def test_options_out_of_range_start_no_thread(images: Path, option: str, value: int, limits: str) -> None:
+    options = replace(LoaderOptions(), **{option: value})  # type: ignore[arg-type]
+    with pytest.raises(SagaError, match=f"{option} must be in {limits}, got {value}"):
+        open_loader("folder", images / "train", WholePlan(size=16), options)
