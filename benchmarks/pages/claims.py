@@ -35,7 +35,7 @@ def _last(rows: StudyRows, arm: str, column: str) -> str:
 
 def conditions(document: Mapping[str, Any]) -> str:
     """Hardware, versions, sizes and times."""
-    scale, rows = CLAIM_SCALE, document["rows"]
+    scale, rows = CLAIM_SCALE, [row for row in document["rows"] if "wall_seconds" in row]
     hours = sum(row["wall_seconds"] + row["evaluation_seconds"] for row in rows) / 3600
     commits = ", ".join(dict.fromkeys(row["commit"][:7] for row in rows))
     return (
@@ -48,6 +48,7 @@ def conditions(document: Mapping[str, Any]) -> str:
 
 def _tested(rows: StudyRows) -> list[tuple[str, str, StudyRows]]:
     """(data, method, rows) of the seeds on which nothing was chosen."""
+    rows = StudyRows([row for row in rows.rows if row["stage"] != "boxes"])
     pairs = dict.fromkeys((row["data"], row["method"]) for row in rows.rows if row["seed"] > 0)
     order = sorted(pairs, key=lambda pair: (list(SETS).index(pair[0]), list(METHOD_NAMES).index(pair[1])))
     tested = StudyRows([row for row in rows.rows if row["seed"] > 0])
@@ -102,6 +103,39 @@ def boxes(rows: StudyRows) -> str:
     heads = [f"{figure}: `{arm}`" for figure in ("CorLoc", "box area", "agreement") for arm in ("saga", "saga+")]
     head = ["%", *heads, "object in true box"]
     return table(head, lines)
+
+
+def makers(rows: StudyRows) -> str:
+    """CorLoc of the plain networks' boxes by score and region, each at its best threshold."""
+    scored = rows.where(stage="boxes").rows
+    networks = list(dict.fromkeys((row["data"], row["method"]) for row in scored))
+    lines = []
+    for maker, region in dict.fromkeys((row["maker"], row["region"]) for row in scored):
+        some = {(row["data"], row["method"]): row for row in scored if (row["maker"], row["region"]) == (maker, region)}
+        cells = [f"{100 * some[each]['accuracy']:.0f} (.{10 * some[each]['delta']:.0f})" for each in networks]
+        lines.append([f"{maker}, {'all regions' if region == 'all' else 'the largest region'}", *cells])
+    return table(["CorLoc, % (delta)", *(f"{SETS[data]}, {METHOD_NAMES[method]}" for data, method in networks)], lines)
+
+
+def budget(rows: StudyRows) -> str:
+    """The gain after 12 and after 24 epochs, one seed."""
+    lines = []
+    for data, method, some in _tested(rows):
+        first = some.where(stage="budget")
+        if not first.where(arm="saga+longer").rows:
+            continue
+        one = StudyRows([row for row in some.rows if row["seed"] == 1])
+        cells = []
+        for ending in ("", "-longer"):
+            arms = ("finetune" + ending, "saga+" + ending.replace("-", ""))
+            values = [one.by_seed(arm, figure)[1] for figure in (accuracy, _column("probe")) for arm in arms]
+            cells += [f"{100 * value:.1f}" for value in values[:2]]
+            cells += [f"{100 * (values[place + 1] - values[place]):+.1f}" for place in (0, 2)]
+        lines.append([f"{SETS[data]}, {METHOD_NAMES[method]}", *cells])
+    heads = [
+        f"{name}, {count} epochs" for count in (12, 24) for name in ("fine-tuning", "`saga+`", "kNN gain", "probe gain")
+    ]
+    return table(["kNN", *heads], lines)
 
 
 def mechanism(rows: StudyRows) -> str:

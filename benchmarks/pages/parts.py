@@ -52,6 +52,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "claims summary": partial(_claims, claims.summary),
     "claims accuracies": partial(_claims, claims.accuracies),
     "claims boxes": partial(_claims, claims.boxes),
+    "claims makers": partial(_claims, claims.makers),
+    "claims budget": partial(_claims, claims.budget),
     "claims mechanism": partial(_claims, claims.mechanism),
 }
 """Name -> its text."""

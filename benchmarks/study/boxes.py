@@ -1,7 +1,8 @@
 """The quality of boxes by how they are made: CorLoc and IoU with the true boxes, against forward passes per image.
 
 ``python -m benchmarks.study.boxes --out FILE --runs DIR`` reads the study's plain checkpoints and adds a row per
-maker. Thresholds are swept, and a row has the best one: it is chosen on the very images that it is scored on.
+maker; ``--outside`` those of benchmarks.study.claims, with boxes of all regions and of the largest one. Thresholds are
+swept, and a row has the best one: it is chosen on the very images that it is scored on.
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ from torch import Tensor
 
 from benchmarks.scaffold import benchmark_parser, read_rows, record
 from benchmarks.study.arms import TINY, Run, Scale
+from benchmarks.study.claims import CLAIM_SCALE, CLAIM_TINY, ClaimStudy
 from benchmarks.study.runs import Study
 from saga_fast.attention.channel_weights import Score, channel_weights
-from saga_fast.attention.heatmap import foreground_map, image_activations, mean_activations
+from saga_fast.attention.heatmap import (
+    foreground_map,
+    image_activations,
+    largest_region,
+    mean_activations,
+    scaled_map,
+)
 from saga_fast.checkpoint import load_model
 from saga_fast.demo.data import demo_boxes
 from saga_fast.kernels import attention_boxes
@@ -65,6 +73,14 @@ def grad_cam(score: Score) -> Maker:
 def background(_: Method, activations: Activations) -> Tensor:
     """The score ``background``."""
     return foreground_map(activations)[:, 0]
+
+
+def first_background(_: Method, activations: Activations) -> Tensor:
+    """The score ``background`` of the first study: every cell's background is the mean of the border."""
+    difference = _difference(activations).flatten(2)
+    direction = (difference * difference.square().sum(1, keepdim=True).square()).sum(2)
+    foreground: Tensor = torch.einsum("bcp,bc->bp", difference, direction).relu()
+    return foreground.view(len(foreground), *activations[0].shape[2:])
 
 
 def border_distance(_: Method, activations: Activations) -> Tensor:
@@ -122,6 +138,7 @@ MAKERS: dict[str, Maker] = {
     "distance from the border's mean, activations as they are": unscaled_border_distance,
     "distance from the border's mean": border_distance,
     "principal component of the differences from it": principal,
+    "background, first study": first_background,
     "background": background,
 }
 
@@ -205,6 +222,28 @@ def swept_scores(maps: Tensor, true: Boxes, size: int) -> Row:
     }
 
 
+def outside_rows(study: Study, run: Run) -> Iterator[Row]:
+    """A row per score and region, at the recipe's size; one pass."""
+    plain, config = study.plain(run), study.config(run, "plain")
+    size, model = config.crop.size * 3 // 2, load_model(plain).eval()
+    loader = study.open(run.data, "train", WholePlan(size=size))
+    true = demo_boxes(loader.source.root, loader.source.paths)
+    activations = activations_of(model, loader, channels_last=config.channels_last)[:1]
+    for name in ("pseudo_label", "activation", "background, first study", "background"):
+        maps = MAKERS[name](model, activations)
+        scaled = scaled_map(maps[:, None], torch.ones(len(maps), 1), "minmax")
+        for region in ("all", "largest"):
+            swept = {
+                str(delta): scores(scaled if region == "all" else largest_region(scaled, delta), true, delta, size)
+                for delta in DELTAS
+            }
+            best = max(swept, key=lambda delta: swept[delta]["corloc"])
+            row: Row = {"name": f"boxes {run.data}/{run.method}-{run.seed}: {name}, {region}", "stage": "boxes"}
+            row |= {"data": run.data, "method": run.method, "seed": run.seed, "arm": "boxes"}
+            row |= {"maker": name, "region": region, "forwards": 2.25, "delta": float(best), "deltas": swept}
+            yield row | {"accuracy": swept[best]["corloc"], "iou": swept[best]["iou"], "commit": commit()}
+
+
 def show(row: Row) -> str:
     """A row's line."""
     return f"{row['name']:100} {row['forwards']:5.2f} forwards, delta {row['delta']}: {row['accuracy']:.3f}"
@@ -219,6 +258,14 @@ NETWORKS = (
     ("middle+distractor", "simclr", 1),
 )
 """Data, method and seed of the plain checkpoints."""
+OUTSIDE_NETWORKS = (
+    ("fashion", "simclr", 1),
+    ("fashion", "mocov2", 1),
+    ("stamps", "simclr", 1),
+    ("stamps", "mocov2", 1),
+    ("middle", "simclr", 1),
+)
+"""Likewise, of the study of the recipe."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -226,11 +273,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="the study's folder")
     parser.add_argument("--tiny", action="store_true", help="seconds: shows that the study runs")
     parser.add_argument("--networks", type=int, help="only the first so many of the study's plain checkpoints")
+    parser.add_argument("--outside", action="store_true", help="the networks of benchmarks.study.claims")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
-    study = Study(options.runs, TINY if options.tiny else Scale())
-    for data, method, seed in NETWORKS[: options.networks]:
-        rows = list(rows_for(study, Run(stage="boxes", data=data, method=method, seed=seed, arm="plain")))
+    networks: Sequence[tuple[str, str, int]] = OUTSIDE_NETWORKS if options.outside else NETWORKS
+    make = outside_rows if options.outside else rows_for
+    if options.outside:
+        study: Study = ClaimStudy(options.runs, CLAIM_TINY if options.tiny else CLAIM_SCALE)
+    else:
+        study = Study(options.runs, TINY if options.tiny else Scale())
+    for data, method, seed in networks[: options.networks]:
+        rows = list(make(study, Run(stage="boxes", data=data, method=method, seed=seed, arm="plain")))
         names = {row["name"] for row in rows}
         record(options.out, rows, kept=[r for r in read_rows(options.out) if r["name"] not in names], show=show)
 
