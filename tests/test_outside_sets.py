@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from benchmarks.pages import claims as pages
 from benchmarks.pages.study_rows import StudyRows
-from benchmarks.study import claims, debian
+from benchmarks.study import claims, debian, imagenet_classifier
 from benchmarks.study.claims import stages
 from benchmarks.study.debian import BACKGROUNDS, FASHION, STAMPS, unpacked
 from benchmarks.study.outside import SPLITS, STAMP_FOLDERS, OutsideConfig, make_outside_data
+from saga_fast.checkpoint import load_model
 from saga_fast.demo.data import demo_boxes
 from saga_fast.errors import SagaError
 from saga_fast.loaders import ImageFolder
@@ -142,3 +145,21 @@ def test_the_study_runs_and_its_tables_are_made(
 def test_runs_have_names_of_their_own() -> None:
     names = [run.name for run in stages()]
     assert len(names) == len(set(names))
+
+
+def test_the_imagenet_classifier_is_timms_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's names in its order, and weights that only the right place gives the same logits."""
+    torch.manual_seed(0)
+    network = timm.create_model(imagenet_classifier.NETWORK, pretrained=False).eval()
+    weights = {f"_layer.{number}": value for number, value in enumerate(network.state_dict().values())}
+    torch.save(weights, tmp_path / "lite0.pth")
+    monkeypatch.setattr(imagenet_classifier, "_weights_file", lambda _: tmp_path / "lite0.pth")
+    model = load_model(imagenet_classifier.imagenet_classifier(tmp_path / "imagenet.pt")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = model.projector(model.encoder(images))
+        torch.testing.assert_close(logits, network(images), rtol=1e-4, atol=1e-4)
+    monkeypatch.undo()
+    monkeypatch.setattr(imagenet_classifier, "PACKAGE", "no-such-package-at-all")
+    with pytest.raises(SagaError, match="the Python package no-such-package-at-all cannot be had"):
+        imagenet_classifier.imagenet_classifier(tmp_path / "other.pt")

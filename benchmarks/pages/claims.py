@@ -55,6 +55,19 @@ def _tested(rows: StudyRows) -> list[tuple[str, str, StudyRows]]:
     return [(data, method, tested.where(data=data, method=method)) for data, method in order]
 
 
+def supervised(rows: StudyRows) -> str:
+    """An ImageNet classifier's boxes next to the recipe's and the true ones, one seed."""
+    lines = []
+    for data, method, some in _tested(rows):
+        if some.where(arm="imagenet").rows:
+            one = StudyRows([row for row in some.rows if row["seed"] == 1])
+            for arm in ("saga+", "imagenet", "true"):
+                gains = [points(_gain(one, arm, figure), signed=True) for figure in (accuracy, _column("probe"))]
+                name = f"{SETS[data]}, {METHOD_NAMES[method]}: {ARMS[arm].title.partition(':')[0]}"
+                lines.append([name, *gains, _last(one, arm, "corloc")])
+    return table(["the boxes", "kNN over fine-tuning", "probe over fine-tuning", "CorLoc"], lines)
+
+
 def _gain(rows: StudyRows, arm: str, figure: Figure) -> list[float]:
     with_arm = rows.by_seed(arm, figure)
     baseline = rows.by_seed("finetune", figure)

@@ -9,7 +9,7 @@ from typing import Literal
 from saga_fast.attention import AttentionConfig
 from saga_fast.loaders.config import DemoDataConfig
 
-Given = Literal["true", "shuffled", "centre", "whole", "classifier"]
+Given = Literal["true", "shuffled", "centre", "whole", "classifier", "imagenet"]
 
 OBJECT_SIDES = {"small": (0.3, 0.5), "middle": (0.4, 0.7), "large": (0.5, 0.9)}
 """Range of the object's side over the image's."""
@@ -32,7 +32,7 @@ class Arm:
         given: the source of the boxes, if it is not the trained network: ``true``, the true boxes; ``shuffled``, the
             plain checkpoint's boxes shuffled among the images; ``centre``, the same centred box for all images;
             ``whole``, the whole images;
-            ``classifier``, the attention of a classifier of the labels.
+            ``classifier``, the attention of a classifier of the labels; ``imagenet``, that of ImageNet's classes.
         more_epochs: beyond those of the remaining arms.
         retired: the commit of the arm's rows, if it needs an option that the package no longer has.
     """

@@ -50,6 +50,11 @@ ARMS: dict[str, Arm] = {
     "att": Arm(title="`saga+`'s boxes, att", attention=replace(SAGA_PLUS, views="att")),
     "true-mixed": Arm(title="true boxes, mixed", attention=replace(SAGA_PLUS, views="mixed"), given="true"),
     "true-att": Arm(title="true boxes, att", attention=replace(SAGA_PLUS, views="att"), given="true"),
+    "imagenet": Arm(
+        title="an ImageNet classifier's boxes: paste, pseudo_label, largest region, 224 px, .5",
+        attention=replace(SAGA_PLUS, score="pseudo_label", delta=0.5, input_size=224),
+        given="imagenet",
+    ),
     "finetune-longer": Arm(title="fine-tuning, 12 epochs more", more_epochs=12),
     "saga+longer": Arm(title="`saga+`, 12 epochs more", attention=SAGA_PLUS, more_epochs=12),
     "all": Arm(title="`saga+` with a box around all regions", attention=replace(SAGA_PLUS, region="all")),
@@ -66,7 +71,7 @@ CLAIM_TINY = Scale(num_train=40, num_val=40, side=48, size=32, plain_epochs=1, s
 
 FINALS = ("finetune", "saga+", "true", "saga")
 MECHANISM = ("shuffled", "whole", "mixed", "true-mixed", "all", "att", "true-att")
-STAGES = ("screening", "finals", "methods", "mechanism", "budget")
+STAGES = ("screening", "finals", "methods", "mechanism", "budget", "supervised")
 
 
 def stages() -> Iterator[Run]:
@@ -88,6 +93,7 @@ def stages() -> Iterator[Run]:
             for data in ("fashion", "stamps"):
                 for method in ("simclr", "mocov2"):
                     yield from runs("budget", data, method, 1, ("finetune-longer", "saga+longer"))
+                yield from runs("supervised", data, "simclr", 1, ("imagenet",))
             yield from runs("mechanism", "fashion-plate", "simclr", 1, ("finetune", "saga+", "true-mixed"))
             for data in ("small", "large", "middle+distractor"):
                 yield from runs("mechanism", data, "simclr", 1, FINALS[:2])

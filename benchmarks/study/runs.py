@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.demo_methods import config_of
 from benchmarks.study.arms import ARMS, Arm, Run, Scale
 from benchmarks.study.classifier import top1, train_classifier
+from benchmarks.study.imagenet_classifier import imagenet_classifier
 from saga_fast.attention import AttentionConfig, build_box_table
 from saga_fast.checkpoint import load_model
 from saga_fast.config import TrainConfig
@@ -153,6 +154,9 @@ class Study:
             return attention
         if arm.given == "classifier":
             return replace(attention, provider="supervised", provider_ckpt=str(self.classifier(run)))
+        if arm.given == "imagenet":
+            ckpt = imagenet_classifier(self.folder / "imagenet.pt")
+            return replace(attention, provider="supervised", provider_ckpt=str(ckpt))
         path = Path(config.out).parent / f"{run.arm}.safetensors"
         if not path.exists():
             self._given_table(run, arm, replace(config, attention=attention), plain).save(path)
