@@ -60,7 +60,7 @@ def run_demo(
     arms: dict[str, TrainConfig] = {
         "plain": replace(config, attention=None, saga=replace(config.saga, epochs=0)),
         "finetune": replace(config, attention=None),
-        "saga": config,
+        "saga": replace(config, attention=replace(config.attention, views="att")) if config.attention else config,
         "saga_plus": replace(config, attention=plus.attention),
     }
     plain = out / "plain" / "last.pt"
