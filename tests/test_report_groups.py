@@ -255,6 +255,13 @@ def test_runs_without_a_config(tmp_path: Path) -> None:
     assert {f"{name} {lacking}" for name in ("old-tuned", "old-saga")} <= set(verdict.details)
 
 
+def test_runs_without_a_config_are_not_seeds_of_one_group(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, [epoch(1), knn(1, 0.5)]) for name in ("a", "b")]
+    for path in paths:
+        (path / "config.yaml").unlink()
+    assert [group.name for group in group_runs(read_runs(paths))] == [f"unknown method, plain, {n}" for n in ("a", "b")]
+
+
 def test_group_table_is_on_the_page_of_several_seeds(tmp_path: Path) -> None:
     tuned = seeds(tmp_path, "tuned", {0: 0.40, 1: 0.50}, "fine-tuning")
     guided = seeds(tmp_path, "saga", {0: 0.45, 1: 0.56})
