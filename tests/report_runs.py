@@ -80,6 +80,13 @@ def make_run(folder: Path, records: Sequence[dict[str, Any]], **config: object) 
     return folder
 
 
+def make_arm(folder: Path, records: Sequence[dict[str, Any]], arm: str = "SAGA", /, **config: object) -> Path:
+    """Write a run of SimCLR that started from a checkpoint; ``config`` replaces values."""
+    attention = {"views": "att"} if arm == "SAGA" else None
+    phases = {"plain": {"epochs": 2}, "saga": {"epochs": 0 if arm == "plain" else 7}}
+    return make_run(folder, records, **{"method": {"name": "simclr"}, "attention": attention, **phases, **config})
+
+
 def make_table(path: Path, rows: int, box: Sequence[float] = (0.0, 0.25, 0.5, 0.5)) -> None:
     boxes = np.tile(np.asarray(box, np.float32), (rows, 1))
     replace(BoxTable.whole(rows), boxes=boxes, found=np.arange(rows) > 0).save(path)
@@ -89,11 +96,20 @@ def make_three(root: Path, classes: Sequence[str] = ("cat", "dog"), saga: str = 
     """Write the folders of a plain, a fine-tuned and a SAGA run with two renewals."""
     images = make_images(root / "data" / "train", classes)
     data = {"train": str(root / "data" / "train"), "val": None}
-    plain = make_run(root / "plain", [knn(0, 0.30), epoch(1), epoch(2), knn(2, 0.50)], data=data, seed=0)
-    tuned = make_run(root / "finetune", [knn(2, 0.50), epoch(3), knn(3, 0.60)], data=data, attention=None)
+    method, more = {"name": "simclr"}, {"saga": {"epochs": 2}}
+    plain = make_run(
+        root / "plain",
+        [knn(0, 0.30), epoch(1), epoch(2), knn(2, 0.50)],
+        data=data,
+        method=method,
+        seed=0,
+        saga={"epochs": 0},
+    )
+    records = [knn(2, 0.50), epoch(3, phase="saga"), knn(3, 0.60)]
+    tuned = make_run(root / "finetune", records, data=data, method=method, attention=None, **more)
     attention = {"views": "mixed", "score": "activation", "delta": 0.7, "period": 1}
-    records = [knn(2, 0.50), renewal(2), epoch(3), renewal(3, iou=0.5), epoch(4), knn(4, 0.63)]
-    guided = make_run(root / saga, records, data=data, attention=attention, method={"name": "simclr"})
+    records = [knn(2, 0.50), renewal(2), epoch(3, phase="saga"), renewal(3, iou=0.5), epoch(4, phase="saga")]
+    guided = make_run(root / saga, [*records, knn(4, 0.63)], data=data, method=method, attention=attention, **more)
     make_table(guided / "att" / "epoch_0002.safetensors", len(images))
     make_table(guided / "att" / "epoch_0003.safetensors", len(images), (0.25, 0.25, 0.5, 0.5))
     return [plain, tuned, guided]

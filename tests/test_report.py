@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from report_runs import Page, epoch, knn, make_images, make_run, make_table, make_three, render, renewal
+from report_runs import Page, epoch, knn, make_arm, make_images, make_run, make_table, make_three, render, renewal
 
 from saga_fast.errors import SagaError
 from saga_fast.report import gallery, plots, write_report
@@ -103,21 +103,23 @@ def test_gallery_draws_true_and_attention_boxes(html: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saga", "outcome", "headline"),
+    ("saga", "outcome", "ends"),
     [
-        (0.630, "win", "SAGA wins: saga ends 3.0 points above finetune."),
-        (0.575, "loss", "SAGA does not win: saga ends 2.5 points below finetune."),
-        (0.604, "open", "SAGA does not win: saga ends within noise of finetune (+0.4 points, noise 1.0, one seed)."),
-        (0.591, "open", "SAGA does not win: saga ends within noise of finetune (-0.9 points, noise 1.0, one seed)."),
-        (0.610, "win", "SAGA wins: saga ends 1.0 points above finetune."),
+        (0.630, "win", "3.0 points above fine-tuning (one seed)"),
+        (0.575, "loss", "2.5 points below fine-tuning (one seed)"),
+        (0.604, "open", "within noise of fine-tuning (+0.4 points, noise 1.0, one seed)"),
+        (0.591, "open", "within noise of fine-tuning (-0.9 points, noise 1.0, one seed)"),
+        (0.610, "win", "1.0 points above fine-tuning (one seed)"),
     ],
 )
-def test_verdict(saga: float, outcome: str, headline: str, tmp_path: Path) -> None:
-    tuned = make_run(tmp_path / "finetune", [knn(0, 0.3), knn(9, 0.6)])
-    guided = make_run(tmp_path / "saga", [knn(0, 0.3), knn(9, saga)], attention={"views": "att"})
+def test_verdict(saga: float, outcome: str, ends: str, tmp_path: Path) -> None:
+    tuned = make_arm(tmp_path / "tuned", [knn(0, 0.3), knn(9, 0.6)], "fine-tuning")
+    guided = make_arm(tmp_path / "saga", [knn(0, 0.3), knn(9, saga)])
     verdict = judge(read_runs([tuned, guided]))
+    headline = f"{'SAGA wins' if outcome == 'win' else 'SAGA does not win'}: SimCLR, SAGA ends {ends}."
     assert (verdict.outcome, verdict.headline) == (outcome, headline)
-    assert verdict.details[0] == "finetune: kNN top-1 30.0 % at epoch 0, 60.0 % at epoch 9 (+30.0 points)."
+    start = "SimCLR, fine-tuning (tuned): kNN top-1 30.0 % at epoch 0"
+    assert verdict.details[0] == f"{start}, 60.0 % at epoch 9 (+30.0 points)."
     page = render([tuned, guided], tmp_path / "report.html")
     assert headline in Page(page).text
     assert f"--tone:var(--{outcome})" in page
@@ -126,45 +128,40 @@ def test_verdict(saga: float, outcome: str, headline: str, tmp_path: Path) -> No
 
 def test_verdict_counts_the_images(tmp_path: Path) -> None:
     """600 images at 60 % have a standard error of 2 points: 5.5 points at 95 % for the difference of two runs."""
-    tuned = make_run(tmp_path / "finetune", [knn(9, 0.6) | {"images": 600}])
-    guided = make_run(tmp_path / "saga", [knn(9, 0.64) | {"images": 600}], attention={"views": "att"})
+    tuned = make_arm(tmp_path / "finetune", [knn(9, 0.6) | {"images": 600}], "fine-tuning")
+    guided = make_arm(tmp_path / "saga", [knn(9, 0.64) | {"images": 600}])
     verdict = judge(read_runs([tuned, guided]))
     assert verdict.outcome == "open"
-    assert "within noise of finetune (+4.0 points, noise 5.5, one seed)" in verdict.headline
+    assert "within noise of fine-tuning (+4.0 points, noise 5.5, one seed)" in verdict.headline
 
 
-def test_verdict_counts_several_saga_runs(tmp_path: Path) -> None:
-    tops = {"finetune": 0.60, "a": 0.65, "b": 0.50, "c": 0.605}
-    runs = read_runs(
-        [
-            make_run(tmp_path / name, [knn(9, top)], attention=None if name == "finetune" else {"views": "att"})
-            for name, top in tops.items()
-        ]
-    )
-    verdict = judge(runs)
-    assert verdict.headline == "SAGA does not win: 3 SAGA runs, 1 above finetune, 1 below, 1 within noise."
+def test_verdict_counts_several_saga_groups(tmp_path: Path) -> None:
+    tuned = make_arm(tmp_path / "finetune", [knn(9, 0.6)], "fine-tuning")
+    tops = {"att": 0.65, "mixed": 0.50, "union": 0.605}
+    guided = [make_arm(tmp_path / key, [knn(9, top)], attention={"views": key}) for key, top in tops.items()]
+    verdict = judge(read_runs([tuned, *guided]))
+    counts = "1 above fine-tuning, 1 below, 1 within noise"
+    assert verdict.headline == f"SAGA does not win: 3 SAGA groups, {counts}."
     assert verdict.outcome == "open"
+    assert "SimCLR, SAGA, mixed (mixed): kNN top-1 50.0 % at epoch 9; 10.0 points below" in verdict.details[2]
 
 
 def test_verdict_names_unequal_budgets(folders: list[Path]) -> None:
-    caveat = judge(read_runs(folders)).details[-1]
-    assert caveat == "saga was last evaluated at epoch 4, finetune at 3: not the same budget."
+    caveats = [line for line in judge(read_runs(folders)).details if "budget" in line]
+    assert caveats == ["saga was last evaluated at epoch 4, finetune at 3: not the same budget."]
 
 
 @pytest.mark.parametrize(
-    ("names", "evaluated", "reason"),
+    ("arms", "evaluated", "reason"),
     [
-        (("plain", "finetune"), True, "none of these runs trained with SAGA"),
-        (("plain", "saga"), True, "no run named “finetune”"),
-        (("finetune", "saga"), False, "no run named “finetune” with a kNN evaluation"),
+        (("plain", "fine-tuning"), True, "none of these runs trained with SAGA"),
+        (("plain", "SAGA"), True, "no fine-tuning run of SimCLR"),
+        (("fine-tuning", "SAGA"), False, "no kNN evaluation (backbone, k = 20) of SimCLR, SAGA"),
     ],
 )
-def test_verdict_without_a_comparison(names: Sequence[str], evaluated: bool, reason: str, tmp_path: Path) -> None:
-    records = [knn(9, 0.6)] if evaluated else [epoch(1)]
-    runs = [
-        make_run(tmp_path / name, records, attention={"views": "att"} if name == "saga" else None) for name in names
-    ]
-    verdict = judge(read_runs(runs))
+def test_verdict_without_a_comparison(arms: Sequence[str], evaluated: bool, reason: str, tmp_path: Path) -> None:
+    records = [knn(9, 0.6)] if evaluated else [epoch(3, phase="saga")]
+    verdict = judge(read_runs([make_arm(tmp_path / arm, records, arm) for arm in arms]))
     assert verdict.outcome == "none"
     assert reason in verdict.headline
     assert ("no kNN evaluation" in verdict.details[0]) != evaluated
@@ -198,7 +195,7 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     page = Page(render(runs, tmp_path / "report.html", title=HOSTILE, intro=HOSTILE))
     assert all(str(attrs["src"]).startswith("data:image/jpeg;base64,") for attrs in page.all("img"))
     assert len(page.all("img")) == 8
-    assert f"{HOSTILE}: kNN top-1" in page.text
+    assert f"SimCLR, SAGA, mixed, activation ({HOSTILE}): kNN top-1" in page.text
     assert f"{HOSTILE}/0.jpg" in page.text
     assert str(page.all("img")[0]["alt"]).startswith(f"{HOSTILE}/0.jpg with")
 

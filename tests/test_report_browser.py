@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from report_runs import knn, make_arm
 
 from saga_fast.cli import main
 from saga_fast.loaders import ImageFolder
+from saga_fast.report import write_report
 
 PROBE = """<script>addEventListener("load", () => {
   const images = [...document.images], measured = {
@@ -102,8 +104,24 @@ def test_everything_loads_and_nothing_is_logged(browser: Browser, report: Path, 
     assert (max(map(int, re.findall(r"\d+", page["paper"]))) < 64) == dark
 
 
-def test_a_phone_scrolls_vertically_only(browser: Browser, report: Path) -> None:
+@pytest.fixture(scope="module")
+def groups_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two arms with three seeds each: means and deviations in wide cells."""
+    folder = tmp_path_factory.mktemp("groups")
+    arms = {"fine-tuning": None, "SAGA": {"views": "paste", "score": "background", "region": "largest"}}
+    runs = [
+        make_arm(folder / f"{arm}-{seed}", [knn(9, 0.5 + 0.1 * seed)], arm, seed=seed, attention=attention)
+        for arm, attention in arms.items()
+        for seed in range(3)
+    ]
+    write_report(runs, folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("page_fixture", ["report", "groups_report"])
+def test_a_phone_scrolls_vertically_only(browser: Browser, page_fixture: str, request: pytest.FixtureRequest) -> None:
     """In a frame of a phone's width: Chromium's window has a larger minimum width."""
+    report: Path = request.getfixturevalue(page_fixture)
     page = report.with_name("phone.html")
     script = """<script>addEventListener("load", () => {
       const root = frames[0].document.documentElement;

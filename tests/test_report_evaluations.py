@@ -9,7 +9,6 @@ import pytest
 from report_runs import Page, epoch, make_run, make_three, render
 
 from saga_fast.errors import SagaError
-from saga_fast.report.paper import role
 from saga_fast.report.runs import read_runs
 from saga_fast.report.tables import NONE
 
@@ -42,7 +41,8 @@ def test_evaluations_are_shown(tmp_path: Path) -> None:
     assert "Linear probe moco, 100 epochs, lr 30 51.1 (90.0) - 54.4 (90.0)" in text
     assert "Linear probe moco, 100 epochs, lr 30, cached features (estimate) - 52.2 (90.0) -" in text
     assert "MoCo v2, paper 67.5 67.7 68.0" in text
-    assert "SimCLR, here" in text
+    assert "SimCLR, here 51.1 (1) ≈ 52.2 (1) - -" in text
+    assert "SimCLR, here, SAGA with mixed, activation - - - 54.4 (1)" in text
     assert "saga epoch_0002 2 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) - 2,000" in text
     assert "saga mine - 0.410 (0.309) 20.0 (10.0) 0.500 (0.300) 0.250 2,000" in text
     assert "saga 53.0 % at epoch 3, 54.4 % at epoch 4" in html
@@ -58,7 +58,7 @@ def test_the_latest_checkpoint_counts(tmp_path: Path) -> None:
     text = " ".join(Page(render([plain, tuned, guided], tmp_path / "report.html")).text.split()).replace(NONE, "-")
     assert "Linear probe moco, 100 epochs, lr 30 - 51.1 (90.0), epoch 2 54.4 (90.0)" in text
     assert "lr 30, seed 1, batch 64, weight decay 0.1 - 52.0 (90.0), epoch 2 -" in text
-    assert "SimCLR, here - - 54.4" in text
+    assert "SimCLR, here, SAGA with mixed, activation - - - 54.4 (1)" in text
 
 
 def test_pairs_belong_to_the_run_of_their_checkpoint(tmp_path: Path) -> None:
@@ -87,16 +87,3 @@ def test_unreadable_evaluations_are_named(tmp_path: Path, text: str, message: st
     (run / "eval" / "mine.json").write_text(text)
     with pytest.raises(SagaError, match=rf"mine\.json.*{message}"):
         read_runs([run])
-
-
-@pytest.mark.parametrize(
-    ("config", "column"),
-    [
-        ({"attention": None, "saga": {"epochs": 0}}, "plain"),
-        ({"attention": None, "saga": {"epochs": 60}}, "finetune"),
-        ({"attention": {"period": 10}, "saga": {"epochs": 60}}, "saga"),
-        ({"attention": {"provider": "supervised"}, "saga": {"epochs": 60}}, "supervised"),
-    ],
-)
-def test_role(tmp_path: Path, config: dict[str, Any], column: str) -> None:
-    assert role(read_runs([make_run(tmp_path / "run", [epoch(1)], **config)])[0]) == column

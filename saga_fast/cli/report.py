@@ -17,8 +17,9 @@ def add_parser(subparsers: Any) -> None:
         "report",
         help="compare training runs in one HTML file",
         description="One self-contained HTML page: accuracy by epoch, the paper's tables with rows for these runs,"
-        " boxes of each renewal, throughput, configs, and results of `saga-fast eval ... --json RUN/eval/NAME.json`. A"
-        " run folder called finetune is the baseline of the verdict.",
+        " boxes of each renewal, throughput, configs, and results of `saga-fast eval ... --json RUN/eval/NAME.json`."
+        " Runs whose configs differ in the seed only are one group; the baseline of the verdict is fine-tuning"
+        " (attention: null) of the same method.",
     )
     parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN", help="run folders, shown in this order")
     parser.add_argument(

@@ -11,6 +11,7 @@ import yaml
 
 from saga_fast.report import evaluations, plots, tables
 from saga_fast.report.gallery import make_gallery
+from saga_fast.report.group_table import group_table
 from saga_fast.report.histograms import lowest_edge
 from saga_fast.report.page import environment
 from saga_fast.report.paper import paper_tables
@@ -27,8 +28,8 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str = "saga-fast", i
     """Write one self-contained HTML page that compares training runs.
 
     Args:
-        runs: run folders, shown in this order under their folders' names. A run called ``finetune`` is the baseline of
-            the verdict.
+        runs: run folders, shown in this order under their folders' names. Their configs tell which are seeds of one
+            group, and which one SAGA is compared with: fine-tuning of the same method.
         out: the HTML file; its folder is created, and the file is written atomically.
         title: the page's heading.
         intro: a paragraph below the heading, plain text.
@@ -45,6 +46,7 @@ def _template_variables(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "verdict": judge(runs),
         "results": tables.results(runs),
+        "groups": group_table(runs),
         "settings": tables.settings(runs),
         "evaluations": evaluations.table(runs),
         "paper": paper_tables(runs),

@@ -44,11 +44,6 @@ class Run:
     evaluations: tuple[Record, ...] = ()
     """Rows of ``saga-fast eval`` in ``RUN/eval/*.json``, in alphabetical order of the files."""
 
-    @property
-    def is_saga(self) -> bool:
-        """Whether the run crops from attention boxes."""
-        return bool(self.setting("attention") or self.renewals)
-
     def setting(self, key: str) -> Any:
         """The config's value at a dotted key, None if any part of the key is missing."""
         value: Any = self.config
