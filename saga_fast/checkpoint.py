@@ -56,6 +56,11 @@ class Checkpoint:
         return checkpoint_config(self.content, self.path)
 
     @property
+    def used_boxes(self) -> bool:
+        """Whether its run has trained on attention crops; not known of runs whose start had."""
+        return self.content.get("box_table") is not None
+
+    @property
     def state(self) -> dict[str, torch.Tensor]:
         """The model's state: tensors by name. SagaError if there is none, or something else in it."""
         return _check_state(self.content.get("model"), self.path)

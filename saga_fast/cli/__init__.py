@@ -18,7 +18,10 @@ from saga_fast.runtime.exhausted import is_out_of_memory
 from saga_fast.runtime.terminal import LineFormatter, say
 from saga_fast.version import __version__
 
-COMMANDS = ["demo", "train", "build_att", "evaluate", "show_att", "report", "pack", "profile", "import_", "export"]
+COMMANDS = [
+    *("demo", "train", "configs", "build_att", "evaluate", "show_att"),
+    *("report", "pack", "profile", "import_", "export"),
+]
 """Modules of this package, imported by :func:`main`: they take seconds."""
 
 

@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=user_path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
     add_engine(parser, default="folder")
     parser.add_argument("--tiny", action="store_true", help="a few dozen images and epochs: a smoke test")
-    add_overrides(parser, text="override a value of configs/demo.yaml")
+    add_overrides(parser, text="override a value of the config demo")
     parser.set_defaults(run=run)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from saga_fast.config import TrainConfig
+from saga_fast.config_file import load_config
+from saga_fast.configs import find_config
 from saga_fast.errors import SagaError
 from saga_fast.loaders import ENGINES, LoaderOptions, Place, Source, engines_for, open_source
 from saga_fast.loaders.config import DataConfig
@@ -37,6 +41,24 @@ def user_path(text: str) -> Path:
 def user_text(text: str) -> str:
     """:func:`user_path` as a string."""
     return str(user_path(text))
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config``; :func:`chosen_config` reads it, with ``--set`` and ``--engine``."""
+    text = "YAML file, or the name of a shipped config: see saga-fast configs"
+    parser.add_argument("--config", type=user_path, required=True, metavar="C", help=text)
+
+
+def chosen_config(options: argparse.Namespace) -> TrainConfig:
+    """The config of ``--config``, with the values of ``--set`` and ``--engine``.
+
+    Raises:
+        SagaError: see :func:`find_config` and :func:`load_config`.
+    """
+    config = load_config(find_config(options.config), options.overrides)
+    if not options.engine:
+        return config
+    return replace(config, data=replace(config.data, engine=options.engine))
 
 
 def add_overrides(parser: argparse.ArgumentParser, *, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from saga_fast.checkpoint import checkpoint_config, load_model, read_checkpoint
 from saga_fast.cli.options import (
+    add_config,
     add_device,
     add_engine,
     add_loading,
@@ -20,12 +20,13 @@ from saga_fast.cli.options import (
     add_places,
     check_outputs,
     check_positive,
+    chosen_config,
     chosen_source,
     loader_options,
     user_path,
     user_text,
 )
-from saga_fast.config_file import load_config
+from saga_fast.configs import find_config
 from saga_fast.errors import SagaError
 from saga_fast.loaders import ENGINES, WholePlan, engines_for, open_loader
 from saga_fast.profile.att import AttProfile, profile_att
@@ -112,7 +113,7 @@ def _add_train(subjects: Any) -> None:
         description="Training with a config, compared with the loader alone and the step alone. No run folder is"
         " written.",
     )
-    parser.add_argument("--config", type=user_path, required=True, metavar="C", help="YAML file, see configs/")
+    add_config(parser)
     add_engine(parser, default="the config's")
     add_overrides(parser, text="override config values")
     _add_measuring(parser, seconds=10.0)
@@ -211,11 +212,8 @@ def run_att(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Measure, and print whether the loader or the step is the bottleneck."""
     check_positive(options, "seconds")
-    check_outputs([options.json], [options.config])
-    config = load_config(options.config, options.overrides)
-    if options.engine:
-        config = replace(config, data=replace(config.data, engine=options.engine))
-    rows = _print_rows(profile_train(config, seconds=options.seconds), total=3, json=options.json)
+    check_outputs([options.json], [find_config(options.config)])
+    rows = _print_rows(profile_train(chosen_config(options), seconds=options.seconds), total=3, json=options.json)
     train = rows[-1]
     say("", f"the {train['against']} is the bottleneck: training reaches {train['ratio']:.2f} of its rate")
 

@@ -7,9 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saga_fast.cli.options import add_engine, add_overrides, is_run_file, user_path, user_text
+from saga_fast.cli.options import (
+    add_config,
+    add_engine,
+    add_overrides,
+    chosen_config,
+    is_run_file,
+    user_path,
+    user_text,
+)
 from saga_fast.config import TrainConfig
-from saga_fast.config_file import load_config
 from saga_fast.demo.data import make_demo_data
 from saga_fast.errors import SagaError
 from saga_fast.runtime.distributed import barrier, is_main
@@ -25,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         description="Train an encoder: plain epochs, then epochs on crops from its own attention, with renewed boxes."
         " Also under torchrun, one process per GPU; torchrun --max-restarts needs --resume.",
     )
-    parser.add_argument("--config", type=user_path, required=True, metavar="C", help="YAML file, see configs/")
+    add_config(parser)
     parser.add_argument("--out", type=user_text, metavar="DIR", help="run folder; default: the config's 'out'")
     parser.add_argument(
         "--resume",
@@ -45,11 +52,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train, and print the path of the checkpoint."""
-    config = load_config(options.config, options.overrides)
+    config = chosen_config(options)
     if options.out:
         config = replace(config, out=options.out)
-    if options.engine:
-        config = replace(config, data=replace(config.data, engine=options.engine))
     _check_inputs(config, options.ckpt)
     if config.data.generate and is_main():
         make_demo_data(Path(config.data.train).parent, config.data.generate)

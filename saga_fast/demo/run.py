@@ -6,11 +6,11 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import load_config
+from saga_fast.configs import shipped_config
 from saga_fast.demo.data import make_demo_data
 from saga_fast.loaders import ImageFolder
 from saga_fast.loaders.engines import require_engine
@@ -53,8 +53,8 @@ def run_demo(
         SagaError: a config that training refuses, or a folder with another demo.
     """
     start = time.perf_counter()
-    configs, changes = Path(str(files("saga_fast.configs"))), [*(TINY if tiny else ()), *overrides]
-    config, plus = (load_config(configs / f"{name}.yaml", changes) for name in ("demo", "demo_plus"))
+    changes = [*(TINY if tiny else ()), *overrides]
+    config, plus = (load_config(shipped_config(name), changes) for name in ("demo", "demo_plus"))
     train_data, val_data = (str(path) for path in _data(out / "data", engine, config, progress=progress))
     config = replace(config, data=replace(config.data, engine=engine, train=train_data, val=val_data))
     arms: dict[str, TrainConfig] = {

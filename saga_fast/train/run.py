@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from saga_fast.train.provider import check_provider
 from saga_fast.train.renewal import Renewals
 from saga_fast.train.state import read_state
 from saga_fast.train.step import Training
+
+log = logging.getLogger(__name__)
 
 WHOLE_BATCH = 256
 """Largest batch of whole images in the attention pass and in evaluation: there each process takes whole batches, and
@@ -107,7 +110,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     model = _build_model(config, source)
     state = read_state(last, config, source) if exists else {}
     bad = BadImages(source, max_fraction=config.data.max_bad_fraction, known=state.get("bad_images", []))
-    _load_weights(model, state, last, ckpt)
+    _load_weights(model, state, config, ckpt)
     check_provider(config.attention, source)
     _place(model, config, device)
     training = Training(
@@ -175,11 +178,20 @@ def _build_model(config: TrainConfig, source: Source) -> Method:
     return model
 
 
-def _load_weights(model: Method, state: dict[str, Any], last: Path, ckpt: Path | None) -> None:
+def _load_weights(model: Method, state: dict[str, Any], config: TrainConfig, ckpt: Path | None) -> None:
+    """Load the weights of the resumed run, or those of ``ckpt``. Fine-tuning from SAGA epochs logs a warning."""
     if state:
-        load_weights(model, state["model"], last)
-    elif ckpt is not None:
-        load_weights(model, open_checkpoint(ckpt).state, ckpt)
+        load_weights(model, state["model"], Path(config.out) / "last.pt")
+    if state or ckpt is None:
+        return
+    checkpoint = open_checkpoint(ckpt)
+    load_weights(model, checkpoint.state, ckpt)
+    if config.attention is None and checkpoint.used_boxes and is_main():
+        log.warning(
+            "%s has SAGA epochs in it: with attention=null this run is no baseline without attention crops, start it"
+            " from a plain checkpoint (saga.epochs=0)",
+            ckpt,
+        )
 
 
 def _place(model: Method, config: TrainConfig, device: torch.device) -> None:

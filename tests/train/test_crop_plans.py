@@ -108,6 +108,25 @@ def test_ckpt_starts_the_saga_phase(finished_run: Path, tiny_yaml: Path, tmp_pat
         train(load_config(tiny_yaml, [f"out={tmp_path / 'other'}"]), ckpt=tmp_path / "none.pt")
 
 
+@pytest.mark.parametrize("saga_epochs", [0, 1])
+def test_fine_tuning_from_saga_epochs_is_a_warning(
+    saga_epochs: int, tiny_yaml: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a run is no baseline without attention crops; a plain start is, and SAGA may have any start."""
+    start = train(load_config(tiny_yaml, [f"out={tmp_path / 'start'}", f"saga.epochs={saga_epochs}", "evaluate=null"]))
+    for name, attention in {"finetune": "null", "saga": "{period: 2}"}.items():
+        caplog.clear()
+        overrides = [f"out={tmp_path / name}", f"attention={attention}", "saga.epochs=1", "evaluate=null"]
+        train(load_config(tiny_yaml, overrides), ckpt=start)
+        messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        if saga_epochs and name == "finetune":
+            assert len(messages) == 1
+            assert str(start) in messages[0]
+            assert "no baseline without attention crops, start it from a plain checkpoint" in messages[0]
+        else:
+            assert messages == []
+
+
 def test_ckpt_of_another_method_is_refused(finished_run: Path, tiny_yaml: Path, tmp_path: Path) -> None:
     with pytest.raises(SagaError, match=r"last.pt lacks key_encoder"):
         train(load_config(tiny_yaml, [f"out={tmp_path / 'run'}", MOCO]), ckpt=finished_run / "last.pt")
