@@ -1,13 +1,12 @@
 """The documentation: commands that run, references that are current, pages that build without a warning.
 
-The ``sh`` and ``python`` blocks of the pages in RUN are run in order in a scratch folder: its ``configs/demo.yaml`` has
-the numbers of ``saga-fast demo --tiny``, its ``photos/`` a few images.
+The ``sh`` and ``python`` blocks of the pages in RUN are run in order in a scratch folder: the shipped configs are those
+of ``saga-fast demo --tiny``, its ``photos/`` has a few images.
 """
 
 import importlib.util
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from saga_fast import configs
 from saga_fast.cli import main
 from saga_fast.config_file import config_to_dict, load_config
 from saga_fast.demo.run import TINY
@@ -67,8 +67,10 @@ def commands(content: str) -> list[str]:
 def scratch(make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that commands are run in."""
     (tmp_path / "configs").mkdir()
-    tiny = load_config(REPOSITORY / "configs" / "demo.yaml", TINY)
-    (tmp_path / "configs" / "demo.yaml").write_text(yaml.safe_dump(config_to_dict(tiny)))
+    for name in ("demo.yaml", "demo_plus.yaml"):
+        tiny = load_config(REPOSITORY / "configs" / name, TINY)
+        (tmp_path / "configs" / name).write_text(yaml.safe_dump(config_to_dict(tiny)))
+    monkeypatch.setattr(configs, "ROOT", tmp_path / "configs")
     make_images(tmp_path / "photos" / "train", per_class=20)
     make_images(tmp_path / "photos" / "val", seed=1)
     monkeypatch.chdir(tmp_path)
@@ -87,11 +89,8 @@ def test_commands_run(page: str, scratch: Path) -> None:
             if command in NOT_RUN:
                 continue
             program, *arguments = shlex.split(INSTEAD.get(command, command))
-            if program == "cp":
-                shutil.copy(*arguments)
-            else:
-                assert program == "saga-fast", f"neither run nor listed in NOT_RUN: {command}"
-                assert main(arguments) == 0, command
+            assert program == "saga-fast", f"neither run nor listed in NOT_RUN: {command}"
+            assert main(arguments) == 0, command
             ran += 1
     assert ran == RUN[page]
     assert any(scratch.rglob("last.pt"))

@@ -118,7 +118,7 @@ def test_fine_tuning_from_saga_epochs_is_a_warning(
         caplog.clear()
         overrides = [f"out={tmp_path / name}", f"attention={attention}", "saga.epochs=1", "evaluate=null"]
         train(load_config(tiny_yaml, overrides), ckpt=start)
-        messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        messages = [record.getMessage() for record in caplog.records if "baseline" in record.getMessage()]
         if saga_epochs and name == "finetune":
             assert len(messages) == 1
             assert str(start) in messages[0]
