@@ -55,6 +55,17 @@ def _tested(rows: StudyRows) -> list[tuple[str, str, StudyRows]]:
     return [(data, method, tested.where(data=data, method=method)) for data, method in order]
 
 
+def plates(rows: StudyRows) -> str:
+    """True boxes with ``mixed``, where the box shows background and where it does not, one seed each."""
+    lines = []
+    for data, stage in (("fashion", "screening"), ("fashion-plate", "mechanism")):
+        some = rows.where(stage=stage, data=data)
+        for arm in ("true-mixed", "saga+"):
+            gains = [points(_gain(some, arm, figure), signed=True) for figure in (accuracy, _column("probe"))]
+            lines.append([f"{SETS[data]}: {ARMS[arm].title.partition(':')[0]}", points(some.values(arm)), *gains])
+    return table(["the further epochs", "kNN", "over fine-tuning", "probe over fine-tuning"], lines)
+
+
 def supervised(rows: StudyRows) -> str:
     """An ImageNet classifier's boxes next to the recipe's and the true ones, one seed."""
     lines = []

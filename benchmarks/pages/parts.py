@@ -53,6 +53,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "claims accuracies": partial(_claims, claims.accuracies),
     "claims boxes": partial(_claims, claims.boxes),
     "claims makers": partial(_claims, claims.makers),
+    "claims plates": partial(_claims, claims.plates),
     "claims supervised": partial(_claims, claims.supervised),
     "claims budget": partial(_claims, claims.budget),
     "claims mechanism": partial(_claims, claims.mechanism),
