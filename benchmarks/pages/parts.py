@@ -52,6 +52,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "claims summary": partial(_claims, claims.summary),
     "claims accuracies": partial(_claims, claims.accuracies),
     "claims boxes": partial(_claims, claims.boxes),
+    "demo arms": lambda: claims.demo({row["name"]: row for row in rows_of("demo_arms")}),
     "claims makers": partial(_claims, claims.makers),
     "claims plates": partial(_claims, claims.plates),
     "claims supervised": partial(_claims, claims.supervised),
