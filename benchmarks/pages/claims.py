@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.pages.markdown import METHOD_NAMES, points, table
+from benchmarks.pages.markdown import METHOD_NAMES, NONE, points, table
 from benchmarks.pages.study_rows import StudyRows, accuracy, accuracy_before
 from benchmarks.study.claims import ARMS, CLAIM_SCALE, FINALS, MECHANISM
 from saga_fast.profile.figures import Row
@@ -33,6 +33,16 @@ def _last(rows: StudyRows, arm: str, column: str) -> str:
     return points([renewal[column] for renewal in renewals if renewal[column] is not None])
 
 
+def _corrected(rows: StudyRows, arm: str) -> str:
+    """Range of the agreements of successive renewals, corrected for chance, over seeds and renewals."""
+    values = []
+    for row in rows.where(arm=arm).rows:
+        for renewal in row["renewals"]:
+            if (agreement := renewal["agreement"]) is not None:
+                values.append((agreement - renewal["chance_agreement"]) / (1.0 - renewal["chance_agreement"]))
+    return f"{100 * min(values):.0f} to {100 * max(values):.0f}" if values else NONE
+
+
 def demo(rows: Mapping[str, Row]) -> str:
     """What the demo prints, in a sentence."""
     top1 = {arm: f"{100 * row['accuracy']:.1f}" for arm, row in rows.items()}
@@ -54,7 +64,7 @@ def conditions(document: Mapping[str, Any]) -> str:
     return (
         f"{scale.num_train} training and {scale.num_val} validation images of {scale.side} px, views of {scale.size}"
         f" px; {scale.plain_epochs} plain epochs, then {scale.saga_epochs} more per arm,\nD^att renewed every"
-        f" {scale.period}. {len(rows)} runs of {hours:.1f} hours on one core each of an"
+        f" {scale.period}. {len(rows)} runs, {hours:.1f} hours in all, each on one core of an"
         f" {document['hardware']['cpu'].replace('(R)', '')}, torch {document['versions']['torch']}; commit {commits}.\n"
     )
 
@@ -106,9 +116,18 @@ def summary(rows: StudyRows) -> str:
             continue
         figures = (accuracy, _column("probe"), _column("knn_both"))
         gains = [points(_gain(some, "saga+", figure), signed=True) for figure in figures]
-        true = points(_gain(some, "true", accuracy), signed=True)
+        seeds = some.by_seed("true").keys()
+        same = StudyRows([row for row in some.rows if row["seed"] in seeds])
+        true, own = (points(_gain(same, arm, accuracy), signed=True) for arm in ("true", "saga+"))
+        true += f", `saga+` {own}"
         lines.append([f"{SETS[data]}, {METHOD_NAMES[method]}", *gains, true])
-    head = ["gain of `saga+` over fine-tuning, points", "kNN", "linear probe", "kNN, whole and box", "kNN, true boxes"]
+    head = [
+        "gain of `saga+` over fine-tuning, points",
+        "kNN",
+        "linear probe",
+        "kNN, whole and box",
+        "kNN, true boxes, and `saga+` there",
+    ]
     return table(head, lines)
 
 
@@ -134,10 +153,13 @@ def boxes(rows: StudyRows) -> str:
         if not some.where(arm="saga+").rows:
             continue
         share = [row["object_share"] for row in some.where(arm="saga+").rows if "object_share" in row]
-        places = [(arm, column) for column in ("corloc", "box_area", "agreement") for arm in ("saga", "saga+")]
-        cells = [_last(some, arm, column) for arm, column in places]
+        arms = ("saga", "saga+")
+        cells = [_last(some, arm, column) for column in ("corloc", "box_area") for arm in arms]
+        cells += [_corrected(some, arm) for arm in arms]
         lines.append([f"{SETS[data]}, {METHOD_NAMES[method]}", *cells, f"{100 * share[0]:.0f}" if share else "100"])
-    heads = [f"{figure}: `{arm}`" for figure in ("CorLoc", "box area", "agreement") for arm in ("saga", "saga+")]
+    heads = [
+        f"{figure}: `{arm}`" for figure in ("CorLoc", "box area", "agreement, corrected") for arm in ("saga", "saga+")
+    ]
     head = ["%", *heads, "object in true box"]
     return table(head, lines)
 

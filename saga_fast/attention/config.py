@@ -76,11 +76,11 @@ class AttentionConfig:
     ContrastiveCrop."""
     score: Score = "pseudo_label"
     """The differentiated score: ``pseudo_label``, z^c. Two scores differentiate nothing: ``activation``, the sum over
-    the channels, and ``background``, the distance of each cell from the cells at the image's border, which wants a
-    ``delta`` of 0.5 to 0.6 (docs/study.md)."""
+    the channels, and ``background``, the difference of each cell from those cells at the image's border that it
+    resembles most, which wants a ``delta`` of 0.5 to 0.6 with region largest, 0.7 with all (docs/study.md)."""
     region: Region = "all"
     """The cells above ``delta`` that the box is put around: ``all`` of them, or the connected region with the
-    ``largest`` sum, so that two objects have no common box."""
+    ``largest`` sum, scaled by its own maximum, so that two objects have no common box."""
     mirror: bool = False
     """Average the activations with those of the mirror image: a second forward pass."""
     input_size: int | None = None

@@ -98,7 +98,8 @@ def foreground_map(activations: Sequence[Tensor]) -> Tensor:
     """
     cells = mean_activations([F.normalize(each.float(), dim=1) for each in activations])
     edges = (cells[..., 0, :], cells[..., -1, :], cells[..., 1:-1, 0], cells[..., 1:-1, -1])
-    border, cells = torch.cat(edges, dim=2), cells.flatten(2)
+    line = min(cells.shape[2:]) == 1  # whose first and last row are one
+    border, cells = cells.flatten(2) if line else torch.cat(edges, dim=2), cells.flatten(2)
     # Squared distances, without the part that a cell's distances have in common.
     distance = border.square().sum(1)[:, None] - 2.0 * torch.einsum("bcp,bce->bpe", cells, border)
     half = math.ceil(border.shape[2] / 2)
@@ -114,11 +115,13 @@ def largest_region(maps: Tensor, delta: float) -> Tensor:
     """Keep, of maps (B, u, v) in [0, 1], the connected region >= ``delta`` with the largest sum.
 
     Cells are connected by an edge. The cells around the region, below ``delta``, are kept too, so that upsampling
-    leaves its outline where it was; all remaining cells become 0. There is neither a loop over the cells nor a wait
-    for a GPU: squaring the matrix of neighbours log2(u v) times finds what is connected.
+    leaves its outline about where it was; all remaining cells become 0. A box scales its map again, so it is put around
+    what exceeds ``delta`` of the region's own maximum. There is neither a loop over the cells nor a wait for a GPU:
+    squaring the matrix of neighbours log2(u v) times finds what is connected. That takes (u v)^3 log2(u v)
+    multiplications: little for the 7 x 7 to 14 x 14 cells of a last stage, 0.1 s per image on a core for 28 x 28.
     """
     cells = maps.shape[1] * maps.shape[2]
-    images = max(1, 2**26 // cells**2)  # whose matrices take 256 MiB
+    images = max(1, 2**25 // cells**2)  # a matrix takes 128 MiB; there are two, and their neighbours as bytes
     return torch.cat([_largest_region(maps[first : first + images], delta) for first in range(0, len(maps), images)])
 
 

@@ -55,12 +55,13 @@ def run_demo(
     start = time.perf_counter()
     changes = [*(TINY if tiny else ()), *overrides]
     config, plus = (load_config(shipped_config(name), changes) for name in ("demo", "demo_plus"))
+    paper = load_config(shipped_config("demo"), ["attention.views=att", *changes])
     train_data, val_data = (str(path) for path in _data(out / "data", engine, config, progress=progress))
     config = replace(config, data=replace(config.data, engine=engine, train=train_data, val=val_data))
     arms: dict[str, TrainConfig] = {
         "plain": replace(config, attention=None, saga=replace(config.saga, epochs=0)),
         "finetune": replace(config, attention=None),
-        "saga": replace(config, attention=replace(config.attention, views="att")) if config.attention else config,
+        "saga": replace(config, attention=paper.attention),
         "saga_plus": replace(config, attention=plus.attention),
     }
     plain = out / "plain" / "last.pt"

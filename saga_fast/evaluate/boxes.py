@@ -65,7 +65,9 @@ MAX_AREA, MIN_AGREEMENT = 0.7, 0.5
 
 
 def chance_agreement(table: BoxTable) -> float:
-    """Mean IoU of the boxes with those of other images: what two tables of unrelated boxes of such sizes agree by."""
+    """Mean IoU of the boxes with those of other images: the agreement of two tables of unrelated boxes; 0 for one."""
+    if len(table) < 2:
+        return 0.0
     order = np.random.default_rng(0).permutation(len(table))
     return float(box_iou(table.boxes[order], np.roll(table.boxes[order], 1, axis=0)).mean())
 
@@ -85,10 +87,9 @@ def unhelpful(area: float, agreement: float | None, chance: float) -> str | None
         return (
             f"they cover {100 * area:.0f} % of an image on average, so that their crops are like those of whole images"
         )
-    if agreement is None:
-        return None
-    kappa = (agreement - chance) / max(1.0 - chance, 1e-9)
-    if kappa < MIN_AGREEMENT:
+    if chance > 0.999:
+        return "they are the same in all images"
+    if agreement is not None and (agreement - chance) / (1.0 - chance) < MIN_AGREEMENT:
         return (
             f"they agree little from one renewal to the next (IoU {agreement:.2f}; boxes of other images have"
             f" {chance:.2f}), so that they do not follow what is in an image"

@@ -95,7 +95,7 @@ class CropPlan:
             sees the whole image; ``union`` all views of an image or none, drawn per epoch with probability ``share``;
             ``paste`` as ``mixed``: a training step pastes view 1 onto another image's view 0, so the plan has one view
             more than the method takes (:mod:`saga_fast.train.paste`).
-        share: see ``union``.
+        share: see ``union``; for ``paste`` the probability of pasting.
         crop: ``inside``: crops of the box; ``centred``: crops as large as those of whole images, whose centres lie in
             the box (:mod:`saga_fast.loaders.centred`).
         min_side: boxes are widened about their centre to at least this fraction of the image's side.
@@ -126,8 +126,8 @@ class CropPlan:
             raise ValueError(f"crop must be 'inside' or 'centred', got {self.crop!r}")
         if not 0.0 <= self.min_side <= 1.0:
             raise ValueError(f"min_side must be in [0, 1], got {self.min_side}")
-        sees_box = self.num_views > 1 or (self.more and self.views == "mixed")
-        if self.table is not None and self.views in ("mixed", "paste") and not sees_box:
+        has_box = self.num_views > 1 or (self.more and self.views == "mixed")
+        if self.table is not None and self.views in ("mixed", "paste") and not has_box:
             raise ValueError(f"views {self.views!r} needs two views, and there is one, which would never see its box")
 
     @property

@@ -26,7 +26,8 @@ def paste_views(views: Tensor, index: Tensor, *, seed: int, epoch: int, share: f
     Args:
         views: a crop of the whole image, then attention crops; augmented and normalised.
         index: (B,) int64, which with ``seed`` and ``epoch`` determines size and place. The image below is the one
-            before it in the batch of this process, which depends on the number of processes.
+            before it in the batch of this process, which depends on the number of processes; in a batch of one image
+            it is the image itself.
         share: probability that an image's view 0 is pasted.
     """
     wide, crop, size = views[:, 0], views[:, 1], views.shape[-1]

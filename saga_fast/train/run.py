@@ -173,7 +173,7 @@ def _build_model(config: TrainConfig, source: Source) -> Method:
     single_view = model.num_views == 1 and not model.more_views
     if single_view and config.attention is not None and config.attention.views == "mixed":
         raise SagaError(
-            f"attention.views=mixed needs two views, and method {config.method.name} has one: set att or union"
+            f"attention.views=mixed needs two views, and method {config.method.name} has one: set att, union or paste"
         )
     return model
 

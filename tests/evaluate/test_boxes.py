@@ -208,6 +208,10 @@ def test_boxes_that_will_not_help() -> None:
     assert "do not follow what is in an image" in (reason(found, placed(0.5)) or "")
     assert "like those of whole images" in (reason(None, wide) or "")
     assert "like those of whole images" in (reason(wide, wide) or "")
+    same = make_table([[0.2, 0.2, 0.3, 0.3]] * 9, dataset="")
+    assert reason(same, same) == "they are the same in all images"
+    one = make_table([[0.2, 0.2, 0.3, 0.3]], dataset="")
+    assert reason(one, one) is None
 
 
 def test_chance_agreement_is_that_of_shuffled_boxes() -> None:
