@@ -13,7 +13,7 @@ import torch
 from benchmarks.pages import study as tables
 from benchmarks.pages.markdown import points
 from benchmarks.pages.results import RESULTS
-from benchmarks.pages.study_findings import predictions, summary
+from benchmarks.pages.study_findings import predictions
 from benchmarks.pages.study_rows import StudyRows
 from benchmarks.study import __main__ as study
 from benchmarks.study import boxes, plots
@@ -161,7 +161,7 @@ def test_box_makers(made: tuple[Path, Path]) -> None:
 
 SECTIONS = (
     *(tables.screening, tables.finals, tables.corlocs, tables.added, tables.sizes, tables.boxes, tables.momentum),
-    *(predictions, summary),
+    predictions,
 )
 
 

@@ -131,6 +131,16 @@ def summary(rows: StudyRows) -> str:
     return table(head, lines)
 
 
+def gains(rows: StudyRows) -> str:
+    """README's short form: mean gains of kNN and of the linear probe, by set and method."""
+    lines = []
+    for data, method, some in _tested(rows):
+        if data != "fashion-plate":
+            cells = [points(_gain(some, "saga+", figure), signed=True) for figure in (accuracy, _column("probe"))]
+            lines.append([f"{SETS[data]}, {METHOD_NAMES[method]}", *cells])
+    return table(["`saga+` over fine-tuning, points", "kNN", "linear probe"], lines)
+
+
 def accuracies(rows: StudyRows) -> str:
     """kNN and linear accuracies of the arms on whole images."""
     lines = []

@@ -49,6 +49,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "study momentum": partial(_study, study.momentum),
     "study predictions": partial(_study, study_findings.predictions),
     "claims conditions": lambda: claims.conditions(document("claims")),
+    "claims gains": partial(_claims, claims.gains),
     "claims summary": partial(_claims, claims.summary),
     "claims accuracies": partial(_claims, claims.accuracies),
     "claims boxes": partial(_claims, claims.boxes),

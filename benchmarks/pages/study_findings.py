@@ -1,4 +1,4 @@
-"""The results of the study's predictions, and README's summary."""
+"""The results of the first study's predictions."""
 
 from __future__ import annotations
 
@@ -55,14 +55,3 @@ def predictions(rows: StudyRows) -> str:
         ],
     ]
     return table(["prediction", "measured, points of kNN"], lines)
-
-
-def summary(rows: StudyRows) -> str:
-    """README's rows: gains over fine-tuning."""
-    lines = []
-    for method in METHODS:
-        some = rows.where(stage="finals", method=method)
-        gains = [some.gain(arm) for arm in ("saga", "shuffled", "saga+", "true")]
-        lines.append([METHOD_NAMES[method], *(points(gain, signed=True) for gain in gains)])
-    head = ["kNN over fine-tuning, points", "`saga`", "shuffled boxes", "`saga+`", "true boxes"]
-    return table(head, lines)
