@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean, stdev
 
+from saga_fast.report.groups import NAMES
+
 NONE = "-"
-METHOD_NAMES = {
-    "simclr": "SimCLR",
-    "moco": "MoCo",
-    "mocov2": "MoCo v2",
-    "insdis": "InsDis",
-    "pirl": "PIRL",
-    "cmc": "CMC",
-    "invspread": "Inv. Spread",
-}
+METHOD_NAMES = NAMES
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
