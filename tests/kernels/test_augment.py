@@ -9,6 +9,7 @@ import pytest
 import skimage.data
 import torch
 import torchvision.transforms.v2.functional as F
+from PIL import Image, ImageOps
 
 from saga_fast.kernels import PHOTOMETRIC_FIELDS, PhotometricRecipe, augment, sample_photometrics
 
@@ -241,6 +242,19 @@ def test_a_view_does_not_depend_on_its_batch() -> None:
     whole = augment(views, parameters, MEAN, STD)
     np.testing.assert_array_equal(augment(views[::-1, ::-1], parameters[::-1, ::-1], MEAN, STD), whole[::-1, ::-1])
     np.testing.assert_array_equal(augment(views[3:4, 1:], parameters[3:4, 1:], MEAN, STD), whole[3:4, 1:])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_solarize_is_pillows_and_torchvisions(impl: str) -> None:
+    """All 256 levels, with the threshold 128 that they apply to bytes: 0.5 lies between 127 and 128."""
+    views = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 1, 16, 16, 3)
+    recipe = PhotometricRecipe(solarize=1.0)
+    parameters = sample_photometrics(recipe, 0, 0, np.arange(1), 1)
+    augmented = augment(views, parameters, (0.0,) * 3, (1.0,) * 3, impl=impl)
+    pillow = np.asarray(ImageOps.solarize(Image.fromarray(views[0, 0]), threshold=128)).transpose(2, 0, 1)
+    torchvision = F.solarize(torch.from_numpy(views[0, 0]).permute(2, 0, 1), 128)
+    np.testing.assert_array_equal(pillow, torchvision.numpy())
+    np.testing.assert_allclose(255.0 * augmented[0, 0], pillow, rtol=0.0, atol=1e-4)
 
 
 def test_strided_views() -> None:

@@ -68,6 +68,18 @@ def test_numba_equals_reference(recipe: PhotometricRecipe) -> None:
 
 
 @pytest.mark.parametrize("impl", ["numba", "reference"])
+def test_a_recipe_per_view(impl: str) -> None:
+    """Each view has the parameters that it has where all views share its recipe."""
+    recipes = [RECIPE, PhotometricRecipe(solarize=1.0, blur=0.5, blur_kernel=7), RECIPE]
+    drawn = sample_photometrics(recipes, 5, 2, np.arange(101), 3, impl=impl)
+    for view, recipe in enumerate(recipes):
+        shared = sample_photometrics(recipe, 5, 2, np.arange(101), 3, impl=impl)
+        np.testing.assert_array_equal(drawn[:, view], shared[:, view])
+    with pytest.raises(ValueError, match="a recipe per view, got 3 recipes for 2 views"):
+        sample_photometrics(recipes, 5, 2, np.arange(4), 2, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["numba", "reference"])
 def test_a_neutral_recipe_changes_nothing(impl: str) -> None:
     drawn = sample_photometrics(PhotometricRecipe(), 0, 0, np.arange(101), 2, impl=impl)
     neutral = dict.fromkeys(PHOTOMETRIC_FIELDS, 0.0) | {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0}

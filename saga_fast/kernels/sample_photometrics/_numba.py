@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,14 @@ from saga_fast.kernels.sample_photometrics.fields import (
     ORDER,
     PHOTOMETRIC_FIELDS,
     SOLARIZE,
-    recipe_to_array,
+    recipes_to_array,
 )
 from saga_fast.kernels.sample_photometrics.recipe import PhotometricRecipe
 
 
 @jit()
 def _sample(r: Any, seed: Any, epoch: Any, index: Any, view: Any, out: Any) -> None:
-    """Draw the parameters of one view; ``r`` is the recipe as :func:`recipe_to_array` returns it."""
+    """Draw the parameters of one view; ``r`` is a row of :func:`recipes_to_array`."""
     flip, jitter, grayscale, blur = uniforms(seed, epoch, index, view, PHOTOMETRIC, 0)
     out[FLIP] = 1.0 if flip < r[0] else 0.0
     for i in range(4):
@@ -54,14 +55,12 @@ def _sample(r: Any, seed: Any, epoch: Any, index: Any, view: Any, out: Any) -> N
 def _sample_photometrics(r: Any, seed: Any, epoch: Any, indices: Any, out: Any) -> None:
     for n in prange(out.shape[0]):
         for view in range(out.shape[1]):
-            _sample(r, seed, epoch, indices[n], view, out[n, view])
+            _sample(r[view], seed, epoch, indices[n], view, out[n, view])
 
 
-def sample_photometrics_numba(
-    recipe: PhotometricRecipe, seed: int, epoch: int, indices: NDArray, num_views: int
-) -> NDArray:
+def sample_photometrics_numba(recipes: Sequence[PhotometricRecipe], seed: int, epoch: int, indices: NDArray) -> NDArray:
     """See :func:`saga_fast.kernels.sample_photometrics`."""
-    out = np.empty((len(indices), num_views, len(PHOTOMETRIC_FIELDS)), np.float32)
+    out = np.empty((len(indices), len(recipes), len(PHOTOMETRIC_FIELDS)), np.float32)
     with PARALLEL_LOCK:
-        _sample_photometrics(recipe_to_array(recipe), np.uint64(seed), epoch, indices, out)
+        _sample_photometrics(recipes_to_array(recipes), np.uint64(seed), epoch, indices, out)
     return out

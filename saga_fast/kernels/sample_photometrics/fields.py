@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from saga_fast.kernels._dispatch import NDArray
@@ -35,26 +37,28 @@ def check_blur(photometrics: NDArray, side: int) -> None:
         raise ValueError(f"blur_radius must be less than the view side {side} px, got {radius.max():.0f}")
 
 
-def recipe_to_array(recipe: PhotometricRecipe) -> NDArray:
-    """Return the recipe as (17,) float64, in the order that the Numba sampler reads."""
-    return np.array(
-        [
-            recipe.flip,
-            recipe.jitter,
-            recipe.grayscale,
-            recipe.blur,
-            max(0.0, 1.0 - recipe.brightness),
-            1.0 + recipe.brightness,
-            max(0.0, 1.0 - recipe.contrast),
-            1.0 + recipe.contrast,
-            max(0.0, 1.0 - recipe.saturation),
-            1.0 + recipe.saturation,
-            recipe.hue,
-            2.0 if recipe.grayscale_first else 1.0,
-            recipe.blur_sigma[0],
-            recipe.blur_sigma[1],
-            recipe.blur_kernel // 2,
-            recipe.solarize,
-            recipe.solarize_threshold,
-        ]
-    )
+def recipes_to_array(recipes: Sequence[PhotometricRecipe]) -> NDArray:
+    """Return the recipes of V views as (V, 17) float64, each in the order that the Numba sampler reads."""
+    return np.array([_numbers(recipe) for recipe in recipes])
+
+
+def _numbers(recipe: PhotometricRecipe) -> list[float]:
+    return [
+        recipe.flip,
+        recipe.jitter,
+        recipe.grayscale,
+        recipe.blur,
+        max(0.0, 1.0 - recipe.brightness),
+        1.0 + recipe.brightness,
+        max(0.0, 1.0 - recipe.contrast),
+        1.0 + recipe.contrast,
+        max(0.0, 1.0 - recipe.saturation),
+        1.0 + recipe.saturation,
+        recipe.hue,
+        2.0 if recipe.grayscale_first else 1.0,
+        recipe.blur_sigma[0],
+        recipe.blur_sigma[1],
+        recipe.blur_kernel // 2,
+        recipe.solarize,
+        recipe.solarize_threshold,
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from saga_fast.kernels._dispatch import NDArray
@@ -25,11 +27,12 @@ def between(low: float, high: float, u: float) -> float:
 
 
 def sample_photometrics_reference(
-    recipe: PhotometricRecipe, seed: int, epoch: int, indices: NDArray, num_views: int
+    recipes: Sequence[PhotometricRecipe], seed: int, epoch: int, indices: NDArray
 ) -> NDArray:
     """See :func:`saga_fast.kernels.sample_photometrics`."""
-    out = np.empty((len(indices), num_views, len(PHOTOMETRIC_FIELDS)), np.float32)
-    for n, view in np.ndindex(len(indices), num_views):
+    out = np.empty((len(indices), len(recipes), len(PHOTOMETRIC_FIELDS)), np.float32)
+    for n, view in np.ndindex(len(indices), len(recipes)):
+        recipe = recipes[view]
         event_u, factor_u, order_u, solarize_u = (
             uniforms_reference(seed, epoch, int(indices[n]), view, PHOTOMETRIC, block) for block in range(4)
         )
