@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saga_fast.kernels import bank_logits
 from saga_fast.methods.heads import check_count, check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.methods.momentum import check_momentum
 from saga_fast.models.encoder import Encoder
 from saga_fast.runtime.distributed import gather, local_rows, world_size
 
@@ -40,8 +41,7 @@ class BankConfig(MethodConfig):
         check_count("negatives", self.negatives)
         check_temperature(self.temperature)
         check_widths(self.projection_dim, None)
-        if not 0.0 <= self.bank_momentum < 1.0:
-            raise ValueError(f"bank_momentum must be in [0, 1), got {self.bank_momentum}")
+        check_momentum("bank_momentum", self.bank_momentum)
 
 
 class BankMethod(Method):

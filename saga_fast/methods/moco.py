@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from saga_fast.methods.heads import check_count, check_temperature, check_widths
 from saga_fast.methods.method import Method, MethodConfig, StepOutput
+from saga_fast.methods.momentum import average_of, check_momentum, move_averages
 from saga_fast.models.encoder import Encoder, EncoderConfig
 from saga_fast.models.precision import autocast
 from saga_fast.models.sync_batchnorm import is_local_batchnorm
@@ -33,8 +33,7 @@ class MoCoConfig(MethodConfig):
         check_temperature(self.temperature)
         check_widths(self.projection_dim, None)
         check_count("queue_size", self.queue_size)
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
+        check_momentum("momentum", self.momentum)
 
     def new_projector(self, dim: int) -> nn.Module:
         """A new projector g for an encoder with ``dim`` outputs."""
@@ -56,8 +55,8 @@ class MoCo(Method):
         super().__init__(config, Encoder(encoder))
         self.temperature, self.momentum = config.temperature, config.momentum
         self.projector = config.new_projector(self.encoder.dim)
-        self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.key_encoder = average_of(self.encoder)
+        self.key_projector = average_of(self.projector)
         self.register_buffer("queue", F.normalize(torch.randn(config.queue_size, config.projection_dim), dim=1))
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.int64))
         self._keys: Tensor | None = None
@@ -67,7 +66,8 @@ class MoCo(Method):
         query = F.normalize(self.projector(self.encoder(views[:, 0])).float(), dim=1)
         with torch.no_grad():
             if self.training:
-                self._update_key_encoder()
+                keys, queries = (self.key_encoder, self.key_projector), (self.encoder, self.projector)
+                move_averages(keys, queries, self.momentum)
             key = self._keys_of(views[:, 1])
         positive = (query * key).sum(1, keepdim=True)
         with autocast(query.device, "fp32"):  # 16 bits are for the networks, not for the loss
@@ -100,9 +100,3 @@ class MoCo(Method):
             views = gather(views)[local_rows(order)]
         keys = F.normalize(self.key_projector(self.key_encoder(views)).float(), dim=1)
         return local_rows(gather(keys)[order.argsort()]) if shuffling else keys
-
-    def _update_key_encoder(self) -> None:
-        """Move the key encoder's parameters towards the query encoder's; batch-norm statistics are not averaged."""
-        keys: list[Tensor] = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
-        queries: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
-        torch._foreach_lerp_(keys, queries, 1.0 - self.momentum)
