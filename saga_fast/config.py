@@ -75,6 +75,8 @@ class TrainConfig:
     encoder: EncoderConfig = EncoderConfig()
     crop: CropConfig = CropConfig()
     photometric: PhotometricRecipe = PhotometricRecipe()
+    second_photometric: PhotometricRecipe | None = None
+    """That of the second view, where the two views are augmented differently (BYOL, DINO); null: the same."""
     batch_size: int = 256
     """Images per step over all processes, whose number must divide it."""
     sync_batchnorm: bool | None = None
@@ -108,6 +110,10 @@ class TrainConfig:
             raise ValueError(f"skip_nonfinite must not be negative, got {self.skip_nonfinite}")
         if self.plain.epochs + self.saga.epochs < 1:
             raise ValueError("plain.epochs + saga.epochs must be at least 1")
+
+    def recipes(self, num_views: int) -> list[PhotometricRecipe]:
+        """The photometric recipe of each of a method's main views."""
+        return [self.photometric, *[self.second_photometric or self.photometric] * (num_views - 1)]
 
     @property
     def attention_pass(self) -> AttentionPass:

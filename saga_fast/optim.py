@@ -22,6 +22,8 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Momentum of SGD and LARS; first beta of AdamW."""
     weight_decay: float = 1e-4
+    clip_gradient: float | None = None
+    """Largest norm of a parameter's gradient; a larger gradient is scaled down to it (DINO). null: not clipped."""
     decay_norm_and_bias: bool = True
     """False: no weight decay and no LARS adaptation of batch norm and biases (SimCLR)."""
 
@@ -30,6 +32,8 @@ class OptimizerConfig:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if not 0.0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.clip_gradient is not None and not 0.0 < self.clip_gradient < math.inf:
+            raise ValueError(f"clip_gradient must be positive and finite, got {self.clip_gradient}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class PhaseConfig:
     milestones: tuple[int, ...] = ()
     """Epochs of this phase after which the rate is multiplied by ``gamma``."""
     gamma: float = 0.1
+    weight_decay: tuple[float, float] | None = None
+    """Weight decay at the phase's beginning and end, along a cosine in between (DINO); null: the optimiser's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.epochs <= MAX_EPOCHS:
@@ -60,6 +66,8 @@ class PhaseConfig:
             raise ValueError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
         if self.schedule == "step" and not self.milestones:
             raise ValueError("schedule step needs milestones")
+        if self.weight_decay is not None and not all(0.0 <= decay < math.inf for decay in self.weight_decay):
+            raise ValueError(f"weight_decay must be two numbers from 0 up, got {list(self.weight_decay)}")
 
 
 def learning_rate(phase: PhaseConfig, epochs: float) -> float:
@@ -71,7 +79,38 @@ def learning_rate(phase: PhaseConfig, epochs: float) -> float:
     if phase.schedule == "step":
         return phase.lr * phase.gamma ** sum(epochs >= milestone for milestone in phase.milestones)
     done = (epochs - phase.warmup_epochs) / max(phase.epochs - phase.warmup_epochs, 1e-12)
-    return phase.final_lr + 0.5 * (phase.lr - phase.final_lr) * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return _cosine(phase.lr, phase.final_lr, done)
+
+
+def weight_decay(config: OptimizerConfig, phase: PhaseConfig, epochs: float) -> float:
+    """The weight decay after ``epochs`` epochs of the phase; fractions are steps within an epoch."""
+    if phase.weight_decay is None:
+        return config.weight_decay
+    first, last = phase.weight_decay
+    return _cosine(first, last, epochs / phase.epochs)
+
+
+def _cosine(first: float, last: float, done: float) -> float:
+    return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def set_schedules(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, phase: PhaseConfig, epochs: float
+) -> float:
+    """Set an optimiser's learning rate and weight decay for a step, and return the learning rate."""
+    rate = learning_rate(phase, epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.param_groups[0]["weight_decay"] = weight_decay(config, phase, epochs)  # the second group has none
+    return rate
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, limit: float) -> None:
+    """Scale each parameter's gradient down to the norm ``limit``, as DINO's code does; no wait for a GPU."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    for gradient, norm in zip(gradients, torch._foreach_norm(gradients), strict=True):
+        gradient.mul_((limit / norm).clamp_max(1.0))
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -67,7 +67,8 @@ class AttentionConfig:
     quarter of the remaining ones in turn (docs/renewal.md)."""
     views: Views = "att"
     """Views that are attention crops: all (``att``), all but the first (``mixed``), or all or none (``union``).
-    ``paste``: all but the first, which is an attention crop pasted onto another image, or as with ``mixed``."""
+    ``paste``: all but the first, which is an attention crop pasted onto another image, or as with ``mixed``. DINO with
+    local views: ``mixed`` leaves both global views whole, ``paste`` the second one."""
     share: float = 0.5
     """Probability, per image and epoch: ``union``, that the views are attention crops; ``paste``, that the first is
     pasted."""

@@ -112,7 +112,7 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
         similarities = pair_similarities(
             frozen,
             loader,
-            config.photometric,
+            config.recipes(2),
             images=options.images,
             layer=options.layer,
             seed=options.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ BINS = 80
 def pair_similarities(
     frozen: FrozenModel,
     loader: Loader,
-    recipe: PhotometricRecipe,
+    recipe: PhotometricRecipe | Sequence[PhotometricRecipe],
     *,
     images: int | None = None,
     layer: Layer = "projector",
@@ -35,7 +36,7 @@ def pair_similarities(
     Args:
         frozen: the model; with several branches (CMC) the mean of their similarities is taken.
         loader: two views per image (:class:`saga_fast.loaders.CropPlan`).
-        recipe: photometric augmentation of both views, as in training.
+        recipe: photometric augmentation of both views, or of each one, as in training.
         images: stop after this number of images; default: all.
         layer: the features to compare: z, which the loss compares, or h.
         seed: of the augmentation.

@@ -91,10 +91,11 @@ class CropPlan:
         scale: range of a crop's area over its box's area; over the image's where crops are ``centred``.
         ratio: range of a crop's width over its height.
         table: D^att, or None to crop from whole images.
-        views: which views are cropped from the box (DESIGN 1): ``att`` all of them; ``mixed`` all but view 0, which
-            sees the whole image; ``union`` all views of an image or none, drawn per epoch with probability ``share``;
-            ``paste`` as ``mixed``: a training step pastes view 1 onto another image's view 0, so the plan has one view
-            more than the method takes (:mod:`saga_fast.train.paste`).
+        views: which views are cropped from the box (DESIGN 1): ``att`` all of them; ``mixed`` all but the first
+            ``whole_views``, which see the whole image; ``union`` all views of an image or none, drawn per epoch with
+            probability ``share``; ``paste`` as ``mixed``: a training step pastes view 1 onto another image's view 0, so
+            the plan has one view more than the method takes (:mod:`saga_fast.train.paste`).
+        whole_views: see ``mixed``.
         share: see ``union``; for ``paste`` the probability of pasting.
         crop: ``inside``: crops of the box; ``centred``: crops as large as those of whole images, whose centres lie in
             the box (:mod:`saga_fast.loaders.centred`).
@@ -112,6 +113,7 @@ class CropPlan:
     ratio: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0)
     table: BoxTable | None = None
     views: Views = "att"
+    whole_views: int = 1
     share: float = 0.5
     crop: Crop = "inside"
     min_side: float = 0.0
@@ -126,7 +128,10 @@ class CropPlan:
             raise ValueError(f"crop must be 'inside' or 'centred', got {self.crop!r}")
         if not 0.0 <= self.min_side <= 1.0:
             raise ValueError(f"min_side must be in [0, 1], got {self.min_side}")
-        has_box = self.num_views > 1 or (self.more and self.views == "mixed")
+        if not 1 <= self.whole_views <= self.num_views:
+            raise ValueError(f"whole_views must be in 1 to num_views {self.num_views}, got {self.whole_views}")
+        has_box = self.num_views > (self.whole_views if self.views == "mixed" else 1)
+        has_box |= bool(self.more) and self.views == "mixed"
         if self.table is not None and self.views in ("mixed", "paste") and not has_box:
             raise ValueError(f"views {self.views!r} needs two views, and there is one, which would never see its box")
 
@@ -147,6 +152,8 @@ class CropPlan:
             boxes[:] = attention[:, None]
         elif self.views in ("mixed", "paste"):
             boxes[:, 1:] = attention[:, None]
+            pasted = int(self.views == "paste")  # view 1 is pasted onto view 0
+            boxes[:, 1 + pasted : self.whole_views + pasted] = WHOLE
         else:
             chosen = draw(self.seed, epoch, indices, purpose=SHARE)[:, 0] < self.share
             boxes[chosen] = attention[chosen, None]

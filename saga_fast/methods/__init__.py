@@ -9,7 +9,7 @@ from saga_fast.methods.bank import BankMethod, num_bank_rows
 from saga_fast.methods.cmc import CMC
 from saga_fast.methods.insdis import InsDis
 from saga_fast.methods.invspread import InvSpread
-from saga_fast.methods.method import Branch, Method, MethodConfig, StepOutput, ViewGroup
+from saga_fast.methods.method import Branch, Method, MethodConfig, Progress, StepOutput, ViewGroup
 from saga_fast.methods.moco import MoCo
 from saga_fast.methods.mocov2 import MoCoV2
 from saga_fast.methods.pirl import PIRL
@@ -33,6 +33,7 @@ __all__ = [
     "Branch",
     "Method",
     "MethodConfig",
+    "Progress",
     "StepOutput",
     "ViewGroup",
     "build_method",

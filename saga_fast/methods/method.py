@@ -42,6 +42,16 @@ class ViewGroup:
     photometric: PhotometricRecipe = field(default_factory=PhotometricRecipe)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The place of a training step in its run, for schedules."""
+
+    epochs: float = 0.0
+    """Epochs of the run that are finished before the step; fractions are steps within an epoch."""
+    phase: float = 0.0
+    """Fraction of the phase's steps that are finished before the step, in [0, 1)."""
+
+
 class Branch(NamedTuple):
     """One encoder and projector of a method, and the encoder's input."""
 
@@ -57,8 +67,8 @@ class Method(nn.Module):
     """A contrastive method: an encoder f, a projector g with z = g(f(x)) before any L2 normalisation, and a loss.
 
     Subclasses take ``(config, encoder: EncoderConfig)``, and subclasses of :class:`~saga_fast.methods.bank.BankMethod`
-    also the number of images. They implement :meth:`forward`, and :meth:`after_step` if they keep a queue or a bank.
-    ``state_dict()`` holds everything that a resumed run needs.
+    also the number of images. They implement :meth:`forward`, and :meth:`after_step` if they keep a queue, a bank or a
+    moving average. ``state_dict()`` holds everything that a resumed run needs.
 
     Under torchrun each process has a part of the batch and the same random state. Negatives are gathered from all
     processes (:func:`saga_fast.runtime.distributed.gather_with_gradient`), the loss is the mean over the local images,
@@ -70,6 +80,10 @@ class Method(nn.Module):
         projector: g.
         num_views: main views per image that :meth:`forward` takes.
         more_views: groups of further views, passed to :meth:`forward` in this order after its first two arguments.
+        whole_views: main views that are crops of the whole image with ``attention.views: mixed``; all remaining views
+            are then attention crops.
+        progress: the place of the current step in the run, set before each step. A method's own schedules begin anew
+            with each phase, as the learning rate's does, or count the epochs of the run.
         trainable: whether :meth:`forward` returns a loss; False for a classifier that is used for its attention only.
         method: the method's name, its key in ``METHODS``.
         sync_batchnorm: whether batch norm covers the whole batch by default, as in the method's paper.
@@ -80,6 +94,8 @@ class Method(nn.Module):
     trainable: ClassVar[bool] = True
     sync_batchnorm: ClassVar[bool] = False
     more_views: tuple[ViewGroup, ...] = ()
+    whole_views: int = 1
+    progress: Progress = Progress()
     projector: nn.Module
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
@@ -101,8 +117,11 @@ class Method(nn.Module):
     def begin_epoch(self, seed: int, epoch: int) -> None:
         """Set the key of the method's counter-based draws; called before each training epoch."""
 
+    def after_backward(self) -> None:
+        """Change the step's gradients, or remove those of frozen parameters; called before each optimiser step."""
+
     def after_step(self) -> None:
-        """Update queues and banks with the step's features; called after each optimiser step."""
+        """Update queues, banks and moving averages; called after each optimiser step."""
 
     def branches(self, images: Tensor) -> tuple[Branch, ...]:
         """The encoders and projectors whose z the loss compares, with their inputs: one, for CMC two.

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import Batch, Loader
-from saga_fast.methods import StepOutput
-from saga_fast.optim import PhaseConfig, learning_rate
+from saga_fast.methods import Progress, StepOutput
+from saga_fast.optim import PhaseConfig, learning_rate, set_schedules
 from saga_fast.runtime.distributed import gather, mean
 from saga_fast.train.step import Training, Undo, backward_step, is_finite, update_step
 from saga_fast.train.steps import NonFiniteLossError, Steps
@@ -95,9 +95,9 @@ def train_epoch(
     )
     for batch in bar:
         steps.waited += time.perf_counter() - mark
-        rate = learning_rate(at.phase, at.phase_epoch + steps.done / count)
-        for group in training.optimizer.param_groups:
-            group["lr"] = rate
+        epochs = at.phase_epoch + steps.done / count
+        rate = set_schedules(training.optimizer, config.optimizer, at.phase, epochs)
+        model.progress = Progress(epochs=at.epoch + steps.done / count, phase=epochs / at.phase.epochs)
         if undo:
             undo.save()
         output = backward_step(training, batch, at.epoch)

@@ -30,4 +30,13 @@ def crop_plan(config: TrainConfig, model: Method, table: BoxTable | None = None)
     if table is None or a is None:
         return plan
     count = plan.num_views + (a.views == "paste")
-    return replace(plan, num_views=count, table=table, views=a.views, share=a.share, crop=a.crop, min_side=a.min_side)
+    return replace(
+        plan,
+        num_views=count,
+        table=table,
+        views=a.views,
+        whole_views=model.whole_views,
+        share=a.share,
+        crop=a.crop,
+        min_side=a.min_side,
+    )

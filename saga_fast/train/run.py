@@ -170,6 +170,10 @@ def _build_model(config: TrainConfig, source: Source) -> Method:
             f"method {config.method.name} cannot be trained: it is a classifier whose attention gives boxes,"
             " see saga-fast build-att"
         )
+    if config.second_photometric is not None and model.num_views == 1:
+        raise SagaError(
+            f"second_photometric needs a method with two views, and {config.method.name} has one: set it to null"
+        )
     single_view = model.num_views == 1 and not model.more_views
     if single_view and config.attention is not None and config.attention.views == "mixed":
         raise SagaError(

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from saga_fast.config import TrainConfig
-from saga_fast.kernels import sample_photometrics
+from saga_fast.kernels import PhotometricRecipe, sample_photometrics
 from saga_fast.loaders import Batch
 from saga_fast.methods import Method, StepOutput
 from saga_fast.models.precision import autocast, normalize_views
+from saga_fast.optim import clip_gradients
 from saga_fast.runtime.device import to_device
 from saga_fast.runtime.distributed import broadcast_tensors, mean
 from saga_fast.train.paste import paste_views
@@ -76,7 +77,9 @@ def views_of_batch(training: Training, batch: Batch, epoch: int) -> list[Tensor]
     and a box table, view 0 is made of two (:func:`paste_views`).
     """
     config, model = training.config, training.model
-    groups = [(batch.views, config.photometric)]
+    recipes = config.recipes(model.num_views)
+    recipes = [recipes[0]] * (batch.views.shape[1] - model.num_views) + recipes  # ``paste`` has one view more
+    groups: list[tuple[Tensor, PhotometricRecipe | list[PhotometricRecipe]]] = [(batch.views, recipes)]
     groups += [(views, group.photometric) for views, group in zip(batch.more, model.more_views, strict=True)]
     result, first = [], 0
     for views, recipe in groups:
@@ -110,7 +113,11 @@ def backward_step(training: Training, batch: Batch, epoch: int) -> StepOutput:
 
 
 def update_step(training: Training) -> None:
-    """Update the parameters by their gradient, then the method's queues and banks."""
+    """Update the parameters by their gradient, then the method's queues, banks and averages."""
+    if (limit := training.config.optimizer.clip_gradient) is not None:
+        training.scaler.unscale_(training.optimizer)
+        clip_gradients(training.model, limit)
+    training.model.after_backward()
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.model.after_step()

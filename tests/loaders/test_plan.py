@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from saga_fast.loaders import BoxTable, CropPlan, WholePlan
-from saga_fast.loaders.plan import Views
+from saga_fast.loaders.plan import MoreViews, Views
 
 NDArray = npt.NDArray[Any]
 WHOLE = np.array([0, 0, 1, 1], np.float32)
@@ -104,6 +104,22 @@ def test_mixed_crops_all_views_but_the_first_from_the_box(num_views: int) -> Non
     plain = plan(table=None, num_views=num_views).windows(4, INDICES, SIZES)
     np.testing.assert_array_equal(windows[:, 0], plain[:, 0])
     np.testing.assert_array_equal(windows[:, 1:], plan(num_views=num_views).windows(4, INDICES, SIZES)[:, 1:])
+
+
+@pytest.mark.parametrize("views", ["mixed", "paste"])
+def test_whole_views(views: Views) -> None:
+    """Global views of the whole image, the other views from the box (DINO); ``paste`` has one view more, its second."""
+    local = MoreViews(size=16, count=3)
+    pasted = int(views == "paste")
+    boxes = plan(views=views, num_views=3 + pasted, whole_views=2, more=(local,)).boxes(0, INDICES)
+    whole = (boxes == WHOLE).all(2)
+    assert [bool(view.all()) for view in whole.T] == [True, *[False] * pasted, True, False, False, False, False]
+    np.testing.assert_array_equal(boxes[:, -4:], np.repeat(BOXES[:, None], 4, 1))
+    for options in ({"num_views": 2, "whole_views": 3}, {"whole_views": 0}):
+        with pytest.raises(ValueError, match="whole_views must be in 1 to num_views 2"):
+            plan(views="mixed", **options)
+    with pytest.raises(ValueError, match="needs two views"):
+        plan(views="mixed", num_views=2, whole_views=2)
 
 
 def chosen(union: CropPlan, epoch: int, indices: NDArray) -> NDArray:

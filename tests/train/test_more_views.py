@@ -1,6 +1,8 @@
 """Views besides the main ones (PIRL's jigsaw): numbered on from them, augmented their own way, given to the method."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +10,13 @@ import torch
 
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_from_dict
+from saga_fast.errors import SagaError
 from saga_fast.kernels import PhotometricRecipe, augment, sample_photometrics
 from saga_fast.loaders import Batch
 from saga_fast.methods import Method, ViewGroup, build_method
 from saga_fast.optim import build_optimizer
+from saga_fast.train import step
+from saga_fast.train.cycle import train
 from saga_fast.train.step import Training, views_of_batch
 
 
@@ -62,6 +67,32 @@ def test_photometrics_of_each_group(config: TrainConfig, model: Method) -> None:
         sample_photometrics(PhotometricRecipe(flip=0.5), config.seed, 3, batch.index, 2)[:, view, 0] for view in (0, 1)
     ]
     assert not torch.equal(*flips)  # the jigsaw is not flipped because the view is
+
+
+SECOND = PhotometricRecipe(solarize=1.0, blur=0.5, blur_kernel=5)
+
+
+@pytest.mark.parametrize("extra", [0, 1], ids=["mixed", "paste"])
+def test_second_view_has_its_recipe(
+    extra: int, tiny_values: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``paste`` the first two views become the first."""
+    values = tiny_values() | {"attention": {"views": "paste" if extra else "mixed"}}
+    config = config_from_dict({**values, "second_photometric": asdict(SECOND)}, where="test")
+    model = build_method(config.method, config.encoder)
+    monkeypatch.setattr(step, "paste_views", lambda *arguments, **_: arguments[0])
+    batch = make_batch((2 + extra, 16))
+    (found,) = views_of_batch(training(config, model), batch, 1)
+    recipes = [config.photometric] * (1 + extra) + [SECOND]
+    for view, recipe in enumerate(recipes):
+        drawn = sample_photometrics(recipe, config.seed, 1, batch.index, 3)[:, view : view + 1]
+        expected = augment(batch.views[:, view : view + 1], drawn, model.encoder.mean, model.encoder.std)
+        torch.testing.assert_close(found[:, view : view + 1], expected)
+
+
+def test_second_recipe_needs_a_second_view(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(SagaError, match=r"second_photometric needs a method with two views, and pirl has one"):
+        train(replace(config, out=str(tmp_path / "run"), second_photometric=SECOND))
 
 
 def test_a_step_with_them(config: TrainConfig, model: Method) -> None:

@@ -10,7 +10,14 @@ from torch import nn
 from saga_fast.methods import build_method
 from saga_fast.methods.simclr import SimCLRConfig
 from saga_fast.models.encoder import EncoderConfig
-from saga_fast.optim import OptimizerConfig, PhaseConfig, build_optimizer, learning_rate
+from saga_fast.optim import (
+    OptimizerConfig,
+    PhaseConfig,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    set_schedules,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +48,37 @@ def test_learning_rate(phase: PhaseConfig, rates: dict[float, float]) -> None:
         assert learning_rate(phase, epochs) == pytest.approx(rate, rel=1e-9, abs=1e-12), epochs
 
 
+def test_weight_decay() -> None:
+    """Along a cosine over the phase where it has a pair, else the optimiser's; vectors may have none."""
+    phase = PhaseConfig(epochs=8, lr=0.3, weight_decay=(0.04, 0.4))
+    config = OptimizerConfig(name="adamw", weight_decay=0.02, decay_norm_and_bias=False)
+    optimizer = build_optimizer(config, Pair())
+    for epochs, decay in {0: 0.04, 2: 0.22 - 0.18 * math.sqrt(0.5), 4: 0.22, 8: 0.4}.items():
+        assert set_schedules(optimizer, config, phase, epochs) == 0.3
+        assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(decay, rel=1e-12)
+        assert optimizer.param_groups[1]["weight_decay"] == 0.0
+        assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3]
+    set_schedules(optimizer, config, PhaseConfig(epochs=2), 1.5)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.02
+
+
+def test_clipping_is_per_parameter() -> None:
+    model = Pair()
+    gradient(model.matrix).mul_(2.0 / gradient(model.matrix).norm())
+    gradient(model.vector).mul_(0.5 / gradient(model.vector).norm())
+    matrix, vector = gradient(model.matrix).clone(), gradient(model.vector).clone()
+    clip_gradients(model, 0.8)
+    torch.testing.assert_close(gradient(model.matrix), 0.4 * matrix)
+    assert torch.equal(gradient(model.vector), vector)
+    gradient(model.vector).zero_()
+    clip_gradients(model, 0.8)
+    assert not gradient(model.vector).any()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"weight_decay": (0.04, -0.4)}, r"weight_decay must be two numbers from 0 up, got \[0.04, -0.4\]"),
         ({"epochs": -1}, "epochs must be in 0 to 1000000, got -1"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"lr": -0.1}, "lr must be positive, got -0.1"),
@@ -63,6 +98,7 @@ def test_phase_refuses(fields: dict[str, Any], message: str) -> None:
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
         ({"weight_decay": -1e-4}, "weight_decay must not be negative, got -0.0001"),
+        ({"clip_gradient": 0.0}, "clip_gradient must be positive and finite, got 0.0"),
     ],
 )
 def test_optimizer_refuses(fields: dict[str, Any], message: str) -> None:
