@@ -36,6 +36,8 @@ SMALL = {
     "cmc": ["method.negatives=16"],
     "moco": ["method.queue_size=16"],
     "mocov2": ["method.queue_size=16"],
+    "byol": ["method.hidden_dim=16"],
+    "dino": ["method.prototypes=16", "method.hidden_dim=16", "method.local_size=12"],
 }
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from saga_fast.errors import SagaError
 from saga_fast.methods.bank import BankMethod, num_bank_rows
+from saga_fast.methods.byol import BYOL
 from saga_fast.methods.cmc import CMC
+from saga_fast.methods.dino import DINO
 from saga_fast.methods.insdis import InsDis
 from saga_fast.methods.invspread import InvSpread
 from saga_fast.methods.method import Branch, Method, MethodConfig, Progress, StepOutput, ViewGroup
@@ -25,6 +27,8 @@ METHODS: dict[str, type[Method]] = {
     "pirl": PIRL,
     "cmc": CMC,
     "invspread": InvSpread,
+    "byol": BYOL,
+    "dino": DINO,
     "supervised": Supervised,
 }
 

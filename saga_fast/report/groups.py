@@ -45,6 +45,8 @@ NAMES = {
     "pirl": "PIRL",
     "cmc": "CMC",
     "invspread": "Inv. Spread",
+    "byol": "BYOL",
+    "dino": "DINO",
 }
 
 

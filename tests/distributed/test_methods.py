@@ -11,7 +11,7 @@ import torch
 from processes import run
 from torch import Tensor, nn
 
-from saga_fast.methods import METHODS, Method, build_method
+from saga_fast.methods import METHODS, Method, Progress, build_method
 from saga_fast.methods.moco import MoCo
 from saga_fast.models.encoder import EncoderConfig
 from saga_fast.models.sync_batchnorm import is_local_batchnorm, synchronise_batchnorm
@@ -31,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "pirl": BANK | JIGSAW,
     "cmc nce": BANK | {"loss": "nce", "temperature": 0.5},
     "invspread": {"temperature": 0.3},
+    "byol": {"hidden_dim": 16, "projection_dim": 12, "momentum": 0.9},
+    "dino": {"prototypes": 24, "hidden_dim": 16, "projection_dim": 12, "local_size": 12, "local_views": 2},
 }
 BATCH, STEPS = 12, 3
 CPU = torch.device("cpu")
@@ -53,6 +55,8 @@ def steps(cases: list[str], synchronised: bool) -> dict[str, tuple[Tensor, dict[
         optimizer.param_groups[0]["lr"] = 0.02
         losses = []
         for step in range(STEPS):
+            # An epoch per step: DINO's prototypes are frozen in the first one.
+            model.progress = Progress(epochs=float(step), phase=step / STEPS)
             generator = torch.Generator().manual_seed(step)
             index = torch.randperm(40, generator=generator)[:BATCH]
             sizes = [(model.num_views, 16), *((group.count, group.size) for group in model.more_views)]
@@ -60,6 +64,7 @@ def steps(cases: list[str], synchronised: bool) -> dict[str, tuple[Tensor, dict[
             output = network(local_rows(views[0]), local_rows(index), *map(local_rows, views[1:]))
             optimizer.zero_grad()
             output.loss.backward()
+            model.after_backward()
             optimizer.step()
             model.after_step()
             losses.append(distributed.mean(output.loss.detach()))

@@ -19,6 +19,9 @@ from saga_fast.optim import OptimizerConfig, build_optimizer
 BANK = {"negatives": 64, "num_images": 200, "projection_dim": 12}
 JIGSAW = {"jigsaw_size": 27, "jigsaw_patch": 8}
 NCE = {"loss": "nce", "temperature": 0.5}
+LOCAL: dict[str, Any] = {"local_size": 16, "local_views": 2, "frozen_epochs": 0}
+# The student follows a slow teacher and centre within a test; with fast ones the loss rises and falls in turns.
+SLOW = {"prototypes": 24, "hidden_dim": 32, "projection_dim": 12, "momentum": 0.999, "centre_momentum": 0.999}
 CASES: dict[str, dict[str, Any]] = {
     "simclr": {},
     "moco": {"queue_size": 64, "momentum": 0.9},
@@ -30,6 +33,9 @@ CASES: dict[str, dict[str, Any]] = {
     "cmc": BANK,
     "cmc nce": BANK | NCE | {"color": "ydbdr"},
     "invspread": {},
+    "byol": {"hidden_dim": 32, "projection_dim": 12, "momentum": 0.9},
+    "dino": SLOW | LOCAL,
+    "dino global": SLOW | LOCAL | {"local_views": 0, "unit_prototypes": False},
 }
 INDEX = torch.arange(16)
 
@@ -44,6 +50,7 @@ def step(model: Method, optimizer: torch.optim.Optimizer, views: Tensor, more: l
     output: StepOutput = model(noisy[0], INDEX, *noisy[1:])
     optimizer.zero_grad()
     output.loss.backward()  # type: ignore[no-untyped-call]
+    model.after_backward()
     optimizer.step()
     model.after_step()
     return output

@@ -15,6 +15,10 @@ from saga_fast.loaders import BoxTable
 from saga_fast.runtime.metrics import read_metrics
 
 MOCO = "method={name: mocov2, temperature: 0.2, projection_dim: 12, queue_size: 20, momentum: 0.9}"  # 20 % 8 != 0
+DINO = (
+    "method={name: dino, prototypes: 24, projection_dim: 12, hidden_dim: 16, momentum: 0.9, teacher_temperature: 0.07,"
+    " warmup_epochs: 3, local_size: 12, local_views: 2}"
+)
 TIMING = ("images_per_second", "data_wait", "seconds")
 
 

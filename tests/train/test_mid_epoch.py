@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import MOCO, Crash, assert_same_run, crash_at, rows_of, spoiled_copy
+from run_folders import DINO, MOCO, Crash, assert_same_run, crash_at, rows_of, spoiled_copy
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.config_file import load_config
@@ -18,15 +18,16 @@ EVERY = "checkpoint.every_steps=2"  # of 5 steps: after the second and the fourt
 INSDIS = "method={name: insdis, projection_dim: 12, negatives: 16}"
 
 
-@pytest.mark.parametrize("method", [MOCO, INSDIS], ids=["moco", "insdis"])
+@pytest.mark.parametrize("method", [MOCO, INSDIS, DINO], ids=["moco", "insdis", "dino"])
 def test_killed_after_some_steps(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """In every epoch, before and after the one checkpoint and the other, with a renewal in the second and fourth."""
     reference, out = tmp_path / "reference", tmp_path / "run"
-    train(load_config(tiny_yaml, [f"out={reference}", method]))
-    config = load_config(tiny_yaml, [f"out={out}", method, EVERY])
+    decay = "plain.weight_decay=[0.001, 0.01]"
+    train(load_config(tiny_yaml, [f"out={reference}", method, decay]))
+    config = load_config(tiny_yaml, [f"out={out}", method, decay, EVERY])
     for kill, position in ((4, (0, 2)), (6, (1, 2)), (4, (2, 0)), (5, (2, 4)), (5, (3, 2)), (5, (4, 0))):
         with monkeypatch.context() as patch:
-            crash_at(patch, step, "sample_photometrics", kill)
+            crash_at(patch, step, "views_of_batch", kill)
             with pytest.raises(Crash):
                 train(config, resume=True)
         state = read_checkpoint(out / "last.pt")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from run_folders import Crash, assert_same_run, crash_at, rows_of
+from run_folders import DINO, Crash, assert_same_run, crash_at, rows_of
 
 from saga_fast.config_file import load_config
 from saga_fast.train import step
@@ -15,6 +15,8 @@ METHODS = {
     "insdis nce": "method={name: insdis, projection_dim: 12, negatives: 16, loss: nce}",
     "cmc": "method={name: cmc, projection_dim: 12, negatives: 16, loss: nce}",
     "invspread": "method={name: invspread, projection_dim: 12}",
+    "byol": "method={name: byol, projection_dim: 12, hidden_dim: 16, momentum: 0.9}",
+    "dino": DINO,
     "pirl": "method={name: pirl, projection_dim: 12, negatives: 16, jigsaw_size: 24, jigsaw_patch: 7}",
 }
 
@@ -26,7 +28,7 @@ def test_crash_and_resume(name: str, tiny_yaml: Path, tmp_path: Path, monkeypatc
     reference, run = tmp_path / "reference", tmp_path / "run"
     train(load_config(tiny_yaml, [f"out={reference}", *overrides]))
     with monkeypatch.context() as patch:
-        groups = 2 if name == "pirl" else 1
+        groups = 2 if name in ("pirl", "dino") else 1
         crash_at(patch, step, "sample_photometrics", 13 * groups)
         with pytest.raises(Crash):
             train(load_config(tiny_yaml, [f"out={run}", *overrides]))
