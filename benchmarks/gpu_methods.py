@@ -17,6 +17,8 @@ from saga_fast.loaders import Batch
 from saga_fast.loaders.config import CropConfig, DataConfig
 from saga_fast.methods import METHODS, MethodConfig, build_method
 from saga_fast.methods.bank import BankConfig
+from saga_fast.methods.byol import BYOLConfig
+from saga_fast.methods.dino import DINOConfig
 from saga_fast.methods.moco import MoCoConfig
 from saga_fast.methods.pirl import PIRLConfig
 from saga_fast.models.encoder import EncoderConfig
@@ -41,6 +43,10 @@ def method_config(bench: Bench, name: str) -> MethodConfig:
         small = {"negatives": 16}
     if bench.small and issubclass(kind, PIRLConfig):
         small |= {"jigsaw_size": 48, "jigsaw_patch": 12}
+    if bench.small and issubclass(kind, BYOLConfig):
+        small = {"hidden_dim": 32}
+    if bench.small and issubclass(kind, DINOConfig):
+        small = {"prototypes": 32, "hidden_dim": 32, "local_size": 16, "local_views": 2}
     return kind(name=name, **small)
 
 
