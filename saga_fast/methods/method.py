@@ -70,14 +70,14 @@ class Method(nn.Module):
         projector: g.
         num_views: main views per image that :meth:`forward` takes.
         more_views: groups of further views, passed to :meth:`forward` in this order after its first two arguments.
-        trainable: whether :meth:`forward` returns a loss; False for a classifier that is used for its attention only.
+        contrastive: whether the loss needs no labels; False for a classifier.
         method: the method's name, its key in ``METHODS``.
         sync_batchnorm: whether batch norm covers the whole batch by default, as in the method's paper.
     """
 
     Config: ClassVar[type[MethodConfig]]
     num_views: ClassVar[int] = 2
-    trainable: ClassVar[bool] = True
+    contrastive: ClassVar[bool] = True
     sync_batchnorm: ClassVar[bool] = False
     more_views: tuple[ViewGroup, ...] = ()
     projector: nn.Module

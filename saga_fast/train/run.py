@@ -162,13 +162,13 @@ def _open_source(config: TrainConfig, path: str) -> Source:
 def _build_model(config: TrainConfig, source: Source) -> Method:
     """
     Raises:
-        SagaError: a method that cannot be trained, or not with the config's views.
+        SagaError: a method that cannot be trained with these images, or not with the config's views.
     """
-    model = build_method(config.method, config.encoder, num_images=len(source))
-    if not model.trainable:
+    labels = torch.from_numpy(source.labels) if source.classes else None
+    model = build_method(config.method, config.encoder, num_images=len(source), labels=labels)
+    if not model.contrastive and labels is None:
         raise SagaError(
-            f"method {config.method.name} cannot be trained: it is a classifier whose attention gives boxes,"
-            " see saga-fast build-att"
+            f"method {config.method.name} needs labelled images, one folder per class: {source.root} has none"
         )
     single_view = model.num_views == 1 and not model.more_views
     if single_view and config.attention is not None and config.attention.views == "mixed":

@@ -79,7 +79,7 @@ def together() -> list[dict[str, tuple[Tensor, dict[str, Tensor]]]]:
 
 
 def test_every_method_is_a_case() -> None:
-    assert {case.split()[0] for case in CASES} == {name for name, method in METHODS.items() if method.trainable}
+    assert {case.split()[0] for case in CASES} == {name for name, method in METHODS.items() if method.contrastive}
 
 
 @pytest.mark.parametrize("case", CASES)
