@@ -167,7 +167,7 @@ def _machine() -> str:
 
 
 def _duration(number: float) -> str:
-    return f"{60 * number:.0f} minutes" if number < 2.0 else f"{number:.0f} hours"
+    return f"{max(60 * number, 1.0):.0f} minutes" if number < 2.0 else f"{number:.0f} hours"
 
 
 def _run_command(words: Sequence[str]) -> None:
