@@ -21,9 +21,7 @@ def training_config(method: str, epoch: int, size: int) -> dict[str, Any]:
     config = _shipped_config(method)
     config |= {"out": "runs/imported", "precision": "fp32"}
     config["crop"] = {**config.get("crop", {}), "size": size}
-    finished = max(
-        epoch, 0 if config["saga"]["epochs"] else 1
-    )  # a config needs an epoch, and a classifier has no others
+    finished = max(epoch, 0 if config["saga"]["epochs"] else 1)  # a config needs an epoch
     config["plain"] = {**config.get("plain", {}), "epochs": finished}
     config["plain"]["warmup_epochs"] = min(config["plain"].get("warmup_epochs", 0), finished)
     if config.get("photometric", {}).get("blur"):
