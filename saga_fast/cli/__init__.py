@@ -78,7 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     from saga_fast.runtime import distributed
 
     if distributed.launched() and not getattr(options, "distributed", False):
-        return _fail(f"{options.command} runs in one process: start it without torchrun")
+        name = " ".join(filter(None, (options.command, getattr(options, "evaluation", None))))
+        return _fail(f"{name} runs in one process: start it without torchrun")
     with distributed.session():
         options.run(options)
     return 0

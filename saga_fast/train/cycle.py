@@ -172,14 +172,11 @@ def _evaluate(run: Run) -> None:
     )
     bank, bank_labels = extract_features(frozen, run.open_whole(whole))
     queries, labels = extract_features(frozen, run.open_whole(whole, run.val))
-    run.bad.share()
     if len(run.bad) > known_bad:
         _save(run)  # the next epoch leaves them out, and so must a run that is resumed here
-    if not is_main():
-        return
     labels = align_labels(labels, run.val, run.source)
     ks = [k for k in evaluate.k if k <= len(bank_labels)]
-    if len(ks) < len(evaluate.k):
+    if len(ks) < len(evaluate.k) and is_main():
         log.warning("kNN leaves out k > %d, the number of training images", len(bank_labels))
     for layer in bank if ks else ():
         tensors = [x.to(run.device) for x in (bank[layer], bank_labels, queries[layer], labels)]

@@ -91,6 +91,14 @@ def test_two_processes_train_like_one(runs: dict[str, Path]) -> None:
     assert len(list(runs["two"].glob("events.out.tfevents.*"))) == 1
 
 
+def test_two_processes_evaluate_like_one(runs: dict[str, Path]) -> None:
+    """kNN of the untrained network, whose weights are equal, and then the same layers and k."""
+    (two, one) = ([row for row in figures(runs[name]) if row["kind"] == "knn"] for name in ("two", "alone"))
+    assert two[:2] == one[:2]
+    assert [(row["epoch"], row["layer"]) for row in two[:3]] == [(0, "backbone"), (0, "projector"), (2, "backbone")]
+    assert {row["k"] for row in two} == {5}
+
+
 def test_steps_take_the_same_images_for_any_number_of_processes(images: Path) -> None:
     def order(rank: int = 0, world_size: int = 1) -> Loader:
         options = LoaderOptions(batch_size=12, shuffle=True, seed=3, threads=1, rank=rank, world_size=world_size)
