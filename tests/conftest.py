@@ -22,7 +22,7 @@ SLOW = (
     *("loaders/test_memory", "loaders/test_dali", "loaders/test_ffcv", "loaders/test_engines", "loaders/test_shards"),
     *("evaluate/test_linear", "evaluate/test_pairs", "models/test_compiled_features", "methods/test_contributing"),
     *("test_docs", "test_benchmarks", "test_bench_", "test_gpu_benchmark", "test_study", "test_report_browser"),
-    *("test_cli", "test_pack", "test_profile", "test_configs"),
+    *("test_cli", "test_pack", "test_profile", "test_configs", "test_examples", "test_release"),
 )
 """Beginnings of the paths of tests that take seconds each: training runs, processes, compilers, browsers."""
 
