@@ -13,7 +13,7 @@ from processes import run
 from torch import Tensor
 
 from saga_fast import load_model
-from saga_fast.cli import _parse, evaluate
+from saga_fast.cli import parse
 from saga_fast.errors import SagaError
 from saga_fast.evaluate import linear
 from saga_fast.evaluate.features import FrozenModel, extract_features
@@ -231,7 +231,7 @@ def test_too_many_bad_images_together(ckpt: Path, images: Path, tmp_path: Path) 
 
 def refusal_of(command: str, ckpts: list[str], folders: list[str]) -> str:
     arguments = ["--ckpt", ckpts[distributed.rank()], "--data", folders[distributed.rank()]]
-    options = _parse([evaluate], ["eval", command, *arguments])
+    options = parse(["eval", command, *arguments])
     try:
         options.run(options)
     except SagaError as error:
