@@ -22,12 +22,16 @@ from saga_fast.optim import OptimizerConfig, PhaseConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """kNN evaluation during training."""
+    """Evaluation during training: kNN, and figures that cost almost nothing."""
 
     every: int = 10
     """Epochs between evaluations; the first and the last epoch of a run are always evaluated."""
     k: tuple[int, ...] = (20, 200)
     temperature: float = 0.07
+    online_probe: bool = True
+    """Train a linear classifier on the detached features of the training steps, if the training images are labelled."""
+    rankme: bool = True
+    """Compute RankMe, an effective rank, of the training images' features at each evaluation."""
 
     def __post_init__(self) -> None:
         if self.every < 1:

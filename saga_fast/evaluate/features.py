@@ -76,10 +76,10 @@ class FrozenModel:
     def unit_features(self, batch: Batch) -> dict[Layer, Tensor]:
         """L2-normalised features (B, D) float32 of both layers; views and branches are concatenated."""
         outputs = [pair for of_view in self._outputs(batch, None, with_z=True) for pair in of_view]
-        return {layer: _unit([pair[place] for pair in outputs]) for place, layer in enumerate(LAYERS)}
+        return {layer: unit([pair[place] for pair in outputs]) for place, layer in enumerate(LAYERS)}
 
 
-def _unit(features: Sequence[Tensor]) -> Tensor:
+def unit(features: Sequence[Tensor]) -> Tensor:
     """Unit vectors, concatenated and scaled to length 1: the similarity is the mean of the parts' cosines."""
     return torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1) / math.sqrt(len(features))
 

@@ -115,6 +115,11 @@ class CMC(BankMethod):
         """See :attr:`Method.encoders`."""
         return self.encoder.luminance, self.encoder.chrominance
 
+    @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """See :attr:`Method.projectors`."""
+        return self.projector.luminance, self.projector.chrominance
+
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:
         """See :meth:`Method.forward`; both channels' features are compared with the same drawn images."""
         luminance, chrominance = (

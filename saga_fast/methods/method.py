@@ -116,3 +116,11 @@ class Method(nn.Module):
     def encoders(self) -> tuple[Encoder, ...]:
         """The encoders of :meth:`branches`, in their order."""
         return (self.encoder,)
+
+    @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """The projectors of :meth:`branches`, in their order; :meth:`forward` calls them with the main views' features.
+
+        The online probe learns from these calls, which have the views of an image in successive rows.
+        """
+        return (self.projector,)

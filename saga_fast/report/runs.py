@@ -14,7 +14,13 @@ from saga_fast.runtime.metrics import read_metrics
 from saga_fast.runtime.strict_yaml import read_yaml
 
 # The fields that identify a record among those of its kind.
-KEYS = {"epoch": ("epoch",), "knn": ("epoch", "layer", "k"), "renewal": ("epoch",)}
+KEYS = {
+    "epoch": ("epoch",),
+    "knn": ("epoch", "layer", "k"),
+    "online": ("epoch",),
+    "rankme": ("epoch",),
+    "renewal": ("epoch",),
+}
 
 MAX_BYTES = 2**28
 """Of a config or a result of ``saga-fast eval``, which have thousands."""
@@ -33,13 +39,16 @@ Point = tuple[int, float]  # (finished epochs, value)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run. Epoch, kNN and renewal records are sorted by epoch."""
+    """One training run. Records of ``metrics.jsonl`` are sorted by epoch."""
 
     name: str
     folder: Path
     config: dict[str, Any]
     epochs: tuple[Record, ...]
     knn: tuple[Record, ...]
+    online: tuple[Record, ...]
+    """Accuracy of the online probe on the validation images."""
+    rankme: tuple[Record, ...]
     renewals: tuple[Record, ...]
     evaluations: tuple[Record, ...] = ()
     """Rows of ``saga-fast eval`` in ``RUN/eval/*.json``, in alphabetical order of the files."""
@@ -115,6 +124,8 @@ def _read_run(folder: Path, name: str) -> Run:
         config=_read_config(folder / "config.yaml"),
         epochs=records["epoch"],
         knn=records["knn"],
+        online=records["online"],
+        rankme=records["rankme"],
         renewals=records["renewal"],
         evaluations=tuple(row for path in sorted(folder.glob("eval/*.json")) for row in read_evaluation(path)),
     )

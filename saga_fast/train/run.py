@@ -15,6 +15,7 @@ from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import LAYERS
+from saga_fast.evaluate.online_probe import OnlineProbe
 from saga_fast.loaders import BadImages, Loader, Source, WholePlan, open_loader, open_source
 from saga_fast.methods import Method, build_method
 from saga_fast.models.encoder import Encoder
@@ -119,6 +120,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
         network=data_parallel(model, device),
         optimizer=build_optimizer(config.optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        probe=_online_probe(config, model, source),
     )
     renewals = Renewals(config, model, source, lambda plan: _open_whole(config, device, source, plan, bad))
     if exists:
@@ -178,6 +180,16 @@ def _build_model(config: TrainConfig, source: Source) -> Method:
     return model
 
 
+def _online_probe(config: TrainConfig, model: Method, source: Source) -> OnlineProbe | None:
+    """The online probe, if it is wanted and the training images are labelled."""
+    if config.evaluate is None or not config.evaluate.online_probe:
+        return None
+    if not source.classes or source.labels.min() < 0:
+        log.info("no online probe: the images in %s are not labelled", source.root)
+        return None
+    return OnlineProbe(model, len(source.classes))
+
+
 def _load_weights(model: Method, state: dict[str, Any], config: TrainConfig, ckpt: Path | None) -> None:
     """Load the weights of the resumed run, or those of ``ckpt``. Fine-tuning from SAGA epochs logs a warning."""
     if state:
@@ -220,7 +232,7 @@ def _is_evaluated(config: TrainConfig, folder: Path, epoch: int, num_images: int
     is_start = not any(row["kind"] == "epoch" for row in rows)
     if not is_start and epoch % evaluate.every and epoch != total:
         return True
-    # Rows are written in the order of layers and k, so the last one means that all are there.
+    # kNN's rows are written last, in the order of layers and k, so the last one means that all are there.
     ks = [k for k in evaluate.k if k <= num_images]
     last = LAYERS[-1], ks[-1] if ks else None
     return not ks or any(
@@ -234,7 +246,7 @@ def _open_metrics(folder: Path, epoch: int, *, partial: bool, resumed: bool, eva
     The evaluation and the renewal at epoch E come after the checkpoint of epoch E. A renewal is repeated when resuming
     from it, unless the checkpoint holds steps of the next epoch, and so is an evaluation that is not complete.
     """
-    repeated = {"renewal"} if evaluated else {"renewal", "knn"}
+    repeated = {"renewal"} if evaluated else {"renewal", "rankme", "online", "knn"}
 
     def keep(row: dict[str, Any]) -> bool:
         return resumed and row["epoch"] < epoch + (partial or row["kind"] not in repeated)
