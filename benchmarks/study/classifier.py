@@ -35,7 +35,8 @@ class Learner(Supervised):
 
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:
         """The cross-entropy; the true class's mean probability replaces a contrastive method's similarity."""
-        loss = F.cross_entropy(self.projector(self.encoder(views[:, 0])), self.labels[index], reduction="none")
+        z = self.in_parts(views[:, 0], self.encoder, self.projector)
+        loss = F.cross_entropy(z, self.labels[index], reduction="none")
         return StepOutput(loss.mean(), (-loss.detach()).exp().mean())
 
 

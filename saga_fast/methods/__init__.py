@@ -40,13 +40,16 @@ __all__ = [
 ]
 
 
-def build_method(config: MethodConfig, encoder: EncoderConfig, *, num_images: int | None = None) -> Method:
+def build_method(
+    config: MethodConfig, encoder: EncoderConfig, *, num_images: int | None = None, parts: int = 1
+) -> Method:
     """A method with fresh weights from torch's generator.
 
     Args:
         config: a method's own config, ``METHODS[name].Config(...)``; its ``name`` picks the method.
         encoder: the backbone.
         num_images: images in the data set; needed by methods with a memory bank only.
+        parts: see :meth:`Method.in_parts`.
 
     Raises:
         SagaError: no method of that name, an encoder that cannot be built, or no ``num_images`` for a memory bank.
@@ -54,11 +57,12 @@ def build_method(config: MethodConfig, encoder: EncoderConfig, *, num_images: in
     if config.name not in METHODS:
         raise SagaError(f"no such method: {config.name!r}, have {', '.join(METHODS)}")
     kind: Any = METHODS[config.name]  # each takes its own config
-    if not issubclass(kind, BankMethod):
-        return kind(config, encoder)  # type: ignore[no-any-return]
-    if num_images is None or num_images < 1:
+    has_bank = issubclass(kind, BankMethod)
+    if has_bank and (num_images is None or num_images < 1):
         raise SagaError(
             f"method {config.name} keeps a memory bank with a row per image:"
             f" build_method needs num_images, got {num_images}"
         )
-    return kind(config, encoder, num_images)  # type: ignore[no-any-return]
+    model: Method = kind(config, encoder, num_images) if has_bank else kind(config, encoder)
+    model.parts = parts
+    return model

@@ -57,7 +57,7 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
     """
     device = choose_device(config.device)
     source = open_source(config.data.engine, config.data.train, classes=config.data.classes)
-    model = build_method(config.method, config.encoder, num_images=len(source))
+    model = build_method(config.method, config.encoder, num_images=len(source), parts=config.accumulate)
     place_model(model, device, channels_last=config.channels_last)
     options = replace(config.loader_options(device), shuffle=True, drop_last=True)
     loader = open_loader(config.data.engine, source, crop_plan(config, model), options)

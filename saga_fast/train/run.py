@@ -100,6 +100,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     Raises:
         SagaError: a config that cannot be trained, or that differs from the one being resumed.
     """
+    _check_parts(config)
     folder = Path(config.out)
     last = folder / "last.pt"
     exists = broadcast(last.exists())
@@ -153,6 +154,19 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     )
 
 
+def _check_parts(config: TrainConfig) -> None:
+    """
+    Raises:
+        SagaError: a process's images of a step cannot be split evenly into ``accumulate`` parts.
+    """
+    processes, parts = world_size(), config.accumulate
+    if parts > 1 and config.batch_size % (processes * parts):
+        raise SagaError(
+            f"batch_size {config.batch_size} cannot be split evenly into accumulate {parts} parts of {processes}"
+            f" processes: set a multiple of {processes * parts}"
+        )
+
+
 def _open_source(config: TrainConfig, path: str) -> Source:
     source = open_source(config.data.engine, path, classes=config.data.classes)
     check_same({"the data set": source.fingerprint})
@@ -164,7 +178,7 @@ def _build_model(config: TrainConfig, source: Source) -> Method:
     Raises:
         SagaError: a method that cannot be trained, or not with the config's views.
     """
-    model = build_method(config.method, config.encoder, num_images=len(source))
+    model = build_method(config.method, config.encoder, num_images=len(source), parts=config.accumulate)
     if not model.trainable:
         raise SagaError(
             f"method {config.method.name} cannot be trained: it is a classifier whose attention gives boxes,"
