@@ -16,6 +16,7 @@ from saga_fast.train.cycle import train
 
 SLOW = (
     *("distributed/", "demo/", "importers/", "train/test_resume", "train/test_mid_epoch", "train/test_cycle"),
+    *("train/test_accumulate",),
     *("train/test_renewal", "train/test_nonfinite", "train/test_crop_plans", "train/test_provider"),
     "train/test_online_figures",
     *("faults/test_torture", "faults/test_hostile", "faults/test_determinism", "faults/test_damage"),

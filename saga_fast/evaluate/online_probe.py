@@ -34,7 +34,7 @@ class OnlineProbe:
 
     def __init__(self, model: Method, classes: int) -> None:
         """The probe of a model on its device, for labels in [0, classes)."""
-        self._projectors = model.projectors
+        self._projectors, self._parts = model.projectors, model.parts
         self._device = next(model.parameters()).device
         self._classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, model.encoder.dim, classes, device=self._device
@@ -66,7 +66,10 @@ class OnlineProbe:
         finally:
             for hook in hooks:
                 hook.remove()
-        for branches in zip(*passes, strict=True):
+        # A pass in parts calls the projector for each; their second passes, in the backward pass, are not recorded.
+        parts = self._parts
+        whole = [[torch.cat(each[at : at + parts]) for at in range(0, len(each), parts)] for each in passes]
+        for branches in zip(*whole, strict=True):
             views = len(branches[0]) // len(labels)
             targets = to_device(labels.repeat_interleave(views), self._device)
             self._recorded.append((unit([h.float() for h in branches]), targets))

@@ -59,6 +59,6 @@ class Supervised(Method):
         """
         if self.labels is None:
             raise SagaError("method supervised cannot be trained without labels: images in one folder per class")
-        logits = self.projector(self.encoder(views[:, 0])).float()
+        logits = self.in_parts(views[:, 0], self.encoder, self.projector).float()
         loss = F.cross_entropy(logits, self.labels[index], reduction="none")
         return StepOutput(loss.mean(), (-loss.detach()).exp().mean())

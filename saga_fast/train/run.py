@@ -101,6 +101,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     Raises:
         SagaError: a config that cannot be trained, or that differs from the one being resumed.
     """
+    _check_parts(config)
     folder = Path(config.out)
     last = folder / "last.pt"
     exists = broadcast(last.exists())
@@ -108,7 +109,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     source = _open_source(config, config.data.train)
     val = _open_source(config, config.data.val) if config.data.val else None
     torch.manual_seed(config.seed)
-    model = _build_model(config, source)
+    model = build_model(config, source)
     state = read_state(last, config, source) if exists else {}
     bad = BadImages(source, max_fraction=config.data.max_bad_fraction, known=state.get("bad_images", []))
     _load_weights(model, state, config, ckpt)
@@ -155,19 +156,33 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     )
 
 
+def _check_parts(config: TrainConfig) -> None:
+    """
+    Raises:
+        SagaError: a process's images of a step cannot be split evenly into ``accumulate`` parts.
+    """
+    processes, parts = world_size(), config.accumulate
+    if parts > 1 and config.batch_size % (processes * parts):
+        raise SagaError(
+            f"batch_size {config.batch_size} cannot be split evenly into accumulate {parts} parts of {processes}"
+            f" processes: set a multiple of {processes * parts}"
+        )
+
+
 def _open_source(config: TrainConfig, path: str) -> Source:
     source = open_source(config.data.engine, path, classes=config.data.classes)
     check_same({"the data set": source.fingerprint})
     return source
 
 
-def _build_model(config: TrainConfig, source: Source) -> Method:
-    """
+def build_model(config: TrainConfig, source: Source) -> Method:
+    """The untrained method of a config, for its training images.
+
     Raises:
         SagaError: a method that cannot be trained with these images, or not with the config's views.
     """
     labels = torch.from_numpy(source.labels) if source.classes else None
-    model = build_method(config.method, config.encoder, num_images=len(source), labels=labels)
+    model = build_method(config.method, config.encoder, num_images=len(source), labels=labels, parts=config.accumulate)
     if not model.contrastive and labels is None:
         raise SagaError(
             f"method {config.method.name} needs labelled images, one folder per class: {source.root} has none"

@@ -149,6 +149,20 @@ def test_resume_with_another_number_of_processes(runs: dict[str, Path], tiny_yam
     assert_close_run(out, runs["alone"], rtol=2e-3)
 
 
+def test_parts_have_to_be_even_in_each_process(tiny_yaml: Path, tmp_path: Path) -> None:
+    said = trained(2, tiny_yaml, tmp_path / "run", "accumulate=8")
+    assert said == "batch_size 8 cannot be split evenly into accumulate 8 parts of 2 processes: set a multiple of 16"
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_in_two_processes_are_resumed(tiny_yaml: Path, tmp_path: Path) -> None:
+    options = ["saga.epochs=1", "attention=null", "sync_batchnorm=true", "accumulate=2"]
+    assert trained(2, tiny_yaml, tmp_path / "whole", *options) is None
+    assert trained(2, tiny_yaml, tmp_path / "run", *options, kill=(1, 3)) == "exit 143"
+    assert trained(2, tiny_yaml, tmp_path / "run", *options, resume=True) is None
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def run_on_folders(yaml: str, out: str, folders: list[str], resume: bool) -> str | None:
     return run_folder(yaml, out, [f"data.train={folders[rank()]}", "evaluate=null"], resume)
 
