@@ -22,12 +22,16 @@ from saga_fast.optim import OptimizerConfig, PhaseConfig
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """kNN evaluation during training."""
+    """Evaluation during training: kNN, and figures that cost almost nothing."""
 
     every: int = 10
     """Epochs between evaluations; the first and the last epoch of a run are always evaluated."""
     k: tuple[int, ...] = (20, 200)
     temperature: float = 0.07
+    online_probe: bool = True
+    """Train a linear classifier on the detached features of the training steps, if the training images are labelled."""
+    rankme: bool = True
+    """Compute RankMe, an effective rank, of the training images' features at each evaluation."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -79,6 +83,10 @@ class TrainConfig:
     """That of the second view, where the two views are augmented differently (BYOL, DINO); null: the same."""
     batch_size: int = 256
     """Images per step over all processes, whose number must divide it."""
+    accumulate: int = 1
+    """Equal parts in which a process computes its images of a step, with the memory of one: for a batch that does not
+    fit. Loss and gradient are those of the whole batch, but batch norm covers a part. N parts cost the forward passes
+    of N - 1 parts more."""
     sync_batchnorm: bool | None = None
     """Batch norm over the batch of all processes; null: as in the method's paper. Without effect in one process."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -102,6 +110,8 @@ class TrainConfig:
             raise ValueError(f"batch_size must be at least 2 for a contrastive loss, got {self.batch_size}")
         if self.batch_size > 2**24:
             raise ValueError(f"batch_size must be at most 2**24, got {self.batch_size}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
         if self.attention and (self.attention.input_size or 1) > MAX_SIDE:
             raise ValueError(f"attention.input_size must be at most {MAX_SIDE}, got {self.attention.input_size}")
         if not 0 <= self.seed < 2**64:

@@ -8,7 +8,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from report_runs import Page, epoch, knn, make_arm, make_images, make_run, make_table, make_three, render, renewal
+from report_runs import (
+    Page,
+    epoch,
+    knn,
+    make_arm,
+    make_images,
+    make_run,
+    make_table,
+    make_three,
+    online,
+    render,
+    renewal,
+)
 
 from saga_fast.errors import SagaError
 from saga_fast.report import gallery, plots, write_report
@@ -52,6 +64,24 @@ def test_pictures_and_plots_have_text_alternatives(html: str) -> None:
     headings = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
     assert headings[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(headings))
+
+
+def test_online_figures_have_curves(tmp_path: Path) -> None:
+    records = [
+        knn(0, 0.3),
+        epoch(1),
+        *online(1, 0.4, 20.5),
+        knn(1, 0.4),
+        epoch(2),
+        *online(2, 0.456, 31.0),
+        knn(2, 0.5),
+    ]
+    html = render([make_run(tmp_path / "run", records)], tmp_path / "report.html")
+    labels = [str(attrs.get("aria-label")) for attrs in Page(html).all("svg")]
+    (probe,) = (label for label in labels if label.startswith("Online linear probe, top-1 (%)"))
+    assert "run 40.0 % at epoch 1, 45.6 % at epoch 2" in probe
+    (rank,) = (label for label in labels if label.startswith("RankMe, backbone"))
+    assert "run 20.5 at epoch 1, 31 at epoch 2" in rank
 
 
 def test_ids_are_unique_and_references_resolve(html: str) -> None:

@@ -25,7 +25,7 @@ import torch
 from saga_fast.cli import main as saga_fast
 from saga_fast.loaders import BoxTable, CropPlan, Plan, WholePlan, open_loader
 
-METHODS = ("moco", "mocov2", "insdis", "pirl", "cmc", "invspread")
+METHODS = ("moco", "mocov2", "insdis", "pirl", "cmc", "invspread", "byol", "dino")
 CLOCK = ("seconds", "images_per_second", "data_wait")
 """Figures of metrics.jsonl that a clock measured."""
 SHORT = ("plain.epochs=1", "plain.warmup_epochs=0", "saga.epochs=2", "attention.period=1", "evaluate.k=[20]")

@@ -62,13 +62,13 @@ class BYOL(Method):
 
         Eq. 2's loss of one direction is 2 - 2 of it: the squared distance of unit vectors.
         """
-        prediction = self.predictor(self.projector(self.encoder(view)))
+        prediction = self.in_parts(view, self.encoder, self.projector, self.predictor)
         return (F.normalize(prediction.float(), dim=1) * target).sum(1).mean()
 
     @torch.no_grad()
     def _target(self, view: Tensor) -> Tensor:
         """The projections of a view (B, 3, S, S) by the target network, L2-normalised: (B, D) float32."""
-        return F.normalize(self.target_projector(self.target_encoder(view)).float(), dim=1)
+        return F.normalize(self.in_parts(view, self.target_encoder, self.target_projector).float(), dim=1)
 
     def after_step(self) -> None:
         """Move the target towards the online network (Eq. 1), the more slowly the later in the phase (section 3.3)."""

@@ -126,14 +126,23 @@ class DINO(Method):
     def forward(self, views: Tensor, index: Tensor, *local: Tensor) -> StepOutput:  # noqa: ARG002 - no bank
         """See :meth:`Method.forward`; local (B, L, 3, local_size, local_size), if there are local views."""
         with torch.no_grad():
-            z_teacher, teacher = outputs(self.teacher, views)
-        (z_student, student), *of_local = (outputs(self.student, group) for group in (views, *local))
+            z_teacher, teacher = self._outputs(self.teacher, views)
+        (z_student, student), *of_local = (self._outputs(self.student, group) for group in (views, *local))
         student = torch.cat([student, *(logits for _, logits in of_local)], 1)
         self._batch_centre = mean(teacher.mean((0, 1)))
         loss = cross_entropy(
             student / self.config.student_temperature, (teacher - self.centre) / self.teacher_temperature
         )
         return StepOutput(loss, (z_student.detach() * z_teacher.flip(1)).sum(2).mean())
+
+    def _outputs(self, network: tuple[nn.Module, nn.Module, nn.Module], views: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit z (B, V, D) and logits (B, V, K), float32, of views (B, V, 3, S, S) of one size.
+
+        Batch statistics are of all V views, as in the official code.
+        """
+        encoder, projector, prototypes = network
+        z = F.normalize(self.in_parts(views.flatten(0, 1), encoder, projector).float(), dim=1)
+        return z.view(*views.shape[:2], -1), prototypes(z).float().view(*views.shape[:2], -1)
 
     def after_backward(self) -> None:
         """Leave the prototypes as they are in the first epochs (appendix C)."""
@@ -185,16 +194,6 @@ def new_prototypes(config: DINOConfig) -> nn.Module:
     nn.init.ones_(norms)
     norms.requires_grad_(not config.unit_prototypes)
     return layer
-
-
-def outputs(network: tuple[nn.Module, nn.Module, nn.Module], views: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit z (B, V, D) and logits (B, V, K), float32, of views (B, V, 3, S, S) of one size.
-
-    Batch statistics are of all V views, as in the official code.
-    """
-    encoder, projector, prototypes = network
-    z = F.normalize(projector(encoder(views.flatten(0, 1))).float(), dim=1)
-    return z.view(*views.shape[:2], -1), prototypes(z).float().view(*views.shape[:2], -1)
 
 
 def cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
