@@ -116,3 +116,8 @@ class Method(nn.Module):
     def encoders(self) -> tuple[Encoder, ...]:
         """The encoders of :meth:`branches`, in their order."""
         return (self.encoder,)
+
+    @property
+    def more_sizes(self) -> tuple[int, ...]:
+        """Sides in pixels of the encoder's inputs that are made of ``more_views``."""
+        return tuple(group.size for group in self.more_views)
