@@ -53,8 +53,8 @@ def activations_of(model: Method, loader: Loader, *, channels_last: bool) -> Act
     for batch in loader:
         images = normalize_views(batch.views, model.encoder, torch.device("cpu"), channels_last=channels_last)[:, 0]
         with torch.no_grad():
-            for part, features in zip(parts, image_activations(model.encoder, images, mirror=True), strict=True):
-                part.append(features.contiguous())
+            for part, activations in zip(parts, image_activations(model.encoder, images, mirror=True), strict=True):
+                part.append(activations.features.contiguous())
     return [torch.cat(part) for part in parts]
 
 

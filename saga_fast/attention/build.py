@@ -62,12 +62,16 @@ def build_box_table(
         progress: show a progress bar with images/s on stderr.
 
     Raises:
-        SagaError: more undecodable images than the loader's list allows, or processes that read different files.
+        SagaError: more undecodable images than the loader's list allows, processes that read different files, or what
+            :func:`check_attention` refuses.
         ValueError: ``delta`` or ``size`` out of range.
     """
-    options = _chosen_forward(model, loader, attention_pass or AttentionPass(size=loader.plan.size))
+    options = attention_pass or AttentionPass(size=loader.plan.size)
+    check_attention(model, replace(options, size=loader.plan.size))
     options = replace(
-        options, delta=options.delta if delta is None else delta, size=options.size if size is None else size
+        _chosen_forward(model, loader, options),
+        delta=options.delta if delta is None else delta,
+        size=options.size if size is None else size,
     )
     strings = {**table_metadata(loader.source, options), **(metadata or {})}
     facts = {"the data set" if name == "dataset" else name: value for name, value in strings.items()}
@@ -115,6 +119,18 @@ def boxes_of_batch(model: Method, batch: Batch, options: AttentionPass) -> tuple
         maps.features, maps.weights, delta=options.delta, size=options.size, normalize=options.normalize
     )
     return boxes, found, maps.label, maps.score
+
+
+def check_attention(model: Method, options: AttentionPass) -> None:
+    """Check that a model's encoders can encode whole images of the pass's size, and have a map for its score.
+
+    Raises:
+        SagaError: they cannot, or have not.
+    """
+    for encoder in model.encoders:
+        encoder.check_size(options.size)
+        if options.score == "token":
+            encoder.check_class_attention()
 
 
 def table_metadata(source: Source, options: AttentionPass) -> dict[str, str]:

@@ -76,9 +76,10 @@ class AttentionConfig:
     """``inside``: crops of the box; ``centred``: crops of the whole image with their centres in the box, as in
     ContrastiveCrop."""
     score: Score = "pseudo_label"
-    """The differentiated score: ``pseudo_label``, z^c. Two scores differentiate nothing: ``activation``, the sum over
-    the channels, and ``background``, the difference of each cell from those cells at the image's border that it
-    resembles most, which wants a ``delta`` of 0.5 to 0.6 with region largest, 0.7 with all (docs/study.md)."""
+    """The differentiated score: ``pseudo_label``, z^c. Three scores differentiate nothing: ``activation``, the sum over
+    the channels; ``background``, the difference of each cell from those cells at the image's border that it resembles
+    most, which wants a ``delta`` of 0.5 to 0.6 with region largest, 0.7 with all (docs/study.md); and ``token``, the
+    attention of a vision transformer's class token to the patches (DINO's maps), for encoders that pool this token."""
     region: Region = "all"
     """The cells above ``delta`` that the box is put around: ``all`` of them, or the connected region with the
     ``largest`` sum, scaled by its own maximum, so that two objects have no common box."""

@@ -1,6 +1,6 @@
 """The attention map (SAGA, Eq. 3) before upsampling: activations, their weights, and maps scaled to [0, 1].
 
-Legend: B images, C channels, (u, v) cells of the encoder's last activations A.
+Legend: B images, C channels, (u, v) cells of the encoder's activations A.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from saga_fast.attention.channel_weights import channel_weights
 from saga_fast.attention.config import AttentionPass
 from saga_fast.kernels.attention_boxes import Normalize
 from saga_fast.methods import Method
-from saga_fast.models.encoder import Encoder
-from saga_fast.models.precision import autocast
+from saga_fast.models.encoder import Activations, Encoder
+from saga_fast.models.precision import Precision, autocast
 
 
 class AttentionMaps(NamedTuple):
@@ -40,21 +40,29 @@ class AttentionMaps(NamedTuple):
 def attention_maps(model: Method, images: Tensor, options: AttentionPass) -> AttentionMaps:
     """The attention maps of images (B, 3, S, S), as activations and channel weights, for a model in eval mode.
 
-    For the score ``background``, and for ``region`` largest, the map is no weighted sum of channels: it is the only
-    channel, with weight 1.
+    For the scores ``background`` and ``token``, and for ``region`` largest, the map is no weighted sum of channels: it
+    is the only channel, with weight 1.
 
     With several branches (CMC) each branch's map, scaled to [0, 1], is a channel, and the weights are equal: the map is
     the branches' average. Each branch's map is that of its strongest dimension; the pseudo label is the strongest
     dimension of all branches, in ``model.projector``'s output.
+
+    Raises:
+        SagaError: the score ``token`` of an encoder without a class token.
     """
     branches = []
     for branch in model.branches(images):
         with torch.no_grad(), autocast(images.device, options.precision):
             activations = image_activations(branch.encoder, branch.images, mirror=options.mirror)
-        features = mean_activations(activations)
-        weights, label, score = channel_weights(branch.encoder, branch.projector, features, options.score)
+        features, prefix = _mean(activations)
+        weights, label, score = channel_weights(
+            branch.encoder, branch.projector, features, options.score, prefix=prefix, precision=options.precision
+        )
         if options.score == "background":
-            features = foreground_map(activations)
+            features = foreground_map([each.features for each in activations])
+        elif options.score == "token":
+            features = _class_attention(branch.encoder, activations, options.precision)
+        if options.score in ("background", "token"):
             weights = features.new_ones(len(features), 1)
         branches.append(AttentionMaps(features, weights, label + branch.first_dim, score))
     if len(branches) == 1 and options.region == "all":
@@ -69,21 +77,36 @@ def attention_maps(model: Method, images: Tensor, options: AttentionPass) -> Att
     return AttentionMaps(maps, torch.full_like(maps[:, :, 0, 0], 1.0 / maps.shape[1]), label, score)
 
 
-def image_activations(encoder: Encoder, images: Tensor, *, mirror: bool) -> list[Tensor]:
-    """The activations A (B, C, u, v) of the images and, with ``mirror``, of their mirror images, mirrored back.
+def image_activations(encoder: Encoder, images: Tensor, *, mirror: bool) -> list[Activations]:
+    """The activations of the images and, with ``mirror``, of their mirror images, mirrored back.
 
     Strided convolutions with padding are not symmetric: artefacts of the grid move between an image and its mirror
     image, the object does not, so averaging both keeps the object.
     """
-    activations = [encoder.features(images)]
+    activations = [encoder.activations(images)]
     if mirror:
-        activations.append(encoder.features(images.flip(3)).flip(3))
+        features, prefix = encoder.activations(images.flip(3))
+        activations.append(Activations(features.flip(3), prefix))
     return activations
+
+
+def _mean(activations: Sequence[Activations]) -> Activations:
+    prefixes = [each.prefix for each in activations if each.prefix is not None]
+    return Activations(
+        mean_activations([each.features for each in activations]), mean_activations(prefixes) if prefixes else None
+    )
 
 
 def mean_activations(activations: Sequence[Tensor]) -> Tensor:
     """The mean of the activations of an image and its mirror image; a single tensor is returned as it is."""
     return activations[0] if len(activations) == 1 else torch.stack(tuple(activations)).mean(0)
+
+
+@torch.no_grad()
+def _class_attention(encoder: Encoder, activations: Sequence[Activations], precision: Precision) -> Tensor:
+    """The map of the score ``token`` (B, 1, u, v): the mean over the image and its mirror image."""
+    with autocast(activations[0].features.device, precision):
+        return mean_activations([encoder.class_attention(each) for each in activations])
 
 
 def foreground_map(activations: Sequence[Tensor]) -> Tensor:

@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--score",
         choices=get_args(Score),
-        help="score that is differentiated; activation and background need no gradient",
+        help="score that is differentiated; activation, background and token, a vision transformer's, need no gradient",
     )
     text = "cells above the threshold that the box is put around: all, or the connected region with the largest sum"
     parser.add_argument("--region", choices=get_args(Region), help=text)

@@ -42,8 +42,8 @@ class CMCConfig(BankConfig):
 class ColorPair(Encoder):
     """Two encoders of one kind, for luminance (1 channel) and chrominance (2): f(x) = [f_1(x), f_2(x)].
 
-    The input is RGB in [0, 1], so mean is 0 and std is 1: the encoder config's values are not used. ``features``
-    concatenates the channels of both maps, and each half is pooled by its encoder.
+    The input is RGB in [0, 1], so mean is 0 and std is 1: the encoder config's values are not used. It has no
+    activations of its own: attention is read off its two encoders.
     """
 
     converts_colours: ClassVar[bool] = True
@@ -55,22 +55,16 @@ class ColorPair(Encoder):
         self.color = color
         self.luminance, self.chrominance = Encoder(config, in_channels=1), Encoder(config, in_channels=2)
         self.dim = self.luminance.dim + self.chrominance.dim
-        self.is_global_average = self.luminance.is_global_average
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """RGB in [0, 1] (B, 3, S, S) -> the encoders' inputs, (B, 1, S, S) and (B, 2, S, S), normalised."""
         image = rgb_to_lab(x, LAB_MEAN, LAB_STD) if self.color == "lab" else rgb_to_ydbdr(x, YDBDR_MEAN, YDBDR_STD)
         return image[:, :1], image[:, 1:]
 
-    def features(self, x: Tensor) -> Tensor:
-        """See :meth:`Encoder.features`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Encoder.forward`."""
         luminance, chrominance = self.split(x)
-        return torch.cat([self.luminance.features(luminance), self.chrominance.features(chrominance)], dim=1)
-
-    def pool(self, features: Tensor) -> Tensor:
-        """See :meth:`Encoder.pool`."""
-        luminance, chrominance = features.chunk(2, dim=1)
-        return torch.cat([self.luminance.pool(luminance), self.chrominance.pool(chrominance)], dim=1)
+        return torch.cat([self.luminance(luminance), self.chrominance(chrominance)], dim=1)
 
 
 class HeadPair(nn.Module):

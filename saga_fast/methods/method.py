@@ -181,3 +181,8 @@ class Method(nn.Module):
         The online probe learns from these calls, which have the views of an image in successive rows.
         """
         return (self.projector,)
+
+    @property
+    def more_sizes(self) -> tuple[int, ...]:
+        """Sides in pixels of the encoder's inputs that are made of ``more_views``."""
+        return tuple(group.size for group in self.more_views)

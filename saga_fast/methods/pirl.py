@@ -64,6 +64,11 @@ class PIRL(BankMethod):
         self.bank = MemoryBank(num_images, config)
         self._seed, self._epoch = 0, 0
 
+    @property
+    def more_sizes(self) -> tuple[int, ...]:
+        """See :attr:`Method.more_sizes`: the patches'."""
+        return (self.patch,)
+
     def begin_epoch(self, seed: int, epoch: int) -> None:
         """Set the key of the patches, which are a function of (seed, epoch, index)."""
         self._seed, self._epoch = seed, epoch

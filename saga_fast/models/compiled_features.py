@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from saga_fast.errors import SagaError
-from saga_fast.models.encoder import Encoder
+from saga_fast.models.encoder import Activations, Encoder
 from saga_fast.models.modes import eval_mode
 from saga_fast.models.precision import Precision, autocast
 
@@ -39,8 +39,12 @@ def choose_forward(
     place of 16.5), which pays only where images are loaded faster than the eager pass takes them, 15,000 images/s.
 
     Raises:
-        SagaError: ``compiled`` on a CPU without a C++ compiler.
+        SagaError: ``compiled`` on a CPU without a C++ compiler, or for another project's model.
     """
+    if not all(encoder.can_compile for encoder in encoders):
+        if requested == "compiled":
+            raise SagaError("attention.forward=compiled is for saga-fast's encoders, not for a FeatureModel: use eager")
+        return "eager"
     on_cpu = next(encoders[0].parameters()).device.type == "cpu"
     can_compile = not on_cpu or _has_cpp_compiler()
     if requested == "compiled" and not can_compile:
@@ -65,7 +69,7 @@ def flops(encoders: Sequence[Encoder], size: int) -> int:
 
 @contextmanager
 def compiled_features(encoders: Sequence[Encoder], *, batch_size: int, precision: Precision) -> Iterator[None]:
-    """Within the block ``encoder.features`` is compiled, for batches of exactly ``batch_size`` images.
+    """Within the block ``encoder.activations`` is compiled, for batches of exactly ``batch_size`` images.
 
     TorchInductor folds batch norm into the convolutions, and on the CPU lays the weights out as oneDNN wants them. An
     encoder is compiled at its first such batch with the weights of that moment, which must not change within the block.
@@ -84,24 +88,23 @@ def compiled_features(encoders: Sequence[Encoder], *, batch_size: int, precision
 
 
 class _CompiledFeatures:
-    """``encoder.features`` for inputs of one shape and memory format."""
+    """``encoder.activations`` for inputs of one shape and memory format."""
 
     def __init__(self, encoder: Encoder, batch_size: int, precision: Precision) -> None:
         self._encoder, self._batch_size, self._precision = encoder, batch_size, precision
         self._network: nn.Module | None = None
 
-    def __call__(self, images: Tensor) -> Tensor | None:
-        """Last activations A: (batch_size, channels, S, S) -> (batch_size, C, u, v); None for other batch sizes."""
+    def __call__(self, images: Tensor) -> Activations | None:
+        """Activations of (batch_size, channels, S, S); None for other batch sizes."""
         if len(images) != self._batch_size:
             return None
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             if self._network is None:
                 self._network = self._compile(images)
-            features: Tensor = self._network(images)
-        return features
+            return Activations(*self._network(images))
 
     def _compile(self, images: Tensor) -> nn.Module:
-        network = _Features(self._encoder, self._precision).eval()
+        network = _Activations(self._encoder, self._precision).eval()
         with torch._inductor.config.patch(freezing=True, compile_threads=1):
             # Exported first: torch.compile caches by the place in the code, so a second module compiled at the same
             # place would be compiled again, and after some renewals not at all.
@@ -111,15 +114,15 @@ class _CompiledFeatures:
         return compiled
 
 
-class _Features(nn.Module):
+class _Activations(nn.Module):
     def __init__(self, encoder: Encoder, precision: Precision) -> None:
         super().__init__()
         self.encoder, self.precision = copy.deepcopy(encoder), precision
         self.encoder.compiled = None
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor | None, ...]:
         with autocast(images.device, self.precision):
-            return self.encoder.features(images)
+            return tuple(self.encoder.activations(images))
 
 
 def _has_cpp_compiler() -> bool:

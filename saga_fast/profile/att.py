@@ -50,7 +50,7 @@ class AttProfile:
 
 
 class _Forward:
-    """The bare forward loop: the activations of a batch, without boxes."""
+    """The bare forward loop: h of a batch, without boxes."""
 
     def __init__(self, profile: AttProfile, model: Method) -> None:
         self._model, self._options, self._device = model, profile.attention_pass, profile.device
@@ -63,7 +63,8 @@ class _Forward:
         )[:, 0]
         with autocast(self._device, options.precision):
             for branch in model.branches(images):
-                image_activations(branch.encoder, branch.images, mirror=options.mirror)
+                for activations in image_activations(branch.encoder, branch.images, mirror=options.mirror):
+                    branch.encoder.pool(*activations)
 
 
 def profile_att(profile: AttProfile) -> Iterator[Row]:

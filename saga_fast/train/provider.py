@@ -1,4 +1,4 @@
-"""Providers of D^att other than the trained network: a classifier, or an existing box table."""
+"""Providers of D^att other than the trained network, and the checks before training of what will be needed later."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ from pathlib import Path
 
 import torch
 
+from saga_fast.attention import check_attention
 from saga_fast.attention.config import AttentionConfig
 from saga_fast.checkpoint import load_model
+from saga_fast.config import TrainConfig
 from saga_fast.loaders import BoxTable, Source
 from saga_fast.methods import Method
 from saga_fast.models.modes import place_model
 
 
-def check_provider(attention: AttentionConfig | None, source: Source) -> None:
+def check_provider(config: TrainConfig, model: Method, source: Source) -> None:
     """Check now what the first renewal, which may be days away, will need.
 
     Raises:
-        SagaError: no such checkpoint, or no such table or one of another data set.
+        SagaError: no such checkpoint, no such table or one of another data set, an encoder that cannot encode images of
+            the config's sizes, or one that has no map for ``attention.score``.
     """
+    for encoder in model.encoders:
+        encoder.check_size(config.crop.size, *model.more_sizes)
+    attention = config.attention
     if attention is None:
         return
+    if attention.provider == "self":
+        check_attention(model, config.attention_pass)
     if attention.provider_ckpt is not None:
-        load_model(attention.provider_ckpt)
+        check_attention(load_model(attention.provider_ckpt), config.attention_pass)
     given_table(attention, source)
 
 

@@ -113,7 +113,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     state = read_state(last, config, source) if exists else {}
     bad = BadImages(source, max_fraction=config.data.max_bad_fraction, known=state.get("bad_images", []))
     _load_weights(model, state, config, ckpt)
-    check_provider(config.attention, source)
+    check_provider(config, model, source)
     _place(model, config, device)
     training = Training(
         config=config,

@@ -4,6 +4,7 @@ Shapes: B images, C channels, (u, v) the last convolutional map, S the image's s
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +25,7 @@ from saga_fast.models.encoder import EncoderConfig
 SIZE = 40
 RESNET: dict[str, Any] = {"name": "resnet18", "args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]}}
 SMALL_RESNET: dict[str, Any] = {**RESNET, "stem": "small"}  # 5 x 5 maps of 40 px
-SCORES: tuple[Score, ...] = get_args(Score)
+SCORES: tuple[Score, ...] = tuple(score for score in get_args(Score) if score != "token")  # of any encoder
 CHANNEL_SCORES = tuple(score for score in SCORES if score != "background")  # a weighted sum of channels: Eq. 3
 
 
@@ -55,10 +56,13 @@ def read_pixels(root: Path) -> Tensor:
     return (x - mean[:, None, None]) / std[:, None, None]
 
 
-def autograd_weights(model: Method, layer: str, x: Tensor, score: Score) -> tuple[Tensor, Tensor, Tensor]:
+def autograd_weights(
+    model: Method, layer: str, x: Tensor, score: Score, *, prefix: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """A and alpha (Eq. 2) by a hook on the layer and a backward pass through all that follows it; and z.
 
-    In float64, image by image, so that nothing rests on the rows of a batch being independent.
+    In float64, image by image, so that nothing rests on the rows of a batch being independent. ``prefix`` is the number
+    of tokens before those of the patches, for a layer whose output is tokens (1, N, C).
     """
     model = copy.deepcopy(model).double().eval()
     kept: list[Tensor] = []
@@ -68,18 +72,24 @@ def autograd_weights(model: Method, layer: str, x: Tensor, score: Score) -> tupl
         kept.clear()
         z = model.projector(model.encoder(image[None]))[0]
         (a,) = kept
-        # The images are square: a map that is not is (1, u, v, C), as timm's NHWC families have it.
-        order = (2, 0, 1) if a.shape[2] != a.shape[3] else (0, 1, 2)
         if score == "activation":
-            alpha = torch.ones(a[0].permute(order).shape[0], dtype=torch.float64)
+            alpha = torch.ones(len(as_map(a, prefix)), dtype=torch.float64)
         else:
             target = z[z.argmax()]
             (gradient,) = torch.autograd.grad(target, a)
-            alpha = gradient[0].permute(order).mean((1, 2))
-        maps.append(a[0].permute(order).detach())
+            alpha = as_map(gradient, prefix).mean((1, 2))
+        maps.append(as_map(a, prefix).detach())
         alphas.append(alpha)
         outputs.append(z.detach())
     return torch.stack(maps), torch.stack(alphas), torch.stack(outputs)
+
+
+def as_map(a: Tensor, prefix: int | None) -> Tensor:
+    """(C, u, v) of one square image: of a map (1, C, u, u), of timm's NHWC families (1, u, u, C), or of tokens."""
+    if prefix is not None:
+        side = math.isqrt(a.shape[1] - prefix)
+        return a[0, prefix:].reshape(side, side, -1).permute(2, 0, 1)
+    return a[0].permute((2, 0, 1) if a.shape[2] != a.shape[3] else (0, 1, 2))
 
 
 def grad_cam_edges(

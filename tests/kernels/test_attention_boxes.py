@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from saga_fast.kernels import attention_boxes
 from saga_fast.kernels.attention_boxes import Normalize
 
-Layout = Literal["contiguous", "channels_last", "sliced", "transposed"]
+Layout = Literal["contiguous", "channels_last", "sliced", "transposed", "tokens"]
 IMPLS = ("numba", "reference")
 # Scaled heatmaps reach about 1.2. Sums over ten channels and 16 taps round by some 30 * 2^-24 = 2e-6 of that, and more
 # where channels cancel. float16 and bfloat16 features are converted to float32 first, which is exact.
@@ -89,6 +89,11 @@ def with_layout(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Return the same (B, C, u, v) values in another memory layout."""
     if layout == "channels_last":
         return values.contiguous(memory_format=torch.channels_last)
+    if layout == "tokens":  # of a vision transformer: channels last, after a class token and registers
+        batch, channels, u, v = values.shape
+        tokens = torch.full((batch, 5 + u * v, channels), torch.nan, dtype=values.dtype)
+        inside = tokens[:, 5:].transpose(1, 2).view(batch, channels, u, v)
+        return inside.copy_(values)
     if layout == "transposed":
         return values.transpose(2, 3).contiguous().transpose(2, 3)
     if layout == "sliced":
@@ -112,9 +117,9 @@ def test_odd_shapes(shape: tuple[int, int, int, int], delta: float, normalize: N
     assert_between(edges_of(boxes, found, size), features, weights, delta, size, normalize)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "transposed", "tokens"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(9, 5, 7, 37), (1, 7, 7, 56)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 5, 7, 37), (1, 7, 7, 56), (384, 14, 14, 224), (384, 28, 28, 224)], ids=str)
 def test_dtypes_and_layouts(shape: tuple[int, int, int, int], dtype: torch.dtype, layout: Layout) -> None:
     channels, u, v, size = shape
     values, weights = (tensor.to(dtype) for tensor in gaussian_maps(31, channels, u, v, seed=4))

@@ -26,6 +26,8 @@ SHAPES = [
     (1, 5, 33, 31, 40),  # almost the largest flat map
     (1, 5, 34, 31, 40),  # tiles of a contiguous map
     (2, 37, 9, 11, 300),  # two tiles of positions (channels last), two blocks of columns
+    (2, 384, 14, 14, 224),  # the patches of a ViT-S/16
+    (1, 384, 28, 28, 224),  # and of a ViT-S/8
 ]
 
 
@@ -85,6 +87,9 @@ def test_any_strides() -> None:
     features, weights = maps(2, 6, 10, 14, torch.float32)
     assert_matches_reference(features[:, ::2, 1::2, ::2], weights[:, ::2], 37)
     assert_matches_reference(features.transpose(2, 3), weights, 37)
+    tokens = torch.full((2, 5 + 140, 6), torch.nan)  # a vision transformer's, with a class token and registers
+    patches = tokens[:, 5:].transpose(1, 2).view(2, 6, 10, 14)
+    assert_matches_reference(patches.copy_(features), weights, 37)
 
 
 def test_maps_without_a_box() -> None:

@@ -114,6 +114,8 @@ CASES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "boxes bf16 channels_last": (boxes, (BATCH, torch.bfloat16, True)),
     "boxes bf16 B=32": (boxes, (32, torch.bfloat16, False)),
     "boxes bf16 14x14": (boxes, (BATCH, torch.bfloat16, False, 14)),
+    "boxes fp32 14x14 tokens": (boxes, (BATCH, torch.float32, True, 14, 384)),
+    "boxes bf16 28x28 tokens": (boxes, (64, torch.bfloat16, True, 28, 384)),
     "boxes fp16 odd": (boxes, (BATCH, torch.float16, False, 9, 1001)),
     "crop": (crop, (False,)),
     "crop planar": (crop, (True,)),

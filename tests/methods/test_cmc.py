@@ -97,17 +97,14 @@ def test_each_bank_has_its_own_z() -> None:
 
 
 def test_encoder_and_projector_are_both_side_by_side() -> None:
-    """What evaluation and ``load_model`` see: f(x) of 2 x 16, z of 2 x 6, features that pool to f(x)."""
+    """What evaluation and ``load_model`` see: f(x) of 2 x 16, z of 2 x 6."""
     model = make().eval()
     images = views_in_range()[:, 0]
     with torch.no_grad():
-        features = model.encoder.features(images)
         h = model.encoder(images)
         z = model.projector(h)
         parts = [(b.encoder(b.images), b.projector(b.encoder(b.images))) for b in model.branches(images)]
-    assert model.encoder.is_global_average
     assert (model.encoder.dim, h.shape, z.shape) == (32, (4, 32), (4, 12))
-    torch.testing.assert_close(features.mean((2, 3)), h)
     torch.testing.assert_close(h, torch.cat([part[0] for part in parts], 1))
     torch.testing.assert_close(z, torch.cat([part[1] for part in parts], 1))
     assert [branch.first_dim for branch in model.branches(images)] == [0, 6]
@@ -131,12 +128,20 @@ def test_half_width() -> None:
     assert Encoder(config, in_channels=1).dim == 1024
 
 
-def test_pooling_that_is_not_the_mean() -> None:
-    config = EncoderConfig(name=ENCODER.name, stem="small", args={**ENCODER.args, "global_pool": "max"})
-    pair = ColorPair(config, "lab").eval()
-    assert not pair.is_global_average
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        EncoderConfig(name=ENCODER.name, stem="small", args={**ENCODER.args, "global_pool": "max"}),
+        EncoderConfig(name="vit_tiny_patch16_224", args={"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    ],
+    ids=["max", "vit"],
+)
+def test_pooling_that_is_not_the_mean(encoder: EncoderConfig) -> None:
+    pair = ColorPair(encoder, "lab").eval()
     images = views_in_range()[:, 0]
-    torch.testing.assert_close(pair(images), pair.features(images).amax((2, 3)))
+    luminance, chrominance = pair.split(images)
+    expected = [pair.luminance.backbone(luminance), pair.chrominance.backbone(chrominance)]
+    torch.testing.assert_close(pair(images), torch.cat(expected, 1))
 
 
 def test_gradient_reaches_every_parameter() -> None:

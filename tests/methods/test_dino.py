@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +26,10 @@ from method_oracles import (
 )
 from torch import Tensor, nn
 
+from saga_fast.attention import AttentionPass, build_box_table
 from saga_fast.config_file import config_from_dict
 from saga_fast.kernels import PhotometricRecipe
+from saga_fast.loaders import LoaderOptions, WholePlan, open_loader
 from saga_fast.methods import METHODS, Progress, ViewGroup, build_method
 from saga_fast.methods.dino import DINO, DINOConfig, cross_entropy
 from saga_fast.models.encoder import EncoderConfig
@@ -209,6 +212,23 @@ def test_teacher_has_no_stochastic_depth() -> None:
     first, second = (model.encoder(views) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(model.student_encoder(views), model.student_encoder(views))
+
+
+def test_vision_transformer(images: Path) -> None:
+    """Global and local views of 64 and 32 px through one network; the teacher's class token attends to patches."""
+    args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "drop_path_rate": 0.1}
+    config = DINOConfig(**SMALL | {"local_size": 32})  # type: ignore[arg-type]
+    model = build_method(config, EncoderConfig(name="vit_tiny_patch16_224", args=args)).train()
+    assert isinstance(model, DINO)
+    model(random_views(4, 2, side=64), torch.arange(4), random_views(4, 3, side=32)).loss.backward()
+    model.after_step()
+    student = dict(model.student_encoder.named_parameters())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in student.values())
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    loader = open_loader("folder", images / "train", WholePlan(size=64), LoaderOptions(threads=1), batch_size=8)
+    for score in ("pseudo_label", "token"):
+        table = build_box_table(model, loader, AttentionPass(size=64, score=score, delta=0.5))
+        assert len(table) == 41 and table.found.any()
 
 
 def test_without_local_views() -> None:

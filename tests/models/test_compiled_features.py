@@ -16,7 +16,7 @@ from saga_fast.methods.cmc import CMCConfig
 from saga_fast.methods.simclr import SimCLRConfig
 from saga_fast.models import compiled_features as compiled_encoder
 from saga_fast.models.compiled_features import choose_forward, compiled_features, flops
-from saga_fast.models.encoder import EncoderConfig
+from saga_fast.models.encoder import Activations, EncoderConfig
 from saga_fast.models.precision import Precision
 
 SMALL = EncoderConfig(name="resnet18", stem="small", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]})
@@ -43,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = compiled_encoder._CompiledFeatures.__call__
 
-    def spy(self: Any, images: torch.Tensor) -> torch.Tensor | None:
+    def spy(self: Any, images: torch.Tensor) -> Activations | None:
         features = real(self, images)
         if features is not None:
             sizes.append(len(images))

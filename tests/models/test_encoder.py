@@ -127,11 +127,6 @@ def test_std_must_be_positive() -> None:
         EncoderConfig(std=(0.2, 0.0, 0.2))
 
 
-def test_vision_transformer_is_refused() -> None:
-    with pytest.raises(SagaError, match=r"'test_vit' has no convolutional map \(B, C, u, v\) but \(1, 101, 64\)"):
-        build("test_vit")
-
-
 @pytest.mark.parametrize("name", ["test_mambaout", "mambaout_femto"])
 def test_channels_last_map_is_turned(name: str) -> None:
     """timm's NHWC families have four axes, but their last one is the channels."""

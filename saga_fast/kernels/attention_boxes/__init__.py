@@ -41,7 +41,7 @@ def attention_boxes(
     pixels > delta (Eq. 4). The (B, size, size) heatmaps are never stored.
 
     Args:
-        features: (B, C, u, v) last convolutional activations; float32, float16 or bfloat16, any strides
+        features: (B, C, u, v) last convolutional activations or patch tokens; float32, float16 or bfloat16, any strides
             (contiguous and channels_last features are not copied).
         weights: (B, C) channel weights alpha (Eq. 2), the same array type as features.
         delta: threshold on the scaled heatmap, in [0, 1).

@@ -197,10 +197,10 @@ def attention_boxes_numba(features: Array, weights: Array, delta: float, size: i
     batch, channels, u, v = a.shape
     boxes = np.tile(np.array([0.0, 0.0, 1.0, 1.0], np.float32), (batch, 1))
     found = np.zeros(batch, np.bool_)
-    a_BUVC = a.transpose(0, 2, 3, 1)
-    channels_last = a_BUVC.flags.c_contiguous and not a.flags.c_contiguous
+    # Copies any other strides. A vision transformer's patch tokens are channels_last but for those before them.
+    channels_last = a.strides[1] == a.itemsize and not a.flags.c_contiguous
     if channels_last:
-        a_B = a_BUVC.reshape(batch, u * v, channels)
+        a_B = np.ascontiguousarray(a.transpose(0, 2, 3, 1)).reshape(batch, u * v, channels)
     else:
         a_B = np.ascontiguousarray(a).reshape(batch, channels, u * v)
     rows, columns = _upsampling_matrix(size, u), _upsampling_matrix(size, v)

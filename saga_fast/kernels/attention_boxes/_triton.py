@@ -267,9 +267,9 @@ def attention_boxes_triton(
     require_gpu(features)
     batch, channels, u, v = features.shape
     positions, device = u * v, features.device
-    channels_last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
-    if not channels_last:
-        features = features.contiguous()  # copies for any other strides
+    channels_last = features.stride(1) == 1 and not features.is_contiguous()
+    # Copies any other strides. A vision transformer's patch tokens are channels_last but for those before them.
+    features = features.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     weights = weights.contiguous()
     split = _split(features, channels_last)
     fused = split.splits == 1 and split.tiles == 1
