@@ -127,7 +127,7 @@ def test_networks_get_one_part(case: str) -> None:
 @pytest.mark.parametrize("case", SOFTMAX)
 def test_batch_norm_and_dropout_are_those_of_the_parts(case: str) -> None:
     """As in a plain loop over the parts that keeps all activations: statistics move once, draws are not repeated."""
-    model = build(case, encoder=DROPPING, parts=4, **CASES[case])
+    model = build(case.split()[0], encoder=DROPPING, parts=4, **CASES[case])
     reference = copy.deepcopy(model)
 
     def plain(images: Tensor, *networks: nn.Module) -> Tensor:
@@ -184,7 +184,7 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def peak_bytes(case: str, parts: int) -> int:
     """Of a step's forward and backward pass."""
-    model = build(case, parts=parts, **CASES[case])
+    model = build(case.split()[0], parts=parts, **CASES[case])
     views = random_views(32, model.num_views, side=32)
     more = [random_views(32, group.count, side=group.size) for group in model.more_views]
     with Peak() as peak:
