@@ -92,7 +92,7 @@ def test_learns_from_the_features_of_the_steps(name: str) -> None:
 
 
 def test_every_method_is_a_case() -> None:
-    assert FIELDS.keys() == {name for name, method in METHODS.items() if method.trainable}
+    assert FIELDS.keys() == {name for name, method in METHODS.items() if method.contrastive}
 
 
 @pytest.mark.parametrize("name", FIELDS)
