@@ -18,6 +18,7 @@ from saga_fast.methods import METHODS, MethodConfig
 from saga_fast.models.encoder import EncoderConfig
 from saga_fast.models.precision import Precision
 from saga_fast.optim import OptimizerConfig, PhaseConfig
+from saga_fast.runtime.loggers import LoggerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ def _method(value: Any) -> Any:
     return value
 
 
+def _names(value: Any) -> Any:
+    """A single name as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One experiment: a plain phase, then a SAGA phase (or, with ``attention: null``, a fine-tuning phase)."""
@@ -95,6 +101,8 @@ class TrainConfig:
     attention: AttentionConfig | None = AttentionConfig()
     evaluate: EvaluateConfig | None = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    logger: Annotated[tuple[LoggerName, ...], BeforeValidator(_names)] = ("tensorboard",)
+    """Where figures and pictures go besides ``metrics.jsonl``: a name or a list, [] for nowhere (docs/loggers.md)."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
@@ -118,6 +126,8 @@ class TrainConfig:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
         if self.skip_nonfinite < 0:
             raise ValueError(f"skip_nonfinite must not be negative, got {self.skip_nonfinite}")
+        if len(set(self.logger)) < len(self.logger):
+            raise ValueError(f"logger has a name twice, got {list(self.logger)}")
         if self.plain.epochs + self.saga.epochs < 1:
             raise ValueError("plain.epochs + saga.epochs must be at least 1")
 

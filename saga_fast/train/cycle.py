@@ -24,6 +24,7 @@ from saga_fast.optim import PhaseConfig
 from saga_fast.report.sheet import draw_sheet, evenly_spaced
 from saga_fast.runtime.distributed import barrier, broadcast, is_main
 from saga_fast.runtime.files import write_text
+from saga_fast.runtime.loggers import require_loggers
 from saga_fast.runtime.signals import deferring_sigterm, stop, stop_requested
 from saga_fast.runtime.terminal import printable
 from saga_fast.train.epoch import EpochPosition, EpochResult, train_epoch
@@ -53,12 +54,14 @@ def train(config: TrainConfig, *, resume: bool = False, ckpt: Path | None = None
     Raises:
         SagaError: a run folder in use, a config that differs from the one being resumed, unreadable images, and so on.
     """
+    require_loggers(config.logger)
     with deferring_sigterm(), run_folder(Path(config.out), resume=resume):
-        run = open_run(config, ckpt=ckpt, progress=progress and is_main())
+        run, finished = open_run(config, ckpt=ckpt, progress=progress and is_main()), False
         try:
             _run_epochs(run)
+            finished = True
         finally:
-            run.metrics.close()
+            run.metrics.close(finished=finished)
         return run.last
 
 

@@ -144,7 +144,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
         bad=bad,
         loader=loader,
         renewals=renewals,
-        metrics=_open_metrics(folder, epoch, partial=partial_epoch is not None, resumed=exists, evaluated=evaluated),
+        metrics=_open_metrics(config, epoch, partial=partial_epoch is not None, resumed=exists, evaluated=evaluated),
         progress=progress,
         resumed=exists,
         evaluation_is_missing=not evaluated,
@@ -259,7 +259,7 @@ def _is_evaluated(config: TrainConfig, folder: Path, epoch: int, num_images: int
     )
 
 
-def _open_metrics(folder: Path, epoch: int, *, partial: bool, resumed: bool, evaluated: bool) -> Metrics:
+def _open_metrics(config: TrainConfig, epoch: int, *, partial: bool, resumed: bool, evaluated: bool) -> Metrics:
     """The run's figures, without the rows that the resumed run writes again.
 
     The evaluation and the renewal at epoch E come after the checkpoint of epoch E. A renewal is repeated when resuming
@@ -270,4 +270,5 @@ def _open_metrics(folder: Path, epoch: int, *, partial: bool, resumed: bool, eva
     def keep(row: dict[str, Any]) -> bool:
         return resumed and row["epoch"] < epoch + (partial or row["kind"] not in repeated)
 
-    return Metrics(folder, keep=keep, writes=is_main())
+    plain = config_to_dict(config)
+    return Metrics(Path(config.out), keep=keep, loggers=config.logger, config=plain, writes=is_main())

@@ -56,6 +56,7 @@ def _result_config(config: TrainConfig) -> dict[str, Any]:
             out="",
             device="auto",
             evaluate=None,
+            logger=(),
             checkpoint=CheckpointConfig(),
             data=data,
             skip_nonfinite=0,

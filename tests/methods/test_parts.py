@@ -189,7 +189,7 @@ def peak_bytes(case: str, parts: int) -> int:
     more = [random_views(32, group.count, side=group.size) for group in model.more_views]
     with Peak() as peak:
         model(views, torch.arange(32), *more).loss.backward()
-    return peak.bytes
+    return int(peak.bytes)
 
 
 @pytest.mark.parametrize("case", SOFTMAX)

@@ -15,7 +15,7 @@ from saga_fast.cli import main
 from saga_fast.report.tables import NONE
 from saga_fast.reproduce.plan import Reproduction, kept_epochs, plan
 from saga_fast.reproduce.results import Accuracy, results_table
-from saga_fast.reproduce.targets import TARGETS
+from saga_fast.reproduce.targets import TARGETS, Arm
 from saga_fast.runtime.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -165,9 +165,10 @@ def test_the_papers_size() -> None:
 def test_cells_are_means_and_gains_are_paired() -> None:
     reproduction = paper("table2", methods=("invspread",), seeds=3)
     tuned, saga = {0: 50.0, 1: 52.0, 2: 57.0}, {0: 51.0, 1: 55.0}
+    arms: dict[Arm, dict[int, float]] = {"finetune": tuned, "saga": saga}
     accuracies = [
         Accuracy(method="invspread", arm=arm, seed=seed, epoch=240, top1=top1)
-        for arm, values in (("finetune", tuned), ("saga", saga))
+        for arm, values in arms.items()
         for seed, top1 in values.items()
     ]
     accuracies.append(Accuracy(method="invspread", arm="saga", seed=2, epoch=230, top1=1.0))  # has not ended yet

@@ -27,13 +27,16 @@ SHORT = ["saga.epochs=1", "attention={period: 1, views: paste}", "evaluate=null"
 
 @pytest.mark.parametrize("method", [SIMCLR.replace("all", "none"), MOCO, INSDIS.replace("nce", "softmax")], ids=METHODS)
 def test_run_is_the_whole_batchs(tiny_yaml: Path, tmp_path: Path, method: str) -> None:
-    """Without batch norm, to rounding; the figures are the step's."""
-    shown = []
+    """Without batch norm, to rounding; the figures are the step's, and so is what the online probe learns from."""
+    shown, probes = [], []
     for parts in (1, 4):
-        overrides = [f"out={tmp_path / str(parts)}", method, GROUP_NORM, f"accumulate={parts}", *SHORT]
+        overrides = [f"out={tmp_path / str(parts)}", method, GROUP_NORM, f"accumulate={parts}", *SHORT[:-1]]
         train(load_config(tiny_yaml, overrides))
         rows = rows_of(tmp_path / str(parts), "epoch")
         shown.append([(row["loss"], row["positive_similarity"], row["lr"]) for row in rows])
+        probe = read_checkpoint(tmp_path / str(parts) / "last.pt")["online_probe"]
+        probes.append(probe["classifier"]["weight"])
+    torch.testing.assert_close(*probes, rtol=1e-2, atol=1e-4)
     assert len(shown[0]) == 2
     for row, expected in zip(*shown, strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
