@@ -122,7 +122,7 @@ def test_wrong_type_names_key_and_value(tiny_values: Values, key: str, value: An
         ("crop.scale", [0.5, 0.2], "[0.5, 0.2]"),
         ("crop.scale", [0.5, 1.5], "[0.5, 1.5]"),
         ("crop.ratio", [0, 1], "[0.0, 1.0]"),
-        ("method.name", "byol", "'byol'"),
+        ("method.name", "swav", "'swav'"),
         ("method.temperature", 0, "0.0"),
         ("encoder.name", "renset18", "'renset18'"),
         ("encoder.std", [0.2, 0.2, 0.0], "(0.2, 0.2, 0.0)"),

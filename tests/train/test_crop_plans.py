@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_folders import MOCO, figures, rows_of
+from run_folders import DINO, MOCO, figures, rows_of
 
 from saga_fast.checkpoint import read_checkpoint
 from saga_fast.config_file import load_config
@@ -64,6 +64,25 @@ def test_attention_views(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan],
             continue
         np.testing.assert_array_equal(boxes, np.stack(expected, 1))
     assert not np.array_equal(BoxTable.open(run / "att/epoch_0001.safetensors").boxes, whole)
+
+
+@pytest.mark.parametrize(
+    ("views", "in_box"),
+    [("mixed", [False, False, True, True]), ("att", [True] * 4), ("paste", [False, True, False, True, True])],
+)
+def test_global_and_local_views(
+    tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan], views: str, in_box: list[bool]
+) -> None:
+    """DINO's two global views, then its two local ones; ``paste`` has a global view more, to be pasted on the first."""
+    run = tmp_path / "run"
+    overrides = [f"out={run}", "evaluate=null", "saga.epochs=1", DINO, f"attention={{views: {views}, delta: 0.5}}"]
+    train(load_config(tiny_yaml, overrides))
+    before, after = (plan.boxes(epoch, np.arange(41)) for epoch, plan in enumerate(plans))
+    own, whole = BoxTable.open(run / "att/epoch_0001.safetensors").boxes, np.array([0, 0, 1, 1], np.float32)
+    np.testing.assert_array_equal(before, np.broadcast_to(whole, (41, 4, 4)))
+    assert after.shape == (41, len(in_box), 4)
+    for view, expected in zip(np.moveaxis(after, 1, 0), in_box, strict=True):
+        np.testing.assert_array_equal(view, own if expected else np.broadcast_to(whole, (41, 4)))
 
 
 def test_crop_settings_reach_the_loader(tiny_yaml: Path, tmp_path: Path, plans: list[CropPlan]) -> None:
