@@ -167,6 +167,14 @@ def test_demo_methods(tmp_path: Path) -> None:
     (row,) = run("demo_methods", arguments, tmp_path / "F.json")["rows"]
     assert row["name"] == "simclr, kNN (k 20) after 2 epochs"
     assert len(row["box_iou"]) == 1
+    arguments[3] = "dino"
+    arms = run("demo_methods", [*arguments, "--arms", "finetune", "saga_plus", "--seeds", "1"], tmp_path / "A.json")
+    plain, finetune, plus = arms["rows"]
+    names = [f"dino, seed 1, {arm}" for arm in ("plain", "finetune", "saga_plus")]
+    assert [row["name"] for row in arms["rows"]] == names
+    assert (plain["against"], plus["limit"]) == ("chance", finetune["accuracy"])
+    assert (list(plain["knn"]), list(plus["knn"])) == (["0", "1"], ["1", "2"])
+    assert [len(row["corloc"]) for row in arms["rows"]] == [0, 0, 1]
 
 
 def test_rows_are_written_as_they_come(tmp_path: Path) -> None:

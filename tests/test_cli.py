@@ -134,7 +134,7 @@ def test_train_refuses_missing_files(tiny_yaml: Path, tmp_path: Path, refuses: R
         ("batch_size=some", ["batch_size", "'some'"]),
         ("batch_size=100", ["batch_size 100", "41 images"]),
         ("attention.delta=1.5", ["delta", "1.5"]),
-        ("method.name=byol", ["'byol'", "simclr, moco"]),
+        ("method.name=swav", ["'swav'", "simclr, moco"]),
         ("encoder.name=renset18", ["'renset18'", "resnet18"]),
         ("encoder={name: test_vit}", ["'test_vit'", "no convolutional map"]),
         ("data.engine=dalli", ["no such engine", "'dalli'", "folder"]),
