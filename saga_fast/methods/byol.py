@@ -37,7 +37,8 @@ class BYOL(Method):
 
     Online are the encoder f, the projector g and the predictor q, the target network is f' and g'. Attention and
     evaluation use f and g. Each view has a forward pass, and so batch statistics, of its own, as in the official code.
-    Its two views are augmented differently: the config's ``second_photometric``.
+    Its two views are augmented differently: the config's ``second_photometric``. The last layers of the heads have a
+    bias, as in lightly; the code's have none, the paper does not tell.
     """
 
     Config: ClassVar[type[MethodConfig]] = BYOLConfig

@@ -145,7 +145,7 @@ class DINO(Method):
         return z.view(*views.shape[:2], -1), prototypes(z).float().view(*views.shape[:2], -1)
 
     def after_backward(self) -> None:
-        """Leave the prototypes as they are in the first epochs (appendix C)."""
+        """Leave the prototypes as they are in the first epochs (the official code's freeze_last_layer)."""
         if self.progress.epochs < self.config.frozen_epochs:
             for parameter in self.student_prototypes.parameters():
                 parameter.grad = None
