@@ -46,6 +46,7 @@ NOT_RUN = {
         ),
         "ImageNet, and a file to be downloaded",
     ),
+    "saga-fast reproduce table2 --seeds 1 --methods simclr --dry-run": "tests/reproduce runs it at tiny size",
     "saga-fast profile loaders --data photos/train photos/train.beton": "measures for minutes",
     "saga-fast profile att --ckpt runs/packed/last.pt --images 1281167": "measures for minutes",
     "saga-fast export runs/saga/last.pt --to moco --out encoder.pth.tar": "needs a ResNet-50, the tiny one has no name",
