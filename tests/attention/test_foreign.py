@@ -89,13 +89,12 @@ def test_lightly(few: Path) -> None:
 
 
 class HuggingFaceViT(nn.Module):
-    """The shape of transformers' ViTModel: ``embeddings``, ``encoder.layer`` and ``layernorm``."""
+    """The shape of transformers' ViTModel (version 5): ``embeddings``, ``layers`` and ``layernorm``."""
 
     def __init__(self, vit: Any) -> None:
         super().__init__()
         self.embeddings = _Embeddings(vit)
-        self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList(vit.blocks)
+        self.layers = nn.ModuleList(vit.blocks)
         self.layernorm = vit.norm
 
 
@@ -115,17 +114,12 @@ def test_hugging_face_vit(few: Path, score: Score, precision: Any) -> None:
     model = transformer("token")
     module: Any = HuggingFaceViT(model.encoder.backbone)
 
-    def features(x: Tensor) -> Tensor:
-        x = module.embeddings(x)
-        for layer in module.encoder.layer[:-1]:
-            x = layer(x)
-        return x
-
-    def head(tokens: Tensor) -> Tensor:
-        z: Tensor = model.projector(module.layernorm(module.encoder.layer[-1](tokens))[:, 0])
-        return z
-
-    foreign = FeatureModel(module, features=features, head=head, prefix_tokens=1)
+    foreign = FeatureModel(
+        module,
+        features=lambda x: nn.Sequential(*module.layers[:-1])(module.embeddings(x)),
+        head=lambda tokens: model.projector(module.layernorm(module.layers[-1](tokens))[:, 0]),
+        prefix_tokens=1,
+    )
     how = options(score, precision=precision)
     table, ours = (build_box_table(each, open_images(few, size=SIDE), how) for each in (foreign, model))
     if precision == "fp32":
