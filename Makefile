@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 RESULTS := benchmarks/results
+PYTHONS ?= python3.11 python3.12 python3.13
 RUN := PYTHONPATH=. $(BIN)/python
 
-.PHONY: demo test check docs lint format install bench torture clean
+.PHONY: demo test check docs lint format install bench torture release clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/saga-fast demo --out $(OUT)
@@ -30,6 +31,8 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run */*.sh
+	$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
@@ -46,6 +49,10 @@ bench: $(VENV)/.installed-test
 # About five minutes on two cores; as root it also fills up small file systems.
 torture: $(VENV)/.installed-test
 	PYTHONPATH=.:tests/train $(BIN)/python -m benchmarks.torture --out $(RESULTS)/torture.json
+
+# Wheel and sdist in dist/, after the wheel's commands have run in an empty environment of each Python: some minutes each.
+release: $(VENV)/.installed-test
+	$(BIN)/python tools/check_release.py $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

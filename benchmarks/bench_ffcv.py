@@ -9,17 +9,21 @@ Run it as ``PYTHONPATH=. python benchmarks/bench_ffcv.py --out FILE`` on an othe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import numba
 import numpy as np
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader as StockLoader
 from ffcv.loader import OrderOption
 from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.compiler import Compiler
 from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 
@@ -58,6 +62,31 @@ PAIRS = (
 )
 
 
+READ_ONLY = numba.types.Array(numba.uint8, 1, "C", readonly=True)
+
+
+class FixedOSCache(OSCacheManager):  # type: ignore[misc]
+    """FFCV's memory manager without its change of Numba's type objects.
+
+    It sets ``mutable = False`` on the array type that all kernels of the process share: a kernel that was compiled for
+    it before is then not found any more (KeyError), which happened with an empty cache of kernels.
+    """
+
+    @property
+    def state_type(self) -> numba.types.Tuple:
+        """The types of the mapped file, and of the records' addresses and sizes."""
+        return numba.types.Tuple([READ_ONLY, numba.uint64[::1], numba.uint64[::1]])  # type: ignore[no-untyped-call]
+
+    def compile_reader(self) -> Callable[..., Any]:
+        """See FFCV's: the bytes of the record at an address."""
+
+        def read(address: Any, state: Any) -> Any:
+            size = state[2][np.searchsorted(state[1], address)]
+            return state[0][address : address + size]
+
+        return Compiler.compile(read, READ_ONLY(numba.uint64, self.state_type))  # type: ignore[no-any-return]
+
+
 def stock_loader(path: Path, bench: LoadingBench, *, views: int) -> StockLoader:
     """FFCV's loader with one of its decoders per view, which is how FFCV's users get several views of an image."""
     sides = (bench.size, bench.size)
@@ -65,17 +94,18 @@ def stock_loader(path: Path, bench: LoadingBench, *, views: int) -> StockLoader:
     further = {
         f"view_{i}": PipelineSpec("image", decoder=decoders[i], transforms=[ToTensor()]) for i in range(1, views)
     }
-    return StockLoader(
-        str(path),
-        batch_size=bench.batch_size,
-        num_workers=bench.threads,
-        os_cache=True,
-        order=OrderOption.RANDOM,
-        seed=SEED,
-        drop_last=False,
-        batches_ahead=2,
-        pipelines={"image": [decoders[0], ToTensor()], "label": None, "index": None} | further,
-    )
+    with patch("ffcv.loader.loader.OSCacheManager", FixedOSCache):
+        return StockLoader(
+            str(path),
+            batch_size=bench.batch_size,
+            num_workers=bench.threads,
+            os_cache=True,
+            order=OrderOption.RANDOM,
+            seed=SEED,
+            drop_last=False,
+            batches_ahead=2,
+            pipelines={"image": [decoders[0], ToTensor()], "label": None, "index": None} | further,
+        )
 
 
 def packed(folder: Path, mode: Mode, threads: int) -> Path:

@@ -44,8 +44,10 @@ library="$work/ffcv/ffcv/_libffcv.so"
 mv "$work"/ffcv/ffcv/_libffcv.*.so "$library"  # loaded by ctypes, so that any Python takes it
 for path in $(ldd "$library" | awk '$3 ~ "^/" { print $3 }' | grep -vE '/(libc|libm|libstdc\+\+|libgcc_s)\.so'); do
     cp -L "$path" "$work/ffcv/lib"
+    # shellcheck disable=SC2016 # the dynamic linker expands it
     "$patchelf" --force-rpath --set-rpath '$ORIGIN' "$work/ffcv/lib/$(basename "$path")"
 done
+# shellcheck disable=SC2016 # the dynamic linker expands it
 "$patchelf" --force-rpath --set-rpath '$ORIGIN/../lib' "$library"
 find "$work/ffcv" -name __pycache__ -prune -exec rm -r {} +
 compress "$work/ffcv" "$bundle/ffcv.tar.xz"

@@ -94,7 +94,7 @@ def step_on(training: Training, index: Tensor, views: list[Tensor]) -> None:
 def time_methods(bench: Bench) -> Iterator[Row]:
     """All methods that train, in bf16 on a GPU; SimCLR also in fp16, whose loss is scaled."""
     usual: Precision = "bf16" if bench.cuda else "fp32"
-    ways = [(name, usual) for name, kind in METHODS.items() if kind.trainable]
+    ways = [(name, usual) for name, kind in METHODS.items() if kind.contrastive]
     for name, precision in [*ways, ("simclr", "fp16")] if bench.cuda else ways:
         yield time_method(bench, name, precision)
         gc.collect()

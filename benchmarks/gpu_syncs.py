@@ -85,7 +85,7 @@ def count_syncs(bench: Bench) -> Iterator[Row]:
         build_box_table(model, loader, pass_options(Pass(precision, "eager", batch), loader))
 
     yield row_of_syncs(bench, f"build_box_table, {precision}", attention)
-    for name in [name for name, kind in METHODS.items() if kind.trainable]:
+    for name in [name for name, kind in METHODS.items() if kind.contrastive]:
         training = training_of(bench, method_config(bench, name), precision)
         training = replace(training, config=replace(training.config, batch_size=8 if bench.small else 32))
         stored = ready_batch(bench, training)

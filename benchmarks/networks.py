@@ -27,8 +27,10 @@ def untrained_model(name: str, size: int, *, channels_last: bool) -> Method:
 
 def whole_images(model: Method, loader: Loader, options: AttentionPass) -> Iterator[tuple[Tensor, Tensor]]:
     """The index and the normalised images of each batch."""
+    channels_last, precision = options.channels_last, options.precision
     for batch in loader:
-        yield batch.index, normalize_views(batch.views, model.encoder, CPU, channels_last=options.channels_last)[:, 0]
+        views = normalize_views(batch.views, model.encoder, CPU, channels_last=channels_last, precision=precision)
+        yield batch.index, views[:, 0]
 
 
 def bare_forward(model: Method, loader: Loader, options: AttentionPass) -> list[Tensor]:

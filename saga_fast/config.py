@@ -18,16 +18,21 @@ from saga_fast.methods import METHODS, MethodConfig
 from saga_fast.models.encoder import EncoderConfig
 from saga_fast.models.precision import Precision
 from saga_fast.optim import OptimizerConfig, PhaseConfig
+from saga_fast.runtime.loggers import LoggerName
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """kNN evaluation during training."""
+    """Evaluation during training: kNN, and figures that cost almost nothing."""
 
     every: int = 10
     """Epochs between evaluations; the first and the last epoch of a run are always evaluated."""
     k: tuple[int, ...] = (20, 200)
     temperature: float = 0.07
+    online_probe: bool = True
+    """Train a linear classifier on the detached features of the training steps, if the training images are labelled."""
+    rankme: bool = True
+    """Compute RankMe, an effective rank, of the training images' features at each evaluation."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -64,6 +69,11 @@ def _method(value: Any) -> Any:
     return value
 
 
+def _names(value: Any) -> Any:
+    """A single name as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One experiment: a plain phase, then a SAGA phase (or, with ``attention: null``, a fine-tuning phase)."""
@@ -77,6 +87,10 @@ class TrainConfig:
     photometric: PhotometricRecipe = PhotometricRecipe()
     batch_size: int = 256
     """Images per step over all processes, whose number must divide it."""
+    accumulate: int = 1
+    """Equal parts in which a process computes its images of a step, with the memory of one: for a batch that does not
+    fit. Loss and gradient are those of the whole batch, but batch norm covers a part. N parts cost the forward passes
+    of N - 1 parts more."""
     sync_batchnorm: bool | None = None
     """Batch norm over the batch of all processes; null: as in the method's paper. Without effect in one process."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -85,6 +99,8 @@ class TrainConfig:
     attention: AttentionConfig | None = AttentionConfig()
     evaluate: EvaluateConfig | None = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    logger: Annotated[tuple[LoggerName, ...], BeforeValidator(_names)] = ("tensorboard",)
+    """Where figures and pictures go besides ``metrics.jsonl``: a name or a list, [] for nowhere (docs/loggers.md)."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "fp32"
@@ -100,12 +116,16 @@ class TrainConfig:
             raise ValueError(f"batch_size must be at least 2 for a contrastive loss, got {self.batch_size}")
         if self.batch_size > 2**24:
             raise ValueError(f"batch_size must be at most 2**24, got {self.batch_size}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
         if self.attention and (self.attention.input_size or 1) > MAX_SIDE:
             raise ValueError(f"attention.input_size must be at most {MAX_SIDE}, got {self.attention.input_size}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
         if self.skip_nonfinite < 0:
             raise ValueError(f"skip_nonfinite must not be negative, got {self.skip_nonfinite}")
+        if len(set(self.logger)) < len(self.logger):
+            raise ValueError(f"logger has a name twice, got {list(self.logger)}")
         if self.plain.epochs + self.saga.epochs < 1:
             raise ValueError("plain.epochs + saga.epochs must be at least 1")
 

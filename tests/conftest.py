@@ -16,14 +16,15 @@ from saga_fast.train.cycle import train
 
 SLOW = (
     *("distributed/", "demo/", "importers/", "train/test_resume", "train/test_mid_epoch", "train/test_cycle"),
+    *("train/test_accumulate",),
     *("train/test_renewal", "train/test_nonfinite", "train/test_crop_plans", "train/test_provider"),
-    *("train/test_transformers",),
+    *("train/test_online_figures", "train/test_transformers", "runtime/test_loggers"),
     *("faults/test_torture", "faults/test_hostile", "faults/test_determinism", "faults/test_damage"),
     *("kernels/test_triton_compiles", "kernels/test_compiled_once", "kernels/test_threads", "kernels/test_bank_logits"),
     *("loaders/test_memory", "loaders/test_dali", "loaders/test_ffcv", "loaders/test_engines", "loaders/test_shards"),
     *("evaluate/test_linear", "evaluate/test_pairs", "models/test_compiled_features", "methods/test_contributing"),
     *("test_docs", "test_benchmarks", "test_bench_", "test_gpu_benchmark", "test_study", "test_report_browser"),
-    *("test_cli", "test_pack", "test_profile", "test_configs"),
+    *("test_cli", "test_pack", "test_profile", "test_configs", "test_examples", "test_release"),
 )
 """Beginnings of the paths of tests that take seconds each: training runs, processes, compilers, browsers."""
 

@@ -67,6 +67,12 @@ def knn(at: int, top1: float, layer: str = "backbone", k: int = 20) -> dict[str,
     return {"kind": "knn", "epoch": at, "layer": layer, "k": k, "top1": top1}
 
 
+def online(at: int, top1: float, rank: float) -> list[dict[str, Any]]:
+    """The rows of RankMe and of the online probe, in their order."""
+    rankme = {"kind": "rankme", "epoch": at, "backbone": rank, "projector": rank / 2, "images": 1000}
+    return [rankme, {"kind": "online", "epoch": at, "top1": top1, "images": 1000}]
+
+
 def renewal(at: int, **changes: object) -> dict[str, Any]:
     record = {"kind": "renewal", "epoch": at, "table": f"att/epoch_{at:04d}.safetensors", "found_fraction": 0.97}
     rest = {"box_area": 0.31, "images_per_second": 400.0, "seconds": 5.0, "iou": 0.36, "corloc": 0.3}

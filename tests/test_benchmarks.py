@@ -156,6 +156,20 @@ def test_bench_incremental(tiny_yaml: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bench_online(tmp_path: Path) -> None:
+    sizes = ["--cases", "demo", "demo_cmc", "--batch-size", "4", "--features", "40", "8", "--features", "8", "9"]
+    written = run("bench_online", ["--threads", "1", "--repeats", "2", *sizes], tmp_path / "F.json")
+    check_schema(written)
+    assert targets(written) == [0.98, 0.98]
+    assert [row["name"].split(",")[0] for row in written["rows"]] == [
+        *(["step with the probe", "the probe alone"] * 2),
+        *(["RankMe"] * 2),
+    ]
+    assert all(row["noise"] >= 0.0 for row in written["rows"] if "target" in row)
+    assert all(0.0 < row["share"] < 1.0 for row in written["rows"] if row["name"].startswith("the probe"))
+
+
+@pytest.mark.slow
 def test_demo_methods(tmp_path: Path) -> None:
     small = ["data.generate.num_train=24", "data.generate.num_val=24", "crop.size=32", "batch_size=8"]
     overrides = [*small, "plain.epochs=1", "plain.warmup_epochs=0", "saga.epochs=1", "evaluate.k=[20]"]

@@ -1,15 +1,19 @@
 """The documentation: commands that run, references that are current, pages that build without a warning.
 
 The ``sh`` and ``python`` blocks of the pages in RUN are run in order in a scratch folder: the shipped configs are those
-of ``saga-fast demo --tiny``, its ``photos/`` has a few images.
+of ``saga-fast demo --tiny``, its ``photos/`` has a few images. The notebook is run as it is.
 """
 
+import functools
 import importlib.util
+import io
+import json
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -24,13 +28,14 @@ from saga_fast.version import __version__
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+NOTEBOOKS = sorted((REPOSITORY / "docs").glob("*.ipynb"))
 RUN = {"README.md": 5, "docs/tutorial.md": 15, "docs/engines.md": 3, "docs/python.md": 6}
 """Page -> number of its commands and Python blocks that are run."""
 NOT_RUN = {
     "source .venv/bin/activate": "the tests' interpreter is active already",
     "tensorboard --logdir runs": "a server that does not end",
     "sudo apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev": "installs",
-    "pip install 'saga-fast[ffcv]'": "installs",
+    **dict.fromkeys(("pip install 'saga-fast[ffcv]'", "pip install '.[demo]'"), "installs"),
     "saga-fast train --config my.yaml --set device=cuda": "needs a GPU",
     **dict.fromkeys(
         (
@@ -41,6 +46,7 @@ NOT_RUN = {
         ),
         "ImageNet, and a file to be downloaded",
     ),
+    "saga-fast reproduce table2 --seeds 1 --methods simclr --dry-run": "tests/reproduce runs it at tiny size",
     "saga-fast profile loaders --data photos/train photos/train.beton": "measures for minutes",
     "saga-fast profile att --ckpt runs/packed/last.pt --images 1281167": "measures for minutes",
     "saga-fast export runs/saga/last.pt --to moco --out encoder.pth.tar": "needs a ResNet-50, the tiny one has no name",
@@ -110,6 +116,48 @@ def test_every_command_is_in_a_block_that_is_run() -> None:
     assert listed == NOT_RUN.keys()
 
 
+@functools.cache
+def help_of(command: str) -> str:
+    """What ``saga-fast COMMAND --help`` prints."""
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit, match=r"^0$"):
+        main([*command.split(), "--help"])
+    return out.getvalue()
+
+
+def test_every_option_exists() -> None:
+    """Options of the commands that pages, scripts and configs name, in running text, tables and blocks."""
+    commands = re.findall(r"^ {4}([a-z]\S*)", help_of(""), re.MULTILINE)
+    assert {"train", "build-att", "eval"} <= set(commands)
+    named = re.compile(rf"(?:saga-fast|-m saga_fast) ({'|'.join(commands)})( [a-z]+)?\b([^`\n]*)")
+    files = [REPOSITORY / "Dockerfile", REPOSITORY / "Makefile", *REPOSITORY.glob("*.md"), *PAGES, *NOTEBOOKS]
+    options = set()
+    for path in [*files, *REPOSITORY.glob("examples/*"), *configs.ROOT.rglob("*.yaml")]:
+        for command, part, rest in named.findall(path.read_text(encoding="utf-8").replace("\\\n", " ")):
+            whole = command + part if command in ("eval", "profile") else command
+            options |= {(path.name, whole, option) for option in re.findall(r"(?<=[ [])--[a-z][a-z-]*", rest)}
+    assert {page for page, *_ in options} >= {"README.md", "tutorial.md", "slurm.sh", "skypilot.yaml"}
+    for page, command, option in options:
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_of(command)), f"{page}: {command} has no {option}"
+
+
+def test_notebook_runs(tmp_path: Path) -> None:
+    """Its code cells, one after the other in a process; the committed file has no outputs."""
+    cells = json.loads((REPOSITORY / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    script = "\n".join("".join(cell["source"]) for cell in code)
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    said = re.search(r"true boxes: (0\.\d+)\n480 features of 128 numbers, 1-NN accuracy (\d+)%", ran.stdout)
+    assert said
+    assert float(said[1]) > 0.2
+    assert int(said[2]) > 2 * 100 / 12, "12 classes"
+    assert {path.name for path in (tmp_path / "quickstart").iterdir()} == {
+        *("data", "run", "boxes.safetensors", "boxes.png")
+    }
+
+
 @pytest.fixture
 def config_reference() -> ModuleType:
     """tools/config_reference.py."""
@@ -143,5 +191,8 @@ def test_pages_build_without_a_warning(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "WARNING" not in ran.stderr
     pages = {path.name for path in (tmp_path / "site").glob("*.html")} - {"404.html"}
-    assert pages == {path.with_suffix(".html").name for path in PAGES}
+    assert pages == {path.with_suffix(".html").name for path in (*PAGES, *NOTEBOOKS)}
+    notebook = (tmp_path / "site" / "quickstart.html").read_text(encoding="utf-8")
+    assert "build_box_table(model, loader, options)" in notebook and 'href="python.html"' in notebook
+    assert 'href="quickstart.html"' in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "site" / "data-flow.svg").is_file()

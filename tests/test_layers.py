@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 ORDER = (
     *("version", "errors", "runtime", "kernels", "loaders", "models", "methods", "attention"),
     *("optim", "config", "config_file", "checkpoint", "export", "evaluate", "report", "train"),
-    *("profile", "importers", "configs", "demo", "cli", "__main__"),
+    *("profile", "importers", "configs", "demo", "reproduce", "cli", "__main__"),
 )
 """Packages and modules at the top of saga_fast. Each may import those before it, and itself."""
 

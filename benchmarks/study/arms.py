@@ -15,6 +15,7 @@ OBJECT_SIDES = {"small": (0.3, 0.5), "middle": (0.4, 0.7), "large": (0.5, 0.9)}
 """Range of the object's side over the image's."""
 PAPER = AttentionConfig()
 SAGA_PLUS = replace(PAPER, score="background", mirror=True, delta=0.6, input_size=72, views="mixed")
+"""The first recipe. The rows of study.json have the score ``background`` as it was before commit b50feb7."""
 CENTRED = replace(PAPER, crop="centred")
 """ContrastiveCrop's rule: crops as large as those of whole images, their centres in the box, for both views."""
 RETIRED_SCORES = {"norm": "74072f8"}

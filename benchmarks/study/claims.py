@@ -83,8 +83,8 @@ def stages() -> Iterator[Run]:
     for seed in (1, 2, 3):
         for method in ("simclr", "mocov2"):
             for data in ("fashion", "stamps"):
-                yield from runs("finals", data, method, seed, FINALS[: 4 if seed == 1 else 2])
-        yield from runs("finals", "middle", "simclr", seed, FINALS[: 4 if seed == 1 else 2])
+                yield from runs("finals", data, method, seed, FINALS[: 4 if seed == 1 else 3])
+        yield from runs("finals", "middle", "simclr", seed, FINALS[: 4 if seed == 1 else 3])
         if seed == 1:
             yield from runs("screening", "fashion", "simclr", 0, ("finetune", "saga+", "true", *MECHANISM))
             for data in ("fashion", "stamps"):

@@ -6,37 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from saga_fast.checkpoint import save_checkpoint
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict
 from saga_fast.evaluate.features import FrozenModel
 from saga_fast.loaders import Loader
-from saga_fast.methods import StepOutput
-from saga_fast.methods.supervised import Supervised, SupervisedConfig
-from saga_fast.models.encoder import EncoderConfig
+from saga_fast.methods import build_method
+from saga_fast.methods.supervised import SupervisedConfig
 from saga_fast.optim import build_optimizer
 from saga_fast.train.epoch import EpochPosition, train_epoch
 from saga_fast.train.provider import classifier
 from saga_fast.train.step import Training
-
-
-class Learner(Supervised):
-    """The classifier with a loss: the cross-entropy of one view."""
-
-    num_views = 1
-    trainable = True
-
-    def __init__(self, config: SupervisedConfig, encoder: EncoderConfig, labels: Tensor) -> None:
-        super().__init__(config, encoder)
-        self.labels = labels
-
-    def forward(self, views: Tensor, index: Tensor) -> StepOutput:
-        """The cross-entropy; the true class's mean probability replaces a contrastive method's similarity."""
-        loss = F.cross_entropy(self.projector(self.encoder(views[:, 0])), self.labels[index], reduction="none")
-        return StepOutput(loss.mean(), (-loss.detach()).exp().mean())
 
 
 def train_classifier(config: TrainConfig, loader: Loader, path: Path) -> None:
@@ -49,7 +30,7 @@ def train_classifier(config: TrainConfig, loader: Loader, path: Path) -> None:
     """
     method = SupervisedConfig(num_classes=len(loader.source.classes))
     torch.manual_seed(config.seed)
-    model = Learner(method, config.encoder, torch.from_numpy(loader.source.labels))
+    model = build_method(method, config.encoder, labels=torch.from_numpy(loader.source.labels))
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     training = Training(

@@ -67,17 +67,15 @@ def build_box_table(
         ValueError: ``delta`` or ``size`` out of range.
     """
     options = attention_pass or AttentionPass(size=loader.plan.size)
-    options = replace(
-        options, delta=options.delta if delta is None else delta, size=options.size if size is None else size
-    )
     check_attention(model, replace(options, size=loader.plan.size))
-    images = len(loader.source) if loader.images is None else len(loader.images)
-    passes = images * (2 if options.mirror else 1)
-    forward = choose_forward(options.forward, model.encoders, images=passes, size=loader.plan.size)
-    options = replace(options, forward=forward)
+    options = replace(
+        _chosen_forward(model, loader, options),
+        delta=options.delta if delta is None else delta,
+        size=options.size if size is None else size,
+    )
     strings = {**table_metadata(loader.source, options), **(metadata or {})}
     facts = {"the data set" if name == "dataset" else name: value for name, value in strings.items()}
-    check_same(facts | {"the forward pass": forward})
+    check_same(facts | {"the forward pass": options.forward})
     loader.bad.share()
     device = next(model.parameters()).device
     table = BoxTable.whole(len(loader.source))
@@ -96,6 +94,14 @@ def build_box_table(
     if is_main() and len(share.order) and not table.found.any():
         log.warning("no box was found in any of %d images: is the model trained, and finite?", len(share.order))
     return replace(table, metadata=strings)
+
+
+def _chosen_forward(model: Method, loader: Loader, options: AttentionPass) -> AttentionPass:
+    """The options with a forward pass in place of ``auto``."""
+    images = len(loader.source) if loader.images is None else len(loader.images)
+    passes = images * (2 if options.mirror else 1)
+    forward = choose_forward(options.forward, model.encoders, images=passes, size=loader.plan.size)
+    return replace(options, forward=forward)
 
 
 def boxes_of_batch(model: Method, batch: Batch, options: AttentionPass) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -67,18 +67,18 @@ class _ModuleEncoder(Encoder):
 
     def activations(self, x: Tensor) -> Activations:
         """See :meth:`Encoder.activations`."""
-        found, count = self._features(x), self._prefix
-        if found.ndim == 4 and count is None:
-            return Activations(found)
-        side = math.isqrt(max(0, found.shape[1] - (count or 0)))
-        if found.ndim != 3 or count is None or side * side + count != found.shape[1]:
+        returned, count = self._features(x), self._prefix
+        if returned.ndim == 4 and count is None:
+            return Activations(returned)
+        side = math.isqrt(max(0, returned.shape[1] - (count or 0)))
+        if returned.ndim != 3 or count is None or side * side + count != returned.shape[1]:
             wanted = "a map (B, C, u, v)" if count is None else f"tokens (B, {count} + u * u, C)"
             raise SagaError(
-                f"features of {self._name} returned {tuple(found.shape)}, not {wanted}: choose another layer or set"
+                f"features of {self._name} returned {tuple(returned.shape)}, not {wanted}: choose another layer or set"
                 " prefix_tokens"
             )
-        patches = found[:, count:].transpose(1, 2)
-        return Activations(patches.reshape(*patches.shape[:2], side, side), found[:, :count])
+        patches = returned[:, count:].transpose(1, 2)
+        return Activations(patches.reshape(*patches.shape[:2], side, side), returned[:, :count])
 
     def pool(self, features: Tensor, prefix: Tensor | None = None) -> Tensor:
         """See :meth:`Encoder.pool`."""

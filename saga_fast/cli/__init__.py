@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from saga_fast.errors import SagaError
@@ -20,9 +19,9 @@ from saga_fast.version import __version__
 
 COMMANDS = [
     *("demo", "train", "configs", "build_att", "evaluate", "show_att"),
-    *("report", "pack", "profile", "import_", "export"),
+    *("report", "reproduce", "pack", "profile", "import_", "export"),
 ]
-"""Modules of this package, imported by :func:`main`: they take seconds."""
+"""Modules of this package, imported by :func:`parse`: they take seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments is None and sys.argv[1:] == ["--version"]:
             say(f"saga-fast {__version__}")
             return 0
-        options = _parse([importlib.import_module(f"saga_fast.cli.{name}") for name in COMMANDS], arguments)
+        options = parse(arguments)
         _start_logging()
         with signals.unwinding():
             return _run(options)
@@ -61,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
 
 
-def _parse(commands: Sequence[ModuleType], arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command, whose ``run`` is the command's function; None: of ``sys.argv``."""
+    commands: list[Any] = [importlib.import_module(f"saga_fast.cli.{name}") for name in COMMANDS]
     parser = _Parser(
         prog="saga-fast",
         description="Contrastive learning with crops from the network's own attention (SAGA).",
@@ -77,7 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     from saga_fast.runtime import distributed
 
     if distributed.launched() and not getattr(options, "distributed", False):
-        return _fail(f"{options.command} runs in one process: start it without torchrun")
+        name = " ".join(filter(None, (options.command, getattr(options, "evaluation", None))))
+        return _fail(f"{name} runs in one process: start it without torchrun")
     with distributed.session():
         options.run(options)
     return 0

@@ -12,6 +12,7 @@ from saga_fast.errors import SagaError
 from saga_fast.evaluate.linear import Accuracy, ProbeLoaders, linear_probe
 from saga_fast.evaluate.protocols import PROTOCOLS, ProbeConfig, choose_protocol
 from saga_fast.loaders import BadImages, CentrePlan, CropPlan, Plan, WholePlan
+from saga_fast.runtime.distributed import is_main, rank, world_size
 from saga_fast.runtime.files import sha256
 from saga_fast.runtime.terminal import say
 
@@ -50,7 +51,7 @@ def add_parser(protocols: Any) -> None:
         "--out", type=user_path, metavar="DIR", help="folder for probe.pt, from which a killed probe resumes"
     )
     add_subject(parser, batch_size=None)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, distributed=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -84,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
         },
         progress=True,
     )
+    if not is_main():
+        return
     rows = _rows(subject, config, history)
     write_rows(options.json, rows, checkpoint=str(options.ckpt), data=str(subject.train.root))
     last = history[-1]
@@ -150,7 +153,8 @@ def _loaders(subject: Subject, config: ProbeConfig) -> ProbeLoaders:
         table=table,
         views="mixed" if options.views == "both" else "att",
     )
-    train = subject.loader(subject.train, crops, shuffle=True, seed=options.seed, bad=bad)
+    part = {"rank": rank(), "world_size": world_size()}
+    train = subject.loader(subject.train, crops, shuffle=True, seed=options.seed, bad=bad, **part)
     cached = subject.loader(subject.train, subject.plan(subject.train, whole), bad=bad) if options.cached else None
     val = subject.loader(subject.val, subject.plan(subject.val, whole))
     return ProbeLoaders(train=train, val=val, cached=cached)

@@ -27,6 +27,7 @@ from saga_fast.loaders import BoxTable, CropPlan, WholePlan, open_loader
 from saga_fast.models.modes import place_model
 from saga_fast.report.histograms import draw_png
 from saga_fast.runtime.device import choose_device
+from saga_fast.runtime.distributed import check_same, is_main
 from saga_fast.runtime.terminal import say
 
 
@@ -57,7 +58,7 @@ def add_parser(protocols: Any) -> None:
     add_loading(parser)
     add_json(parser)
     parser.add_argument("--png", type=user_path, metavar="F", help="write the histograms to this PNG file")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, distributed=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> None:
     for number, (ckpt, name) in enumerate(zip(options.ckpt, _names(options.ckpt), strict=True)):
         table = options.table[number] if options.table else None
         rows += _rows(options, ckpt, name, table)
+    if not is_main():
+        return
     checkpoints = [str(ckpt) for ckpt in options.ckpt]
     write_rows(options.json, rows, checkpoint=checkpoints[0] if len(checkpoints) == 1 else checkpoints)
     if options.png:
@@ -96,6 +99,7 @@ def _rows(options: argparse.Namespace, ckpt: Path, name: str, table_file: Path |
     device = choose_device(options.device)
     model = place_model(checkpoint.model(), device, channels_last=config.channels_last)
     engine, source = chosen_source(options, config.data)
+    check_same({"the checkpoint": checkpoint.sha256, "the data set": source.fingerprint})
     if table_file is None:
         whole = open_loader(engine, source, WholePlan(size=config.attention_pass.size), loader_options(options))
         table = make_table(model, whole, config)

@@ -19,7 +19,8 @@ from saga_fast.runtime.terminal import say
 
 def add_parser(subparsers: Any) -> None:
     """Add the command and its protocols."""
-    parser = subparsers.add_parser("eval", help="evaluate a checkpoint", description="Evaluate a checkpoint.")
+    text = "Evaluate a checkpoint. knn, linear and pairs also run under torchrun, one process per GPU."
+    parser = subparsers.add_parser("eval", help="evaluate a checkpoint", description=text)
     protocols = parser.add_subparsers(dest="evaluation", required=True, metavar="PROTOCOL")
     knn = protocols.add_parser(
         "knn",
@@ -62,8 +63,6 @@ def run_knn(options: argparse.Namespace) -> None:
     else:
         features, labels = _features(subject, queries)
         labels = align_labels(labels, queries, subject.train)
-    if not is_main():
-        return
     rows, lines = [], []
     for layer in [layer for layer in LAYERS if layer in options.layer]:
         tensors = [x.to(subject.frozen.device) for x in (bank[layer], bank_labels, features[layer], labels)]
@@ -89,6 +88,8 @@ def run_knn(options: argparse.Namespace) -> None:
                 )
                 at = f" temperature {temperature:g}" if len(options.temperature) > 1 else ""
                 lines.append(f"kNN {layer:9s} k {k:3d}{at}: {100 * top1:.1f} %")
+    if not is_main():
+        return
     write_rows(options.json, rows, checkpoint=str(options.ckpt), data=str(subject.train.root))
     for line in lines:
         say(line)

@@ -23,6 +23,7 @@ from saga_fast.runtime.files import check_writable, is_stream
 RUN_FILES = (
     "config.yaml",
     "metrics.jsonl",
+    "loggers.json",
     "*.pt",
     "att/*",
     "eval/*.json",

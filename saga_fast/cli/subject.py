@@ -20,6 +20,7 @@ from saga_fast.loaders.boxes import widen_boxes
 from saga_fast.methods import Method
 from saga_fast.models.modes import place_model
 from saga_fast.runtime.device import choose_device
+from saga_fast.runtime.distributed import check_same
 from saga_fast.runtime.files import write_text
 from saga_fast.runtime.machine import provenance
 
@@ -118,7 +119,7 @@ def open_subject(options: argparse.Namespace, *outputs: Path) -> Subject:
     """The subject of the options of :func:`add_subject`; ``outputs`` are the command's files other than ``--json``.
 
     Raises:
-        SagaError: options that do not fit together, or a file that cannot be read.
+        SagaError: options that do not fit together, a file that cannot be read, or processes that read different ones.
         OSError: ``--json`` or another output cannot be written.
     """
     train, val = options.data, options.val
@@ -131,7 +132,7 @@ def open_subject(options: argparse.Namespace, *outputs: Path) -> Subject:
     engine = chosen_engine(options, train)
     checkpoint = open_checkpoint(options.ckpt)
     device, channels_last = choose_device(options.device), checkpoint.config.channels_last
-    return Subject(
+    subject = Subject(
         checkpoint=checkpoint,
         config=checkpoint.config,
         model=place_model(checkpoint.model(), device, channels_last=channels_last),
@@ -140,6 +141,10 @@ def open_subject(options: argparse.Namespace, *outputs: Path) -> Subject:
         val=open_source(engine, val, classes=options.classes) if val is not None else None,
         options=options,
     )
+    images = "none" if subject.val is None else subject.val.fingerprint
+    facts = {"the checkpoint": checkpoint.sha256, "the data set": subject.train.fingerprint}
+    check_same(facts | {"the validation set": images})
+    return subject
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:

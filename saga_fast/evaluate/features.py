@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,12 +76,46 @@ class FrozenModel:
     def unit_features(self, batch: Batch) -> dict[Layer, Tensor]:
         """L2-normalised features (B, D) float32 of both layers; views and branches are concatenated."""
         outputs = [pair for of_view in self._outputs(batch, None, with_z=True) for pair in of_view]
-        return {layer: _unit([pair[place] for pair in outputs]) for place, layer in enumerate(LAYERS)}
+        return {layer: unit([pair[place] for pair in outputs]) for place, layer in enumerate(LAYERS)}
 
 
-def _unit(features: Sequence[Tensor]) -> Tensor:
+def unit(features: Sequence[Tensor]) -> Tensor:
     """Unit vectors, concatenated and scaled to length 1: the similarity is the mean of the parts' cosines."""
     return torch.cat([F.normalize(feature, dim=1) for feature in features], dim=1) / math.sqrt(len(features))
+
+
+def local_batches(loader: Loader, count: int | None = None) -> Iterator[Batch]:
+    """This rank's share of a pass over a loader: every world_size-th batch, whole.
+
+    What is computed from a batch is thus what one process computes. The ranks exchange their lists of bad images before
+    and after the pass, so each of them calls this, and reads to the end.
+
+    Args:
+        loader: whole batches in each process: ``options.world_size`` is 1.
+        count: the pass has only this number of batches, all ranks' together; None: all of them.
+
+    Raises:
+        SagaError: more undecodable images than the loader's list allows.
+    """
+    loader.bad.share()
+    loader.set_batches(np.arange(rank(), len(loader) if count is None else count, world_size()))
+    try:
+        yield from loader
+    finally:
+        loader.set_batches(None)
+    loader.bad.share()
+
+
+def gather_in_order(keys: list[Tensor], parts: list[Tensor]) -> Tensor:
+    """The rows of all ranks on the CPU, sorted by key: [(B, ...), ...] -> (sum B, ...).
+
+    Args:
+        keys: (B,) int64 for each part, ascending on each rank and different between ranks.
+        parts: this rank's rows, on the CPU; may be empty on all ranks but one.
+    """
+    if world_size() == 1:
+        return torch.cat(parts)
+    return gather_uneven(parts)[gather_uneven(keys).argsort(stable=True)]
 
 
 def extract_features(
@@ -99,29 +133,20 @@ def extract_features(
     Raises:
         SagaError: no image can be decoded, or more undecodable ones than the loader's list allows.
     """
-    loader.bad.share()
-    loader.set_batches(np.arange(rank(), len(loader), world_size()) if world_size() > 1 else None)
     parts: dict[Layer, list[Tensor]] = {layer: [] for layer in LAYERS}
     labels, indices = [], []
     disable = None if progress and is_main() else True
-    try:
-        with (
-            eval_mode(frozen.model),
-            tqdm(total=len(loader.source), desc="features", unit="img", disable=disable) as bar,
-        ):
-            for batch in loader:
-                if stop_requested():
-                    stop()
-                for layer, features in frozen.unit_features(batch).items():
-                    parts[layer].append(features.cpu())
-                labels.append(batch.label)
-                indices.append(batch.index)
-                bar.update(world_size() * len(batch.label))
-    finally:
-        loader.set_batches(None)
+    bar = tqdm(total=len(loader.source), desc="features", unit="img", disable=disable)
+    with eval_mode(frozen.model), bar:
+        for batch in local_batches(loader):
+            if stop_requested():
+                stop()
+            for layer, features in frozen.unit_features(batch).items():
+                parts[layer].append(features.cpu())
+            labels.append(batch.label)
+            indices.append(batch.index)
+            bar.update(world_size() * len(batch.label))
     if len(loader.bad) == len(loader.source):
         raise SagaError(f"none of the {len(loader.source)} images in {loader.source.root} can be decoded")
-    if world_size() == 1:
-        return {layer: torch.cat(part) for layer, part in parts.items()}, torch.cat(labels)
-    order = gather_uneven(indices).argsort()  # the order in which one process extracts them
-    return {layer: gather_uneven(part)[order] for layer, part in parts.items()}, gather_uneven(labels)[order]
+    gathered = {layer: gather_in_order(indices, part) for layer, part in parts.items()}
+    return gathered, gather_in_order(indices, labels)

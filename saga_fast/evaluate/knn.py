@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import Source
+from saga_fast.runtime.distributed import rank, total, world_size
 
 
 def knn_accuracy(
@@ -27,6 +28,9 @@ def knn_accuracy(
 
     All tensors are on one device, where the neighbours are searched: the similarities of a chunk are (chunk, N)
     float32 there, 5 GB for ImageNet. The result is the same in each run, because no two votes are added at once.
+
+    Processes that torchrun started together pass the same tensors, share the chunks, and each returns the accuracies of
+    all queries: those of one process, because a chunk is compared as a whole.
 
     Args:
         bank: (N, D) L2-normalised features with labels (N,).
@@ -46,7 +50,7 @@ def knn_accuracy(
         raise SagaError("kNN needs labelled images: one folder per class")
     classes = int(bank_labels.max()) + 1
     hits = {k: labels.new_zeros(()) for k in ks}
-    for begin in range(0, len(queries), chunk):
+    for begin in range(rank() * chunk, len(queries), world_size() * chunk):
         similarity = queries[begin : begin + chunk] @ bank.T
         if leave_one_out:
             similarity.diagonal(begin).fill_(float("-inf"))
@@ -60,7 +64,8 @@ def knn_accuracy(
             scores.scatter_add_(1, voted[:, place], votes[:, place])
             if nth + 1 in hits:
                 hits[nth + 1] += (scores.argmax(1) == labels[begin : begin + chunk]).sum()
-    return {k: int(hits[k]) / len(queries) for k in ks}
+    counts = total(torch.stack(list(hits.values()))).tolist()
+    return {k: count / len(queries) for k, count in zip(hits, counts, strict=True)}
 
 
 def check_finite(features: Tensor) -> None:

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import FrozenModel
-from saga_fast.evaluate.knn import align_labels, check_finite
+from saga_fast.evaluate.knn import align_labels
+from saga_fast.evaluate.probe_batches import (
+    Batches,
+    augmented_batches,
+    cached_batches,
+    cached_val_batches,
+    feature_dim,
+    val_batches,
+)
 from saga_fast.evaluate.probe_file import ProbeFile
 from saga_fast.evaluate.protocols import ProbeConfig
-from saga_fast.kernels import PhotometricRecipe, sample_photometrics
-from saga_fast.loaders import Batch, Loader
+from saga_fast.loaders import Loader
 from saga_fast.loaders.bad_images import FOUND_EARLIER
-from saga_fast.loaders.order import epoch_order
 from saga_fast.optim import learning_rate
+from saga_fast.runtime.distributed import check_same, data_parallel, is_main, mean, total, world_size
 
 log = logging.getLogger(__name__)
-
-Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
-"""epoch -> (features (B, D), labels (B,)) of its batches, on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class ProbeLoaders:
     """The images of a linear probe.
 
     Attributes:
-        train: shuffled training crops in batches of the protocol's size; labelled.
+        train: shuffled training crops in batches of the protocol's size; labelled. Of several processes each has its
+            part of the batches: ``LoaderOptions.rank`` and ``world_size``.
         val: the test crop of the validation images, whose classes are among the training images'.
         cached: the training images in order, without augmentation and with the same list of bad images, or None. Their
             features are computed once and used in place of ``train``, which is then not read: fast, and an estimate.
@@ -98,6 +103,9 @@ def linear_probe(
     The model is put into eval mode and stays in it. A probe with ``out`` resumes from ``out/probe.pt``, which is
     written after every epoch: a killed probe that is run again ends bit-identical to one that was not killed.
 
+    Processes that torchrun started together share the images, rank 0 writes ``probe.pt``, and each returns the
+    accuracies: to rounding those of one process, also if a probe is resumed with another number of processes.
+
     Args:
         frozen: the encoder.
         loaders: the images.
@@ -111,33 +119,40 @@ def linear_probe(
     Raises:
         SagaError: unlabelled images, a class that the training images lack, a loss that is not finite, or another
             probe's ``probe.pt``.
+        ValueError: ``loaders.train`` has another batch size than the protocol, or is for another number of processes.
     """
     frozen.model.eval()
     train, val, cached = loaders.train, loaders.val, loaders.cached
     _check_labels(train, val)
+    _check_parts(train, config)
     facts = {**asdict(config), "cached": cached is not None, "seed": seed, **(identity or {})}
     file = None if out is None else ProbeFile(out / "probe.pt", facts)
-    state = _start(config, _dim(frozen, val), len(train.source.classes), seed, frozen.device)
+    dim = feature_dim(frozen, val)
+    state = _start(config, dim, len(train.source.classes), seed, frozen.device)
     if file is not None and (saved := file.read(state.classifier.state_dict())) is not None:
         state.load(saved)
         train.bad.update(dict.fromkeys(saved["bad"], FOUND_EARLIER))  # an epoch's order leaves them out
-    total = config.phase.epochs
-    if state.epoch >= total:
+    check_same({"probe.pt": f"epoch {state.epoch}"})  # a network file system may show an older one for some seconds
+    epochs = config.phase.epochs
+    if state.epoch >= epochs:
         return state.history
     if cached is not None:
-        batches = _cached_batches(frozen, cached, config.batch_size, seed, progress)
-        tests = _cached_tests(frozen, val, train, progress)
+        batches = cached_batches(frozen, cached, config.batch_size, seed=seed, progress=progress)
+        tests = cached_val_batches(frozen, val, train, progress=progress)
     else:
-        batches, tests = _augmented_batches(frozen, train, config.flip, seed), _tests(frozen, val, train)
-    with tqdm(total=total, initial=state.epoch, desc="probe", unit="epoch", disable=None if progress else True) as bar:
-        while state.epoch < total:
-            steps = -(-(len(train.source) - len(train.bad)) // config.batch_size)
-            loss = _train_epoch(state, config, batches, steps)
+        batches = augmented_batches(frozen, train, dim, flip=config.flip, seed=seed)
+        tests = val_batches(frozen, val, train)
+    network = data_parallel(state.classifier, frozen.device)
+    disable = None if progress and is_main() else True
+    with tqdm(total=epochs, initial=state.epoch, desc="probe", unit="epoch", disable=disable) as bar:
+        while state.epoch < epochs:
+            loss = _train_epoch(state, network, config, batches, len(train.source) - len(train.bad))
+            train.bad.share()
             state.epoch += 1
-            if state.epoch % every == 0 or state.epoch == total:
+            if state.epoch % every == 0 or state.epoch == epochs:
                 state.history.append(_test(state, tests, loss))
                 log.info("probe epoch %d: top-1 %.1f %%", state.epoch, 100 * state.history[-1].top1)
-            if file is not None:
+            if file is not None and is_main():
                 file.save(state.content() | {"bad": train.bad.indices.tolist()})
             bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
@@ -151,23 +166,13 @@ def _check_labels(train: Loader, val: Loader) -> None:
     align_labels(torch.from_numpy(val.source.labels), val.source, train.source)
 
 
-def _features(frozen: FrozenModel, batch: Batch, photometrics: Tensor | None = None) -> Tensor:
-    """Pooled features of all views and branches, concatenated and not normalised: (B, D) float32.
-
-    Raises:
-        SagaError: features that are not finite.
-    """
-    views = frozen.features(batch, photometrics=photometrics)
-    features = torch.cat([h for branches in views for h in branches], 1)
-    check_finite(features)
-    return features
-
-
-def _dim(frozen: FrozenModel, loader: Loader) -> int:
-    """The length D of an image's features."""
-    side, views = loader.plan.size, loader.plan.num_views
-    blank = torch.zeros(1, views, side, side, 3, dtype=torch.uint8)
-    return _features(frozen, Batch(blank, torch.zeros(1).long(), torch.zeros(1).long())).shape[1]
+def _check_parts(train: Loader, config: ProbeConfig) -> None:
+    options = train.options
+    if (options.batch_size, options.world_size) != (config.batch_size, world_size()):
+        raise ValueError(
+            f"loaders.train must have batch_size {config.batch_size} and world_size {world_size()},"
+            f" got {options.batch_size} and {options.world_size}"
+        )
 
 
 def _start(config: ProbeConfig, dim: int, classes: int, seed: int, device: torch.device) -> _State:
@@ -188,22 +193,26 @@ def _start(config: ProbeConfig, dim: int, classes: int, seed: int, device: torch
     return _State(classifier, optimizer)
 
 
-def _train_epoch(state: _State, config: ProbeConfig, batches: Batches, steps: int) -> float:
-    scale = config.peak_lr / config.phase.lr
+def _train_epoch(state: _State, network: nn.Module, config: ProbeConfig, batches: Batches, images: int) -> float:
+    """Train ``network``, the classifier that averages gradients over ranks, on ``images``; the mean of the losses."""
+    scale, size = config.peak_lr / config.phase.lr, config.batch_size
+    steps = -(-images // size)
     losses = []
     for step, (features, labels) in enumerate(batches(state.epoch)):
         rate = scale * learning_rate(config.phase, state.epoch + step / steps)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        loss = F.cross_entropy(state.classifier(features), labels)
+        # The mean of the ranks' losses is the mean over the batch's images, of which they may have different numbers.
+        count = min(size, images - step * size)
+        loss = F.cross_entropy(network(features), labels, reduction="sum") / (count / world_size())
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
         losses.append(loss.detach())
-    mean = float(torch.stack(losses).mean())
-    if not torch.isfinite(torch.tensor(mean)):
+    result = float(mean(torch.stack(losses)).mean())
+    if not math.isfinite(result):
         raise SagaError(f"the probe's loss is not finite in epoch {state.epoch + 1}: lower --lr ({config.peak_lr:g})")
-    return mean
+    return result
 
 
 def _test(state: _State, tests: Batches, loss: float) -> Accuracy:
@@ -213,56 +222,6 @@ def _test(state: _State, tests: Batches, loss: float) -> Accuracy:
         with torch.no_grad():
             ranked = state.classifier(features).topk(min(5, classes), dim=1).indices == labels[:, None]
         first, fifth, images = first + int(ranked[:, 0].sum()), fifth + int(ranked.any(1).sum()), images + len(labels)
+    first, fifth, images = total(torch.tensor([first, fifth, images])).tolist()
     top5 = fifth / images if classes > 5 else None
     return Accuracy(epoch=state.epoch, top1=first / images, top5=top5, images=images, loss=loss)
-
-
-def _augmented_batches(frozen: FrozenModel, train: Loader, flip: float, seed: int) -> Batches:
-    recipe = PhotometricRecipe(flip=flip)
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        train.set_epoch(epoch)
-        for batch in train:
-            photometrics = sample_photometrics(recipe, seed, epoch, batch.index, batch.views.shape[1])
-            yield _features(frozen, batch, photometrics), batch.label.to(frozen.device)
-
-    return batches
-
-
-def _tests(frozen: FrozenModel, val: Loader, train: Loader) -> Batches:
-    def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in val:
-            labels = align_labels(batch.label, val.source, train.source)
-            yield _features(frozen, batch), labels.to(frozen.device)
-
-    return batches
-
-
-def _all_features(frozen: FrozenModel, loader: Loader, progress: bool) -> tuple[Tensor, Tensor]:
-    rows, labels = [], []
-    with tqdm(total=len(loader.source), desc="features", unit="img", disable=None if progress else True) as bar:
-        for batch in loader:
-            rows.append(_features(frozen, batch))
-            labels.append(batch.label)
-            bar.update(len(batch.label))
-    return torch.cat(rows), torch.cat(labels)
-
-
-def _cached_batches(frozen: FrozenModel, loader: Loader, size: int, seed: int, progress: bool) -> Batches:
-    features, stored = _all_features(frozen, loader, progress)
-    labels, none = stored.to(frozen.device), np.empty(0, np.int64)
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = epoch_order(len(labels), seed=seed, epoch=epoch, shuffle=True, without=none)
-        shuffled = torch.from_numpy(order).to(frozen.device)
-        for begin in range(0, len(order), size):
-            rows = shuffled[begin : begin + size]
-            yield features[rows], labels[rows]
-
-    return batches
-
-
-def _cached_tests(frozen: FrozenModel, val: Loader, train: Loader, progress: bool) -> Batches:
-    features, stored = _all_features(frozen, val, progress)
-    labels = align_labels(stored, val.source, train.source).to(frozen.device)
-    return lambda _: iter([(features, labels)])

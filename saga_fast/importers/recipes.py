@@ -21,17 +21,16 @@ def training_config(method: str, epoch: int, size: int) -> dict[str, Any]:
     config = _shipped_config(method)
     config |= {"out": "runs/imported", "precision": "fp32"}
     config["crop"] = {**config.get("crop", {}), "size": size}
-    config["plain"] = {**config.get("plain", {}), "epochs": max(epoch, 0)}
-    config["plain"]["warmup_epochs"] = min(config["plain"].get("warmup_epochs", 0), max(epoch, 0))
+    finished = max(epoch, 0 if config["saga"]["epochs"] else 1)  # a config needs an epoch
+    config["plain"] = {**config.get("plain", {}), "epochs": finished}
+    config["plain"]["warmup_epochs"] = min(config["plain"].get("warmup_epochs", 0), finished)
     if config.get("photometric", {}).get("blur"):
         config["photometric"]["blur_kernel"] = size // 20 * 2 + 1  # an odd number, a tenth of the side
     return config
 
 
 def _shipped_config(method: str) -> dict[str, Any]:
-    for folder in ("imagenet", "imagenet100"):
-        path = files("saga_fast.configs").joinpath(folder, f"{method}.yaml")
-        if path.is_file():
-            config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return config
-    return {"saga": {"epochs": 1}}  # method supervised, which is not trained
+    folders = [files("saga_fast.configs").joinpath(name) for name in ("imagenet", "imagenet100")]
+    path = next(path for folder in folders if (path := folder.joinpath(f"{method}.yaml")).is_file())
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config

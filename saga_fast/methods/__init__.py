@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from saga_fast.errors import SagaError
 from saga_fast.methods.bank import BankMethod, num_bank_rows
 from saga_fast.methods.cmc import CMC
@@ -40,25 +42,37 @@ __all__ = [
 ]
 
 
-def build_method(config: MethodConfig, encoder: EncoderConfig, *, num_images: int | None = None) -> Method:
+def build_method(
+    config: MethodConfig,
+    encoder: EncoderConfig,
+    *,
+    num_images: int | None = None,
+    labels: Tensor | None = None,
+    parts: int = 1,
+) -> Method:
     """A method with fresh weights from torch's generator.
 
     Args:
         config: a method's own config, ``METHODS[name].Config(...)``; its ``name`` picks the method.
         encoder: the backbone.
         num_images: images in the data set; needed by methods with a memory bank only.
+        labels: (num_images,) int64; needed to train a classifier only.
+        parts: see :meth:`Method.in_parts`.
 
     Raises:
-        SagaError: no method of that name, an encoder that cannot be built, or no ``num_images`` for a memory bank.
+        SagaError: no method of that name, an encoder that cannot be built, no ``num_images`` for a memory bank, or
+            more classes than the classifier has.
     """
     if config.name not in METHODS:
         raise SagaError(f"no such method: {config.name!r}, have {', '.join(METHODS)}")
     kind: Any = METHODS[config.name]  # each takes its own config
-    if not issubclass(kind, BankMethod):
-        return kind(config, encoder)  # type: ignore[no-any-return]
-    if num_images is None or num_images < 1:
+    has_bank = issubclass(kind, BankMethod)
+    if has_bank and (num_images is None or num_images < 1):
         raise SagaError(
             f"method {config.name} keeps a memory bank with a row per image:"
             f" build_method needs num_images, got {num_images}"
         )
-    return kind(config, encoder, num_images)  # type: ignore[no-any-return]
+    needed: tuple[Any, ...] = (num_images,) if has_bank else (labels,) if kind is Supervised else ()
+    model: Method = kind(config, encoder, *needed)
+    model.parts = parts
+    return model

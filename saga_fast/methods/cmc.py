@@ -109,10 +109,15 @@ class CMC(BankMethod):
         """See :attr:`Method.encoders`."""
         return self.encoder.luminance, self.encoder.chrominance
 
+    @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """See :attr:`Method.projectors`."""
+        return self.projector.luminance, self.projector.chrominance
+
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:
         """See :meth:`Method.forward`; both channels' features are compared with the same drawn images."""
         luminance, chrominance = (
-            F.normalize(branch.projector(branch.encoder(branch.images)).float(), dim=1)
+            F.normalize(self.in_parts(branch.images, branch.encoder, branch.projector).float(), dim=1)
             for branch in self.branches(views[:, 0])
         )
         idx = self.draw(index)

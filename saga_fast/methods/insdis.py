@@ -33,6 +33,6 @@ class InsDis(BankMethod):
 
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:
         """See :meth:`Method.forward`."""
-        feature = F.normalize(self.projector(self.encoder(views[:, 0])).float(), dim=1)
+        feature = F.normalize(self.in_parts(views[:, 0], self.encoder, self.projector).float(), dim=1)
         self.record(index, (self.bank, feature))
         return self.bank.contrast(feature, self.draw(index))

@@ -45,7 +45,7 @@ class InvSpread(Method):
 
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:  # noqa: ARG002 - no bank
         """See :meth:`Method.forward`. View v of image i is row 2 i + v, so that no view is copied."""
-        z = F.normalize(self.projector(self.encoder(views.flatten(0, 1))).float(), dim=1)
+        z = F.normalize(self.in_parts(views.flatten(0, 1), self.encoder, self.projector).float(), dim=1)
         return invariant_spread(z, self.temperature)
 
 

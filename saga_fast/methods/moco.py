@@ -64,7 +64,7 @@ class MoCo(Method):
 
     def forward(self, views: Tensor, index: Tensor) -> StepOutput:  # noqa: ARG002 - no bank
         """See :meth:`Method.forward`."""
-        query = F.normalize(self.projector(self.encoder(views[:, 0])).float(), dim=1)
+        query = F.normalize(self.in_parts(views[:, 0], self.encoder, self.projector).float(), dim=1)
         with torch.no_grad():
             if self.training:
                 self._update_key_encoder()
@@ -98,7 +98,7 @@ class MoCo(Method):
         if shuffling:
             order = torch.randperm(world_size() * len(views), device=views.device)  # the same in every process
             views = gather(views)[local_rows(order)]
-        keys = F.normalize(self.key_projector(self.key_encoder(views)).float(), dim=1)
+        keys = F.normalize(self.in_parts(views, self.key_encoder, self.key_projector).float(), dim=1)
         return local_rows(gather(keys)[order.argsort()]) if shuffling else keys
 
     def _update_key_encoder(self) -> None:

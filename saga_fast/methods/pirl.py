@@ -75,9 +75,9 @@ class PIRL(BankMethod):
 
     def forward(self, views: Tensor, index: Tensor, jigsaw: Tensor) -> StepOutput:  # type: ignore[override]
         """See :meth:`Method.forward`; jigsaw (B, 1, 3, jigsaw_size, jigsaw_size) float is cut and shuffled here."""
-        image = F.normalize(self.projector(self.encoder(views[:, 0])).float(), dim=1)
+        image = F.normalize(self.in_parts(views[:, 0], self.encoder, self.projector).float(), dim=1)
         patches = jigsaw_patches(jigsaw[:, 0], patch=self.patch, seed=self._seed, epoch=self._epoch, indices=index)
-        each = self.patch_projector(self.encoder(patches.flatten(0, 1)))
+        each = self.in_parts(patches.flatten(0, 1), self.encoder, self.patch_projector)
         shuffled = F.normalize(self.jigsaw_projector(each.view(len(views), -1)).float(), dim=1)
         self.record(index, (self.bank, image))
         idx = self.draw(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saga_fast.errors import SagaError
@@ -25,15 +26,39 @@ class SupervisedConfig(MethodConfig):
 
 
 class Supervised(Method):
-    """An imported classifier, used for its attention boxes and features; it is not trained here."""
+    """Cross-entropy of one view with the image's label.
+
+    An imported classifier needs no labels: its attention boxes and features are used, and it is not trained.
+
+    Args:
+        config: the number of classes.
+        encoder: the backbone.
+        labels: (N,) int64 by image, in [0, num_classes); None: the classifier cannot be trained.
+
+    Raises:
+        SagaError: labels outside of the classes.
+    """
 
     Config: ClassVar[type[MethodConfig]] = SupervisedConfig
-    trainable: ClassVar[bool] = False
+    num_views: ClassVar[int] = 1
+    contrastive: ClassVar[bool] = False
+    labels: Tensor | None
 
-    def __init__(self, config: SupervisedConfig, encoder: EncoderConfig) -> None:
+    def __init__(self, config: SupervisedConfig, encoder: EncoderConfig, labels: Tensor | None = None) -> None:
         super().__init__(config, Encoder(encoder))
         self.projector = nn.Linear(self.encoder.dim, config.num_classes)
+        if labels is not None and (found := int(labels.max()) + 1) > config.num_classes:
+            raise SagaError(f"method.num_classes is {config.num_classes} and the images have {found} classes")
+        self.register_buffer("labels", labels, persistent=False)
 
-    def forward(self, views: Tensor, index: Tensor) -> StepOutput:  # noqa: ARG002 - nothing is trained
-        """Raise :class:`SagaError`: there is no contrastive loss."""
-        raise SagaError(f"method {self.method} cannot be trained: it is a classifier whose attention gives boxes")
+    def forward(self, views: Tensor, index: Tensor) -> StepOutput:
+        """The cross-entropy; in place of a similarity of positive pairs, the mean probability of the true class.
+
+        Raises:
+            SagaError: there are no labels.
+        """
+        if self.labels is None:
+            raise SagaError("method supervised cannot be trained without labels: images in one folder per class")
+        logits = self.in_parts(views[:, 0], self.encoder, self.projector).float()
+        loss = F.cross_entropy(logits, self.labels[index], reduction="none")
+        return StepOutput(loss.mean(), (-loss.detach()).exp().mean())

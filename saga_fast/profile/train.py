@@ -10,7 +10,7 @@ import torch
 
 from saga_fast.config import TrainConfig
 from saga_fast.loaders import Batch, Loader, open_loader, open_source
-from saga_fast.methods import Method, build_method
+from saga_fast.methods import Method
 from saga_fast.models.modes import place_model
 from saga_fast.optim import build_optimizer
 from saga_fast.profile.figures import Row
@@ -18,6 +18,7 @@ from saga_fast.profile.measure import batches, measure
 from saga_fast.runtime.device import choose_device
 from saga_fast.train.epoch import EpochPosition, EpochResult, train_epoch
 from saga_fast.train.plan import crop_plan
+from saga_fast.train.run import build_model
 from saga_fast.train.step import Training
 
 
@@ -57,7 +58,7 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
     """
     device = choose_device(config.device)
     source = open_source(config.data.engine, config.data.train, classes=config.data.classes)
-    model = build_method(config.method, config.encoder, num_images=len(source))
+    model = build_model(config, source)
     place_model(model, device, channels_last=config.channels_last)
     options = replace(config.loader_options(device), shuffle=True, drop_last=True)
     loader = open_loader(config.data.engine, source, crop_plan(config, model), options)

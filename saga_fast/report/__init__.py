@@ -84,13 +84,17 @@ def _legend(runs: Sequence[Run], shown: Sequence[Run]) -> list[tuple[str, str, s
 def _curves(runs: Sequence[Run]) -> list[plots.Plot]:
     knn = _series(runs, [run.top1() for run in runs])
     projector = _series(runs, [run.top1("projector") for run in runs])
+    online = _series(runs, [points(run.online, "top1") for run in runs])
+    ranks = _series(runs, [points(run.rankme, "backbone") for run in runs])
     linear = _series(runs, [evaluations.linear_curve(run) for run in runs])
     loss = _series(runs, [points(run.epochs, "loss") for run in runs])
     similarity = _series(runs, [points(run.epochs, "positive_similarity") for run in runs])
     return _drop_empty(
         plots.line_plot("kNN top-1, backbone, k = 20 (%)", knn, key="knn", unit="percent", markers=True),
         plots.line_plot("kNN top-1, projector, k = 20 (%)", projector, key="projector", unit="percent", markers=True),
+        plots.line_plot("Online linear probe, top-1 (%)", online, key="online", unit="percent", markers=True),
         plots.line_plot("Linear top-1 (%)", linear, key="linear", unit="percent", markers=True),
+        plots.line_plot("RankMe, backbone", ranks, key="rankme", markers=True),
         plots.line_plot("Loss", loss, key="loss"),
         plots.line_plot("Mean similarity of positive pairs", similarity, key="similarity"),
     )

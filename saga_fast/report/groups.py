@@ -34,8 +34,11 @@ OPTIONS = {
     "mirror": "mirror",
     "min_side": "min_side {}",
 }
-# Settings of the machine or of the files that are kept: the trained network does not depend on them.
-IGNORED = ("seed", "out", "device", "data.threads", "data.prefetch", "checkpoint.keep_every", "checkpoint.every_steps")
+# Settings of the machine, of the files that are kept and of further figures: the network does not depend on them.
+IGNORED = (
+    *("seed", "out", "device", "data.threads", "data.prefetch", "checkpoint.keep_every", "checkpoint.every_steps"),
+    *("evaluate.online_probe", "evaluate.rankme", "logger"),
+)
 MAX_DISTINCTIONS = 3  # keys in a group's name
 NAMES = {
     "simclr": "SimCLR",

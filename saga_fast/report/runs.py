@@ -14,7 +14,13 @@ from saga_fast.runtime.metrics import read_metrics
 from saga_fast.runtime.strict_yaml import read_yaml
 
 # The fields that identify a record among those of its kind.
-KEYS = {"epoch": ("epoch",), "knn": ("epoch", "layer", "k"), "renewal": ("epoch",)}
+KEYS = {
+    "epoch": ("epoch",),
+    "knn": ("epoch", "layer", "k"),
+    "online": ("epoch",),
+    "rankme": ("epoch",),
+    "renewal": ("epoch",),
+}
 
 MAX_BYTES = 2**28
 """Of a config or a result of ``saga-fast eval``, which have thousands."""
@@ -33,13 +39,16 @@ Point = tuple[int, float]  # (finished epochs, value)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run. Epoch, kNN and renewal records are sorted by epoch."""
+    """One training run. Records of ``metrics.jsonl`` are sorted by epoch."""
 
     name: str
     folder: Path
     config: dict[str, Any]
     epochs: tuple[Record, ...]
     knn: tuple[Record, ...]
+    online: tuple[Record, ...]
+    """Accuracy of the online probe on the validation images."""
+    rankme: tuple[Record, ...]
     renewals: tuple[Record, ...]
     evaluations: tuple[Record, ...] = ()
     """Rows of ``saga-fast eval`` in ``RUN/eval/*.json``, in alphabetical order of the files."""
@@ -115,8 +124,10 @@ def _read_run(folder: Path, name: str) -> Run:
         config=_read_config(folder / "config.yaml"),
         epochs=records["epoch"],
         knn=records["knn"],
+        online=records["online"],
+        rankme=records["rankme"],
         renewals=records["renewal"],
-        evaluations=_read_evaluations(folder / "eval"),
+        evaluations=tuple(row for path in sorted(folder.glob("eval/*.json")) for row in read_evaluation(path)),
     )
 
 
@@ -133,25 +144,23 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config or {}
 
 
-def _read_evaluations(folder: Path) -> tuple[Record, ...]:
-    """The rows of all JSON files in ``folder``, in alphabetical order; none if there is no such folder.
+def read_evaluation(path: Path) -> list[Record]:
+    """The rows of a file of ``saga-fast eval --json``.
 
     Raises:
         SagaError: a file that is not JSON, or not a result of ``saga-fast eval``.
     """
-    rows: list[Record] = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(read_file(path, MAX_BYTES))
-        except (ValueError, RecursionError) as error:
-            raise SagaError(f"{error}: {path} is not JSON, correct or remove it") from error
-        except OSError as error:
-            raise SagaError(f"cannot read {path}: {error.strerror}, remove it from {folder}") from error
-        file_rows = content.get("rows") if isinstance(content, dict) else None
-        if not isinstance(file_rows, list) or not all(map(_is_evaluation, file_rows)):
-            raise SagaError(f"{path} contains no rows of `saga-fast eval`, or other ones: remove it from {folder}")
-        rows += file_rows
-    return tuple(rows)
+    folder = path.parent
+    try:
+        content = json.loads(read_file(path, MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise SagaError(f"{error}: {path} is not JSON, correct or remove it") from error
+    except OSError as error:
+        raise SagaError(f"cannot read {path}: {error.strerror}, remove it from {folder}") from error
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(map(_is_evaluation, rows)):
+        raise SagaError(f"{path} contains no rows of `saga-fast eval`, or other ones: remove it from {folder}")
+    return rows
 
 
 def _is_evaluation(row: Any) -> bool:

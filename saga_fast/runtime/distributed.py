@@ -1,8 +1,8 @@
 """The processes of a run: one per GPU, started by torchrun. In a single process every function here does nothing.
 
 Each process holds the same network and random state. What differs is which images a process takes: in training its
-part of every batch, in the attention pass and in evaluation every world_size-th batch, whole. Collectives on CPU
-tensors go through gloo, those on GPU tensors through NCCL.
+part of every batch, also in that of a linear probe; in the attention pass and in evaluation every world_size-th batch,
+whole. Collectives on CPU tensors go through gloo, those on GPU tensors through NCCL.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from saga_fast.errors import SagaError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for another one: rank 0 evaluates and writes files while the other ranks wait."""
+"""How long a process waits for another one: rank 0 writes files, and ranks with more or larger images take longer."""
 
 
 def launched() -> bool:
@@ -211,13 +211,18 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return result
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean over ranks, element by element; in a single process ``values`` itself."""
+def total(values: Tensor) -> Tensor:
+    """The sum over ranks, element by element, without gradient; in a single process ``values`` itself."""
     if world_size() == 1:
         return values
-    total = values.detach().clone()
-    dist.all_reduce(total)
-    return total / world_size()
+    result = values.detach().clone()
+    dist.all_reduce(result)
+    return result
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over ranks, element by element, without gradient; in a single process ``values`` itself."""
+    return values if world_size() == 1 else total(values) / world_size()
 
 
 def local_rows(rows: Tensor) -> Tensor:

@@ -1,19 +1,19 @@
-"""The figures of a run: metrics.jsonl and TensorBoard."""
+"""The figures of a run: metrics.jsonl, and the loggers that get them too."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.tensorboard import SummaryWriter
 
 from saga_fast.runtime.files import named, read_file, write_text
+from saga_fast.runtime.loggers import LoggedRun, Logger, LoggerName, open_loggers
 
 log = logging.getLogger(__name__)
 
@@ -22,29 +22,44 @@ MAX_BYTES = 2**30
 
 
 class Metrics:
-    """Rows of figures, appended to ``metrics.jsonl`` line by line and sent to TensorBoard as scalars.
+    """Rows of figures, appended to ``metrics.jsonl`` line by line and sent to the loggers as scalars.
 
-    A row has ``kind`` (``epoch``, ``knn`` or ``renewal``), ``epoch`` (finished epochs) and figures. Scalars are named
-    ``kind/figure``, or ``knn/layer_k``.
+    A row has ``kind`` (``epoch``, ``rankme``, ``online``, ``knn`` or ``renewal``), ``epoch`` (finished epochs) and
+    figures. Scalars are named ``kind/figure``, or ``knn/layer_k``.
     """
 
-    def __init__(self, folder: Path, *, keep: Callable[[dict[str, Any]], bool], writes: bool = True) -> None:
-        """Open the files of a run folder.
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: Callable[[dict[str, Any]], bool],
+        loggers: Sequence[LoggerName] = (),
+        config: Mapping[str, Any] | None = None,
+        writes: bool = True,
+    ) -> None:
+        """Open the files of a run folder, and the loggers.
 
         Args:
             folder: the run folder.
             keep: whether an earlier row stays.
+            loggers: names of the loggers.
+            config: the run's, for the loggers: nested mappings of plain YAML types.
             writes: False for the processes that write nothing, all but rank 0: every method then does nothing.
+
+        Raises:
+            SagaError: a logger that cannot be opened.
         """
-        self._folder, self._path, self._writes = folder, folder / FILE, writes
+        self._path, self._writes = folder / FILE, writes
+        self._loggers: list[Logger] = []
         if not writes:
             return
         rows = [row for row in read_metrics(folder) if keep(row)]
+        next_epoch = max((row["epoch"] for row in rows), default=-1) + 1
+        self._loggers = open_loggers(loggers, LoggedRun(folder=folder, config=config or {}, next_epoch=next_epoch))
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._board = SummaryWriter(str(folder), purge_step=max((row["epoch"] for row in rows), default=-1) + 1)
 
     def add(self, kind: str, epoch: int, **figures: Any) -> None:
-        """Append a row, and send its numbers to TensorBoard at step ``epoch``."""
+        """Append a row, and send its numbers to the loggers at step ``epoch``."""
         if not self._writes:
             return
         with named(self._path), self._path.open("a", encoding="utf-8") as file:
@@ -55,21 +70,18 @@ class Metrics:
             scalars = {f"knn/{figures['layer']}_{figures['k']}": figures["top1"]}
         else:
             scalars = {f"{kind}/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
-        with named(self._folder):
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, epoch)
+        for logger in self._loggers:
+            logger.log(scalars, epoch)
 
     def add_picture(self, name: str, epoch: int, pixels: npt.NDArray[np.uint8]) -> None:
-        """Send a picture (H, W, 3) uint8 to TensorBoard at step ``epoch``."""
-        if self._writes:
-            with named(self._folder):
-                self._board.add_image(name, pixels, epoch, dataformats="HWC")
+        """Send a picture (H, W, 3) uint8 to the loggers at step ``epoch``."""
+        for logger in self._loggers:
+            logger.log_picture(name, pixels, epoch)
 
-    def close(self) -> None:
-        """Flush and close TensorBoard's files."""
-        if self._writes:
-            with named(self._folder):
-                self._board.close()
+    def close(self, *, finished: bool) -> None:
+        """Close the loggers. ``finished`` is False for a run that ended early and may be resumed."""
+        for logger in self._loggers:
+            logger.close(finished=finished)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -8,20 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.boxes import unhelpful
-from saga_fast.evaluate.features import FrozenModel, extract_features
+from saga_fast.evaluate.features import FrozenModel, Layer, extract_features
 from saga_fast.evaluate.knn import align_labels, knn_accuracy
+from saga_fast.evaluate.rankme import MAX_IMAGES, rankme
 from saga_fast.loaders import WholePlan
 from saga_fast.loaders.bad_images import FOUND_EARLIER
 from saga_fast.optim import PhaseConfig
 from saga_fast.report.sheet import draw_sheet, evenly_spaced
 from saga_fast.runtime.distributed import barrier, broadcast, is_main
 from saga_fast.runtime.files import write_text
+from saga_fast.runtime.loggers import require_loggers
 from saga_fast.runtime.signals import deferring_sigterm, stop, stop_requested
 from saga_fast.runtime.terminal import printable
 from saga_fast.train.epoch import EpochPosition, EpochResult, train_epoch
@@ -51,12 +54,14 @@ def train(config: TrainConfig, *, resume: bool = False, ckpt: Path | None = None
     Raises:
         SagaError: a run folder in use, a config that differs from the one being resumed, unreadable images, and so on.
     """
+    require_loggers(config.logger)
     with deferring_sigterm(), run_folder(Path(config.out), resume=resume):
-        run = open_run(config, ckpt=ckpt, progress=progress and is_main())
+        run, finished = open_run(config, ckpt=ckpt, progress=progress and is_main()), False
         try:
             _run_epochs(run)
+            finished = True
         finally:
-            run.metrics.close()
+            run.metrics.close(finished=finished)
         return run.last
 
 
@@ -172,14 +177,18 @@ def _evaluate(run: Run) -> None:
     )
     bank, bank_labels = extract_features(frozen, run.open_whole(whole))
     queries, labels = extract_features(frozen, run.open_whole(whole, run.val))
-    run.bad.share()
     if len(run.bad) > known_bad:
         _save(run)  # the next epoch leaves them out, and so must a run that is resumed here
-    if not is_main():
-        return
     labels = align_labels(labels, run.val, run.source)
+    if evaluate.rankme:
+        _add_rankme(run, bank)
+    probe = run.training.probe
+    if probe and probe.has_learned and run.val.classes:
+        top1 = probe.top1(queries["backbone"], labels)
+        run.metrics.add("online", run.epoch, top1=top1, images=len(labels))
+        log.info("epoch %d: online probe %.1f %%", run.epoch, 100 * top1)
     ks = [k for k in evaluate.k if k <= len(bank_labels)]
-    if len(ks) < len(evaluate.k):
+    if len(ks) < len(evaluate.k) and is_main():
         log.warning("kNN leaves out k > %d, the number of training images", len(bank_labels))
     for layer in bank if ks else ():
         tensors = [x.to(run.device) for x in (bank[layer], bank_labels, queries[layer], labels)]
@@ -187,6 +196,13 @@ def _evaluate(run: Run) -> None:
         for k, top1 in accuracies.items():
             run.metrics.add("knn", run.epoch, layer=layer, k=k, top1=top1, images=len(labels))
             log.info("epoch %d: kNN (%s, k %d) %.1f %%", run.epoch, layer, k, 100 * top1)
+
+
+def _add_rankme(run: Run, features: dict[Layer, Tensor]) -> None:
+    """Add RankMe of the training images' features to the run's figures."""
+    ranks = {layer: rankme(rows.to(run.device)) for layer, rows in features.items()}
+    run.metrics.add("rankme", run.epoch, **ranks, images=min(len(features["backbone"]), MAX_IMAGES))
+    log.info("epoch %d: RankMe %.1f (backbone), %.1f (projector)", run.epoch, ranks["backbone"], ranks["projector"])
 
 
 def _save(run: Run, steps: Steps | None = None) -> None:

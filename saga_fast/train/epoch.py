@@ -51,6 +51,8 @@ class EpochResult:
     seconds: float
     skipped: int
     """Steps skipped because their loss was not finite."""
+    online_top1: float | None
+    """Top-1 of the online probe on the augmented training crops, each batch before it was learned from."""
 
 
 def train_epoch(
@@ -113,7 +115,7 @@ def train_epoch(
             after_step(steps)
     steps.settle()
     steps.seconds += time.perf_counter() - mark
-    return _result(steps, rate)
+    return _result(training, steps, rate)
 
 
 def _too_few(loader: Loader) -> str:
@@ -132,10 +134,12 @@ def _skip(training: Training, steps: Steps, at: EpochPosition, batch: Batch, out
     if at.skipped + steps.skipped == training.config.skip_nonfinite:
         raise NonFiniteLossError(steps.done, gather(batch.index).tolist(), float(mean(output.loss.detach())))
     steps.skip(batch.index)
+    if training.probe:
+        training.probe.drop()
     log.warning("skipped step %d of epoch %d: its loss or gradient is not finite", steps.done - 1, at.epoch + 1)
 
 
-def _result(steps: Steps, rate: float) -> EpochResult:
+def _result(training: Training, steps: Steps, rate: float) -> EpochResult:
     losses, similarities = (values[values.isfinite()] for values in (steps.losses, steps.similarities))
     return EpochResult(
         loss=float(losses.mean()),
@@ -145,4 +149,5 @@ def _result(steps: Steps, rate: float) -> EpochResult:
         positive_similarity=float(similarities.mean()),
         seconds=steps.seconds,
         skipped=steps.skipped,
+        online_top1=training.probe.finish_epoch() if training.probe else None,
     )

@@ -11,7 +11,7 @@ from saga_fast.runtime.distributed import broadcast, is_main
 from saga_fast.runtime.files import lock_file
 
 LOCK = ".saga-fast.lock"
-WRITTEN = ("config.yaml", "metrics.jsonl", "bad_images.txt", "nonfinite.txt", "att")
+WRITTEN = ("config.yaml", "metrics.jsonl", "loggers.json", "bad_images.txt", "nonfinite.txt", "att")
 """Files and folders that a run writes, besides its checkpoints."""
 
 

@@ -15,6 +15,7 @@ from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import LAYERS
+from saga_fast.evaluate.online_probe import OnlineProbe
 from saga_fast.loaders import BadImages, Loader, Source, WholePlan, open_loader, open_source
 from saga_fast.methods import Method, build_method
 from saga_fast.models.encoder import Encoder
@@ -100,6 +101,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     Raises:
         SagaError: a config that cannot be trained, or that differs from the one being resumed.
     """
+    _check_parts(config)
     folder = Path(config.out)
     last = folder / "last.pt"
     exists = broadcast(last.exists())
@@ -107,7 +109,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     source = _open_source(config, config.data.train)
     val = _open_source(config, config.data.val) if config.data.val else None
     torch.manual_seed(config.seed)
-    model = _build_model(config, source)
+    model = build_model(config, source)
     state = read_state(last, config, source) if exists else {}
     bad = BadImages(source, max_fraction=config.data.max_bad_fraction, known=state.get("bad_images", []))
     _load_weights(model, state, config, ckpt)
@@ -119,6 +121,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
         network=data_parallel(model, device),
         optimizer=build_optimizer(config.optimizer, model),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        probe=_online_probe(config, model, source),
     )
     renewals = Renewals(config, model, source, lambda plan: _open_whole(config, device, source, plan, bad))
     if exists:
@@ -141,7 +144,7 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
         bad=bad,
         loader=loader,
         renewals=renewals,
-        metrics=_open_metrics(folder, epoch, partial=partial_epoch is not None, resumed=exists, evaluated=evaluated),
+        metrics=_open_metrics(config, epoch, partial=partial_epoch is not None, resumed=exists, evaluated=evaluated),
         progress=progress,
         resumed=exists,
         evaluation_is_missing=not evaluated,
@@ -153,22 +156,36 @@ def open_run(config: TrainConfig, *, ckpt: Path | None, progress: bool) -> Run:
     )
 
 
+def _check_parts(config: TrainConfig) -> None:
+    """
+    Raises:
+        SagaError: a process's images of a step cannot be split evenly into ``accumulate`` parts.
+    """
+    processes, parts = world_size(), config.accumulate
+    if parts > 1 and config.batch_size % (processes * parts):
+        raise SagaError(
+            f"batch_size {config.batch_size} cannot be split evenly into accumulate {parts} parts of {processes}"
+            f" processes: set a multiple of {processes * parts}"
+        )
+
+
 def _open_source(config: TrainConfig, path: str) -> Source:
     source = open_source(config.data.engine, path, classes=config.data.classes)
     check_same({"the data set": source.fingerprint})
     return source
 
 
-def _build_model(config: TrainConfig, source: Source) -> Method:
-    """
+def build_model(config: TrainConfig, source: Source) -> Method:
+    """The untrained method of a config, for its training images.
+
     Raises:
-        SagaError: a method that cannot be trained, or not with the config's views.
+        SagaError: a method that cannot be trained with these images, or not with the config's views.
     """
-    model = build_method(config.method, config.encoder, num_images=len(source))
-    if not model.trainable:
+    labels = torch.from_numpy(source.labels) if source.classes else None
+    model = build_method(config.method, config.encoder, num_images=len(source), labels=labels, parts=config.accumulate)
+    if not model.contrastive and labels is None:
         raise SagaError(
-            f"method {config.method.name} cannot be trained: it is a classifier whose attention gives boxes,"
-            " see saga-fast build-att"
+            f"method {config.method.name} needs labelled images, one folder per class: {source.root} has none"
         )
     single_view = model.num_views == 1 and not model.more_views
     if single_view and config.attention is not None and config.attention.views == "mixed":
@@ -176,6 +193,16 @@ def _build_model(config: TrainConfig, source: Source) -> Method:
             f"attention.views=mixed needs two views, and method {config.method.name} has one: set att, union or paste"
         )
     return model
+
+
+def _online_probe(config: TrainConfig, model: Method, source: Source) -> OnlineProbe | None:
+    """The online probe, if it is wanted and the training images are labelled."""
+    if config.evaluate is None or not config.evaluate.online_probe:
+        return None
+    if not source.classes or source.labels.min() < 0:
+        log.info("no online probe: the images in %s are not labelled", source.root)
+        return None
+    return OnlineProbe(model, len(source.classes))
 
 
 def _load_weights(model: Method, state: dict[str, Any], config: TrainConfig, ckpt: Path | None) -> None:
@@ -220,7 +247,7 @@ def _is_evaluated(config: TrainConfig, folder: Path, epoch: int, num_images: int
     is_start = not any(row["kind"] == "epoch" for row in rows)
     if not is_start and epoch % evaluate.every and epoch != total:
         return True
-    # Rows are written in the order of layers and k, so the last one means that all are there.
+    # kNN's rows are written last, in the order of layers and k, so the last one means that all are there.
     ks = [k for k in evaluate.k if k <= num_images]
     last = LAYERS[-1], ks[-1] if ks else None
     return not ks or any(
@@ -228,15 +255,16 @@ def _is_evaluated(config: TrainConfig, folder: Path, epoch: int, num_images: int
     )
 
 
-def _open_metrics(folder: Path, epoch: int, *, partial: bool, resumed: bool, evaluated: bool) -> Metrics:
+def _open_metrics(config: TrainConfig, epoch: int, *, partial: bool, resumed: bool, evaluated: bool) -> Metrics:
     """The run's figures, without the rows that the resumed run writes again.
 
     The evaluation and the renewal at epoch E come after the checkpoint of epoch E. A renewal is repeated when resuming
     from it, unless the checkpoint holds steps of the next epoch, and so is an evaluation that is not complete.
     """
-    repeated = {"renewal"} if evaluated else {"renewal", "knn"}
+    repeated = {"renewal"} if evaluated else {"renewal", "rankme", "online", "knn"}
 
     def keep(row: dict[str, Any]) -> bool:
         return resumed and row["epoch"] < epoch + (partial or row["kind"] not in repeated)
 
-    return Metrics(folder, keep=keep, writes=is_main())
+    plain = config_to_dict(config)
+    return Metrics(Path(config.out), keep=keep, loggers=config.logger, config=plain, writes=is_main())

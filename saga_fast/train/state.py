@@ -23,9 +23,7 @@ def read_state(last: Path, config: TrainConfig, source: Source) -> dict[str, Any
     """
     state = read_checkpoint(last)
     check_same({"last.pt": position(state)})  # a network file system may show an older one for some seconds
-    earlier, now = (_result_config(each) for each in (checkpoint_config(state, last), config))
-    differing = [key for key in now if now[key] != earlier[key]]
-    if differing:
+    if differing := differing_results(checkpoint_config(state, last), config):
         raise SagaError(
             f"cannot resume {last.parent} with another {', '.join(differing)}: take its config.yaml or another --out"
         )
@@ -35,6 +33,12 @@ def read_state(last: Path, config: TrainConfig, source: Source) -> dict[str, Any
             f" {source.fingerprint}"
         )
     return state
+
+
+def differing_results(earlier: TrainConfig, now: TrainConfig) -> list[str]:
+    """The top-level keys in which two configs differ and which change a run's result."""
+    before, after = (_result_config(config) for config in (earlier, now))
+    return [key for key in after if after[key] != before[key]]
 
 
 def position(state: dict[str, Any]) -> str:
@@ -52,6 +56,7 @@ def _result_config(config: TrainConfig) -> dict[str, Any]:
             out="",
             device="auto",
             evaluate=None,
+            logger=(),
             checkpoint=CheckpointConfig(),
             data=data,
             skip_nonfinite=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from saga_fast.config import TrainConfig
+from saga_fast.evaluate.online_probe import OnlineProbe
 from saga_fast.kernels import sample_photometrics
 from saga_fast.loaders import Batch
 from saga_fast.methods import Method, StepOutput
@@ -28,6 +30,7 @@ class Training:
         model: the method.
         network: ``model`` as it is called in training, under DistributedDataParallel in several processes.
         scaler: of the loss, disabled unless the precision is fp16.
+        probe: learns from the steps' features, or None.
     """
 
     config: TrainConfig
@@ -35,6 +38,7 @@ class Training:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    probe: OnlineProbe | None = None
 
     @property
     def device(self) -> torch.device:
@@ -50,15 +54,18 @@ class Training:
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "rng_cuda": [torch.cuda.get_rng_state(self.device)] if on_gpu else [],
+            **({"online_probe": self.probe.state()} if self.probe else {}),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state` returned, except for the model."""
+        """Restore what :meth:`state` returned, except for the model. A probe that it lacks starts anew."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if state["rng_cuda"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"][0], self.device)
+        if self.probe and "online_probe" in state:
+            self.probe.restore(state["online_probe"])
 
     def share_statistics(self) -> None:
         """Give every process rank 0's running batch-norm statistics, which go into checkpoints.
@@ -102,7 +109,8 @@ def views_of_batch(training: Training, batch: Batch, epoch: int) -> list[Tensor]
 def backward_step(training: Training, batch: Batch, epoch: int) -> StepOutput:
     """The loss of a batch, with its gradient in the parameters; batch norm and key encoders are updated."""
     main, *more = views_of_batch(training, batch, epoch)
-    with autocast(training.device, training.config.precision):
+    recording = training.probe.recording(batch.label) if training.probe else nullcontext()
+    with recording, autocast(training.device, training.config.precision):
         output: StepOutput = training.network(main, to_device(batch.index, training.device), *more)
     training.optimizer.zero_grad(set_to_none=True)
     training.scaler.scale(output.loss).backward()  # type: ignore[no-untyped-call]
@@ -110,10 +118,12 @@ def backward_step(training: Training, batch: Batch, epoch: int) -> StepOutput:
 
 
 def update_step(training: Training) -> None:
-    """Update the parameters by their gradient, then the method's queues and banks."""
+    """Update the parameters by their gradient, then the method's queues and banks, and the online probe."""
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.model.after_step()
+    if training.probe:
+        training.probe.step()
 
 
 def is_finite(loss: Tensor, model: Method, *, gradients: bool) -> bool:

@@ -158,4 +158,4 @@ def test_figures_are_json(demo: Path) -> None:
     for arm in ARMS:
         for line in (demo / arm / "metrics.jsonl").read_text().splitlines():
             row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-            assert row["kind"] in ("epoch", "knn", "renewal")
+            assert row["kind"] in ("epoch", "knn", "online", "rankme", "renewal")

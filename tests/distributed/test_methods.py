@@ -4,6 +4,7 @@ Each rank sums over its own images first, so sums agree to rounding, not to the 
 steps of a tiny network lose two or three of them.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from saga_fast.runtime import distributed
 from saga_fast.runtime.distributed import data_parallel, local_rows, rank
 
 ENCODER = EncoderConfig(name="resnet18", stem="small", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]})
+GROUP_NORM = replace(ENCODER, args={**ENCODER.args, "norm_layer": "groupnorm1"})
 BANK = {"negatives": 32, "projection_dim": 12}
 JIGSAW = {"jigsaw_size": 27, "jigsaw_patch": 8}
 CASES: dict[str, dict[str, Any]] = {
@@ -36,17 +38,19 @@ BATCH, STEPS = 12, 3
 CPU = torch.device("cpu")
 
 
-def make(case: str) -> Method:
+def make(case: str, encoder: EncoderConfig = ENCODER, parts: int = 1) -> Method:
     name = case.split()[0]
     torch.manual_seed(0)
-    return build_method(METHODS[name].Config(name=name, **CASES[case]), ENCODER, num_images=40)
+    return build_method(METHODS[name].Config(name=name, **CASES[case]), encoder, num_images=40, parts=parts)
 
 
-def steps(cases: list[str], synchronised: bool) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+def steps(
+    cases: list[str], synchronised: bool, encoder: EncoderConfig = ENCODER, parts: int = 1
+) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
     """Losses (STEPS,), means over ranks, and the state after the steps, of each case."""
     found = {}
     for case in cases:
-        model = make(case).train()
+        model = make(case, encoder, parts).train()
         if synchronised:
             synchronise_batchnorm(model, CPU)
         network, optimizer = data_parallel(model, CPU), build_optimizer(OptimizerConfig(), model)
@@ -79,7 +83,7 @@ def together() -> list[dict[str, tuple[Tensor, dict[str, Tensor]]]]:
 
 
 def test_every_method_is_a_case() -> None:
-    assert {case.split()[0] for case in CASES} == {name for name, method in METHODS.items() if method.trainable}
+    assert {case.split()[0] for case in CASES} == {name for name, method in METHODS.items() if method.contrastive}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -108,6 +112,35 @@ def test_ranks_agree_with_batch_norm_of_their_own(case: str, apart: Any) -> None
 @pytest.fixture(scope="module")
 def apart() -> list[dict[str, tuple[Tensor, dict[str, Tensor]]]]:
     return run(2, steps, list(CASES), False)
+
+
+@pytest.fixture(scope="module")
+def in_parts() -> tuple[Any, Any]:
+    """Without batch norm: alone with whole batches, and in two processes with three parts each."""
+    (alone,) = run(1, steps, list(CASES), False, GROUP_NORM)
+    return alone, run(2, steps, list(CASES), False, GROUP_NORM, 3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parts_in_two_processes_step_as_one_whole_batch(case: str, in_parts: Any) -> None:
+    alone, (first, second) = in_parts
+    losses, state = alone[case]
+    torch.testing.assert_close(first[case][0], losses, rtol=1e-4, atol=1e-5)
+    for name, tensor in state.items():
+        assert torch.equal(first[case][1][name], second[case][1][name]), name
+        torch.testing.assert_close(first[case][1][name], tensor, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_ranks_agree_with_parts_and_synchronised_batch_norm() -> None:
+    """It covers a part of all processes; its collectives are repeated in the second pass, in the same order."""
+    cases = ["simclr", "mocov2", "pirl"]
+    first, second = run(2, steps, cases, True, ENCODER, 3)
+    for case in cases:
+        assert torch.equal(first[case][0], second[case][0])
+        for name, tensor in first[case][1].items():
+            assert torch.equal(tensor, second[case][1][name]), (case, name)
+            if name.endswith("num_batches_tracked"):
+                assert int(tensor) == 3 * STEPS * (1 + (case == "pirl"))  # whose encoder gets the patches, too
 
 
 class Pooled(nn.Module):

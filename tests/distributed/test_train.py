@@ -91,6 +91,14 @@ def test_two_processes_train_like_one(runs: dict[str, Path]) -> None:
     assert len(list(runs["two"].glob("events.out.tfevents.*"))) == 1
 
 
+def test_two_processes_evaluate_like_one(runs: dict[str, Path]) -> None:
+    """kNN of the untrained network, whose weights are equal, and then the same layers and k."""
+    (two, one) = ([row for row in figures(runs[name]) if row["kind"] == "knn"] for name in ("two", "alone"))
+    assert two[:2] == one[:2]
+    assert [(row["epoch"], row["layer"]) for row in two[:3]] == [(0, "backbone"), (0, "projector"), (2, "backbone")]
+    assert {row["k"] for row in two} == {5}
+
+
 def test_steps_take_the_same_images_for_any_number_of_processes(images: Path) -> None:
     def order(rank: int = 0, world_size: int = 1) -> Loader:
         options = LoaderOptions(batch_size=12, shuffle=True, seed=3, threads=1, rank=rank, world_size=world_size)
@@ -139,6 +147,20 @@ def test_resume_with_another_number_of_processes(runs: dict[str, Path], tiny_yam
     assert trained(1, tiny_yaml, out, *options, resume=True, kill=(0, 4)) == "exit 143"
     assert trained(4, tiny_yaml, out, *options, resume=True) is None
     assert_close_run(out, runs["alone"], rtol=2e-3)
+
+
+def test_parts_have_to_be_even_in_each_process(tiny_yaml: Path, tmp_path: Path) -> None:
+    said = trained(2, tiny_yaml, tmp_path / "run", "accumulate=8")
+    assert said == "batch_size 8 cannot be split evenly into accumulate 8 parts of 2 processes: set a multiple of 16"
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_in_two_processes_are_resumed(tiny_yaml: Path, tmp_path: Path) -> None:
+    options = ["saga.epochs=1", "attention=null", "sync_batchnorm=true", "accumulate=2"]
+    assert trained(2, tiny_yaml, tmp_path / "whole", *options) is None
+    assert trained(2, tiny_yaml, tmp_path / "run", *options, kill=(1, 3)) == "exit 143"
+    assert trained(2, tiny_yaml, tmp_path / "run", *options, resume=True) is None
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def run_on_folders(yaml: str, out: str, folders: list[str], resume: bool) -> str | None:

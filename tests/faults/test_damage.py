@@ -142,7 +142,7 @@ def test_garbage_in_metrics_takes_no_row_with_it(tmp_path: Path, caplog: pytest.
     assert len(caplog.records) == len(GARBAGE)  # not of the last line, which a crash leaves
     metrics = Metrics(tmp_path, keep=lambda row: row["epoch"] < 3)
     metrics.add("epoch", 3, loss=0.25)
-    metrics.close()
+    metrics.close(finished=True)
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
 
 

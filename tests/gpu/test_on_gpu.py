@@ -107,15 +107,16 @@ def test_decoding_beside_other_work_spoils_no_image() -> None:
     assert int(different) == 0
 
 
-def config_of(name: str) -> TrainConfig:
+def config_of(name: str, *more: str) -> TrainConfig:
+    overrides = [f"method={{name: {name}}}", "precision=bf16", "device=cuda", "data.generate=null"]
     return load_config(
-        Path(__file__).parents[2] / "configs" / "demo.yaml",
-        [f"method={{name: {name}}}", "precision=bf16", "device=cuda", "data.generate=null", "data.true_boxes=false"],
+        Path(__file__).parents[2] / "configs" / "demo.yaml", [*overrides, "data.true_boxes=false", *more]
     )
 
 
 def training_of(config: TrainConfig) -> Training:
-    model = place_model(build_method(config.method, TINY, num_images=500), GPU, channels_last=True).train()
+    model = build_method(config.method, TINY, num_images=500, parts=config.accumulate)
+    place_model(model, GPU, channels_last=True).train()
     optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cuda", enabled=False)
     return Training(config=config, model=model, network=model, optimizer=optimizer, scaler=scaler)
@@ -141,9 +142,10 @@ def without_waiting(work: Callable[[], object]) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"supervised"}))
-def test_no_training_step_waits_for_the_gpu(name: str) -> None:
-    config = config_of(name)
+def test_no_training_step_waits_for_the_gpu(name: str, parts: int) -> None:
+    config = config_of(name, f"accumulate={parts}")
     training = training_of(config)
     batch = batch_of(training.model)
 

@@ -116,13 +116,18 @@ def test_a_classifier_as_provider(tmp_path: Path, images: Path, tiny_yaml: Path)
     assert set(BoxTable.open(run / "att" / "epoch_0001.safetensors").pseudo_label) <= set(range(20))
 
 
-def test_a_classifier_is_not_trained(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    yaml, run = tmp_path / "c.yaml", tmp_path / "run"
-    options = ["--data", images / "train", "--config-out", yaml]
-    out = run_import(LAYOUTS["torchvision"]().content, tmp_path, *options)
+def test_a_classifier_is_not_trained_without_labels(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    yaml, run, flat = tmp_path / "c.yaml", tmp_path / "run", tmp_path / "flat"
+    out = run_import(LAYOUTS["torchvision"]().content, tmp_path, "--data", images / "train", "--config-out", yaml)
+    flat.mkdir()
+    for number, path in enumerate(sorted((images / "train").rglob("*.jpg"))[:8]):
+        (flat / f"{number}.jpg").write_bytes(path.read_bytes())
     capsys.readouterr()
-    assert main(["train", "--config", str(yaml), "--ckpt", str(out), "--out", str(run)]) == 2
-    assert "method supervised cannot be trained" in capsys.readouterr().err
+    words = ["--ckpt", str(out), "--out", str(run), "--set", f"data.train={flat}"]
+    assert main(["train", "--config", str(yaml), *words]) == 2
+    assert f"method supervised needs labelled images, one folder per class: {flat} has none" in capsys.readouterr().err
     assert not run.exists()
 
 

@@ -18,10 +18,12 @@ Rows = Sequence[Row]
 Loss = Callable[[Rows], float]
 
 
-def build(name: str, *, num_images: int = 20, seed: int = 0, **fields: Any) -> Method:
+def build(
+    name: str, *, num_images: int = 20, seed: int = 0, encoder: EncoderConfig = ENCODER, parts: int = 1, **fields: Any
+) -> Method:
     """A method with fresh weights of this seed."""
     torch.manual_seed(seed)
-    return build_method(METHODS[name].Config(name=name, **fields), ENCODER, num_images=num_images)
+    return build_method(METHODS[name].Config(name=name, **fields), encoder, num_images=num_images, parts=parts)
 
 
 def random_views(batch: int, num_views: int, *, seed: int = 1, side: int = SIDE) -> Tensor:

@@ -97,9 +97,12 @@ def test_ckpt_starts_the_saga_phase(finished_run: Path, tiny_yaml: Path, tmp_pat
     assert all(torch.equal(tensor, given["model"][name]) for name, tensor in start["model"].items())
     assert start["optimizer"]["state"] == {}
     assert [(row["kind"], row["epoch"]) for row in figures(run) if row.get("layer") != "projector"] == [
+        ("rankme", 1),
         ("knn", 1),
         ("renewal", 1),
         ("epoch", 2),
+        ("rankme", 2),
+        ("online", 2),
         ("knn", 2),
     ]
     given_top1 = [row["top1"] for row in rows_of(finished_run, "knn") if row["epoch"] == 5]

@@ -42,16 +42,23 @@ def test_metrics_rows(finished_run: Path) -> None:
     rows = read_metrics(finished_run)
     order = [(row["kind"], row["epoch"]) for row in rows if row.get("layer") != "projector"]
     assert order == [
+        ("rankme", 0),
         ("knn", 0),
         ("epoch", 1),
         ("renewal", 1),
         ("epoch", 2),
+        ("rankme", 2),
+        ("online", 2),
         ("knn", 2),
         ("epoch", 3),
         ("renewal", 3),
         ("epoch", 4),
+        ("rankme", 4),
+        ("online", 4),
         ("knn", 4),
         ("epoch", 5),
+        ("rankme", 5),
+        ("online", 5),
         ("knn", 5),
     ]
     assert [row["phase"] for row in rows if row["kind"] == "epoch"] == ["plain"] + ["saga"] * 4
@@ -107,6 +114,10 @@ def test_tensorboard_has_the_figures(finished_run: Path) -> None:
         *(f"renewal/{name}" for name in ("box_area", "found_fraction")),
         "knn/backbone_5",
         "knn/projector_5",
+        "epoch/online_top1",
+        "online/top1",
+        "rankme/backbone",
+        "rankme/projector",
     }
     assert wanted <= set(board.Tags()["scalars"])
     assert [event.step for event in board.Images("attention/boxes")] == [1, 3]  # a sheet at each renewal

@@ -147,7 +147,8 @@ def saga_fast_one_convolution(pretrained: bool = False, **_: Any) -> nn.Module:
     return OneConvolution()
 
 
-def test_compile(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_compile(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
     """`compile: true` trains to the same weights up to rounding, under names that an uncompiled model loads."""
     compiled: list[nn.Module] = []
     real = nn.Module.compile
@@ -161,7 +162,7 @@ def test_compile(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for wanted in (False, True):
         run = tmp_path / str(wanted)
         encoder = "encoder={name: saga_fast_one_convolution}"
-        overrides = ["saga.epochs=1", "evaluate=null", "crop.size=32", f"compile={wanted}"]
+        overrides = ["saga.epochs=1", "data.val=null", "crop.size=32", f"compile={wanted}", f"accumulate={parts}"]
         with torch._inductor.config.patch(compile_threads=1):  # no pool of processes for three small kernels
             train(load_config(tiny_yaml, [f"out={run}", encoder, *overrides]))
         states.append(load_model(run / "last.pt").state_dict())
@@ -171,6 +172,8 @@ def test_compile(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, tensor in plain.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
     assert BoxTable.open(tmp_path / "True/att/epoch_0001.safetensors").found.any()
+    first, second = (read_checkpoint(tmp_path / name / "last.pt")["online_probe"] for name in ("False", "True"))
+    torch.testing.assert_close(first["classifier"], second["classifier"], rtol=1e-3, atol=1e-4)
 
 
 def test_config_yaml_is_complete(finished_run: Path) -> None:

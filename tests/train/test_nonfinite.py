@@ -91,12 +91,14 @@ def test_gradient_of_a_finite_loss(
     assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
 
 
-@pytest.mark.parametrize("method", [MOCO, INSDIS_NCE], ids=["moco", "insdis nce"])
+@pytest.mark.parametrize(
+    ("method", "parts"), [(MOCO, 1), (INSDIS_NCE, 1), (MOCO, 4)], ids=["moco", "insdis nce", "moco in parts"]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_skipped_step_leaves_no_trace(
-    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, value: float
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, parts: int, value: float
 ) -> None:
-    """The very first one, too, which gives NCE its constant and follows no other."""
+    """The very first one, too, which gives NCE its constant and follows no other; one part of four is spoilt."""
     out = tmp_path / "run"
     states: list[dict[str, torch.Tensor]] = []
     real = Undo.restore
@@ -116,7 +118,7 @@ def test_skipped_step_leaves_no_trace(
     monkeypatch.setattr(Undo, "__init__", remember)
     spoil(monkeypatch, 1, 8, value=value)
     overrides = [f"out={out}", *BASE, method, "skip_nonfinite=2", "saga.epochs=1", "checkpoint.keep_every=1"]
-    train(load_config(tiny_yaml, overrides))
+    train(load_config(tiny_yaml, [*overrides, f"accumulate={parts}"]))
     assert [row["skipped"] for row in rows_of(out, "epoch")] == [1, 1]
     assert all(math.isfinite(row["loss"]) for row in rows_of(out, "epoch"))
     fresh = read_checkpoint(out / "epoch_0000.pt")["model"]
@@ -127,7 +129,7 @@ def test_skipped_step_leaves_no_trace(
     assert all(bool(tensor.isfinite().all()) for tensor in last["model"].values())
     if method == MOCO:
         assert int(last["model"]["queue_pointer"]) == 8 * 8 % 20
-        assert int(last["model"]["key_encoder.backbone.bn1.num_batches_tracked"]) == 8
+        assert int(last["model"]["key_encoder.backbone.bn1.num_batches_tracked"]) == 8 * parts
 
 
 def test_one_too_many(tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,14 +126,8 @@ def pack(
         SagaError: ``out`` is no .beton name or exists, no or too few images can be decoded.
         OSError: ``out`` cannot be written; an existing file is as it was.
     """
-    if out.suffix != SUFFIX or out.is_dir():
-        raise SagaError(f"the file to write must be named OUT{SUFFIX}, got {out}")
     sidecar = sidecar_path(out)
-    if not force and (found := [path for path in (out, sidecar) if path.exists()]):
-        raise SagaError(f"{found[0]} exists: remove it, name another file, or add --force")
-    for name, value in (("workers", workers), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise SagaError(f"{name} must be at least 1, got {value}")
+    _check(out, sidecar, workers=workers, chunk_size=chunk_size, force=force)
     bad, reasons = BadImages(source, max_fraction=max_bad_fraction), {}
     with replacing(out) as temporary, replacing(sidecar) as temporary_sidecar:
         with (
@@ -161,6 +155,20 @@ def pack(
             options=asdict(options),
         )
     return bad
+
+
+def _check(out: Path, sidecar: Path, *, workers: int, chunk_size: int, force: bool) -> None:
+    """
+    Raises:
+        SagaError: a file that cannot be written, or a number below 1.
+    """
+    if out.suffix != SUFFIX or out.is_dir():
+        raise SagaError(f"the file to write must be named OUT{SUFFIX}, got {out}")
+    if not force and (found := [path for path in (out, sidecar) if path.exists()]):
+        raise SagaError(f"{found[0]} exists: remove it, name another file, or add --force")
+    for name, value in (("workers", workers), ("chunk_size", chunk_size)):
+        if value < 1:
+            raise SagaError(f"{name} must be at least 1, got {value}")
 
 
 def write_sidecar(
