@@ -3,7 +3,7 @@
 # For NVIDIA GPUs, with DALI:
 #   docker build --tag saga-fast --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 --build-arg EXTRAS=demo,ffcv,dali .
 # Files are read and written in the current folder, as its user:
-#   docker run --rm --gpus all --volume "$PWD:/work" --user "$(id -u):$(id -g)" saga-fast demo
+#   docker run --rm [--gpus all] --volume "$PWD:/work" --user "$(id -u):$(id -g)" saga-fast demo
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 

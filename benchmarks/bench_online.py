@@ -54,8 +54,8 @@ CASES = (
     Case(config="demo", classes=10, batch_size=64),
     Case(config="demo_mocov2", classes=10, batch_size=64),
     Case(config="demo_cmc", classes=10, batch_size=64),
-    Case(config="imagenet100/simclr", classes=100, batch_size=8),
-    Case(config="imagenet/moco", classes=1000, batch_size=8, overrides=("method.queue_size=4096",)),
+    Case(config="imagenet100/simclr", classes=100, batch_size=4),
+    Case(config="imagenet/moco", classes=1000, batch_size=4, overrides=("method.queue_size=4096",)),
 )
 FEATURES = ((2000, 128), (25_600, 2048))
 """The demo's training images, and RankMe's sample of a ResNet-50."""
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=[case.config for case in CASES], help="configs of CASES")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--batch-size", type=int, help="default: each case's")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--features", type=int, nargs=2, action="append", metavar=("N", "D"), help="RankMe's sizes")
     options = parser.parse_args()
     use_cores(options.threads)

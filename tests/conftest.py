@@ -18,7 +18,7 @@ SLOW = (
     *("distributed/", "demo/", "importers/", "train/test_resume", "train/test_mid_epoch", "train/test_cycle"),
     *("train/test_accumulate",),
     *("train/test_renewal", "train/test_nonfinite", "train/test_crop_plans", "train/test_provider"),
-    *("train/test_online_figures", "runtime/test_loggers"),
+    *("train/test_online_figures", "train/test_transformers", "runtime/test_loggers"),
     *("faults/test_torture", "faults/test_hostile", "faults/test_determinism", "faults/test_damage"),
     *("kernels/test_triton_compiles", "kernels/test_compiled_once", "kernels/test_threads", "kernels/test_bank_logits"),
     *("loaders/test_memory", "loaders/test_dali", "loaders/test_ffcv", "loaders/test_engines", "loaders/test_shards"),

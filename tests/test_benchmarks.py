@@ -85,6 +85,16 @@ def test_bench_attention(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bench_tokens(tmp_path: Path) -> None:
+    rows = loading_figures("bench_tokens", ["--encoder", "test_vit", "--images", "4"], tmp_path)["rows"]
+    assert targets({"rows": rows}) == [0.9] * 8
+    counted = {row["name"].split(",")[1].strip(): row for row in rows if "flops" in row}
+    assert list(counted) == ["pseudo_label", "activation", "background", "token"]
+    assert all(row["flops"] < 1.01 * row["flops_forward"] for row in counted.values())
+    assert sum(row["name"].startswith("noise") for row in rows) == 2
+
+
+@pytest.mark.slow
 def test_bench_renewal(tmp_path: Path) -> None:
     sizes = ["--images", "16", "--sizes", "70", "--names", "1100", "--encoder", "resnet18 32 8", "--methods", "insdis"]
     rows = run("bench_renewal", ["--threads", "1", *sizes, "--seconds", "0.01"], tmp_path / "F.json")["rows"]

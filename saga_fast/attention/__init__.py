@@ -2,5 +2,6 @@
 
 from saga_fast.attention.build import build_box_table, check_attention
 from saga_fast.attention.config import AttentionConfig, AttentionPass
+from saga_fast.attention.foreign import FeatureModel
 
-__all__ = ["AttentionConfig", "AttentionPass", "build_box_table", "check_attention"]
+__all__ = ["AttentionConfig", "AttentionPass", "FeatureModel", "build_box_table", "check_attention"]

@@ -16,7 +16,7 @@ from saga_fast.evaluate.protocols import PROTOCOLS
 from saga_fast.methods import METHODS
 from saga_fast.reproduce.estimate import hours, measure_rates
 from saga_fast.reproduce.plan import Reproduction, plan
-from saga_fast.reproduce.results import write_results
+from saga_fast.reproduce.results import write_results, write_runs_report
 from saga_fast.reproduce.step import Step
 from saga_fast.reproduce.targets import TARGETS
 from saga_fast.runtime.distributed import barrier, broadcast, is_main, world_size
@@ -65,7 +65,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--protocol", choices=tuple(PROTOCOLS), help="of the linear probe; default: moco, on the demo's images lightly"
     )
-    parser.add_argument("--cached", action="store_true", help="linear probes on cached features: fast estimates")
+    parser.add_argument(
+        "--cached",
+        action="store_true",
+        help="linear probes on cached features: fast estimates; always on the demo's images",
+    )
     add_overrides(parser, text="override config values of each training")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and the predicted time, and stop")
     parser.add_argument(
@@ -101,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
             write_results(reproduction)
         barrier()
     if is_main():
-        say(*write_results(reproduction), f"report: {reproduction.out / reproduction.name}.html")
+        say(*write_results(reproduction), f"report: {write_runs_report(reproduction)}")
 
 
 def _reproduction(options: argparse.Namespace) -> Reproduction:
@@ -120,7 +124,6 @@ def _reproduction(options: argparse.Namespace) -> Reproduction:
             raise SagaError(f"--ckpt {text!r} must be METHOD=PT with a method of {', '.join(methods)}")
         ckpts[method] = user_path(path)
     data = None if options.data == DEMO else user_path(options.data)
-    protocol = ["--protocol", options.protocol] if options.protocol else []
     return Reproduction(
         name=options.target,
         target=target,
@@ -132,7 +135,8 @@ def _reproduction(options: argparse.Namespace) -> Reproduction:
         classifier=options.classifier,
         with_plus=options.plus,
         overrides=tuple(options.overrides),
-        probe=(*protocol, *(["--cached"] if options.cached else [])),
+        protocol=options.protocol or ("lightly" if data is None else "moco"),
+        cached=options.cached or data is None,
     )
 
 

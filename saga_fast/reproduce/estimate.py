@@ -7,17 +7,13 @@ from dataclasses import dataclass
 
 from saga_fast.config import TrainConfig
 from saga_fast.evaluate.features import FrozenModel
-from saga_fast.evaluate.protocols import PROTOCOLS
 from saga_fast.loaders import Batch, WholePlan, open_loader, open_source
-from saga_fast.methods import build_method
 from saga_fast.models.modes import eval_mode, place_model
 from saga_fast.profile.measure import batches, measure
 from saga_fast.profile.train import profile_train
 from saga_fast.reproduce.step import Step
 from saga_fast.runtime.device import choose_device
-
-PAIR_PASSES = 5
-"""Forward passes per image of ``saga-fast eval pairs`` and checkpoint: one for the boxes, two pairs of views."""
+from saga_fast.train.run import build_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +43,7 @@ def measure_rates(config: TrainConfig, *, seconds: float) -> Rates:
         for path in (config.data.train, config.data.val or config.data.train)
     )
     device = choose_device(config.device)
-    model = build_method(config.method, config.encoder, num_images=len(source))
+    model = build_model(config, source)
     frozen = FrozenModel(
         model=place_model(model, device, channels_last=config.channels_last),
         precision=config.precision,
@@ -81,15 +77,7 @@ def hours(steps: Iterable[Step], rates: Mapping[str, Rates]) -> float:
 
 
 def _seconds(step: Step, rates: Rates) -> float:
-    if step.is_training:
-        return _training_seconds(step, rates)
-    images = rates.num_train
-    if step.words[1] == "pairs":
-        return 2 * PAIR_PASSES * images / rates.forward
-    words = dict(zip(step.words, step.words[1:], strict=False))
-    protocol = PROTOCOLS[words.get("--protocol", "moco")]
-    epochs = 1 if "--cached" in step.words else int(words.get("--epochs", protocol.phase.epochs))
-    return (epochs * images + rates.num_val * -(-epochs // 10)) / rates.forward
+    return _training_seconds(step, rates) if step.is_training else step.passes * rates.num_train / rates.forward
 
 
 def _training_seconds(step: Step, rates: Rates) -> float:

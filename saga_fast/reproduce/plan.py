@@ -11,11 +11,12 @@ from saga_fast.config import TrainConfig
 from saga_fast.config_file import config_to_dict, load_config
 from saga_fast.configs import shipped_config, shipped_configs
 from saga_fast.errors import SagaError
+from saga_fast.evaluate.protocols import PROTOCOLS
 from saga_fast.reproduce.step import Step
 from saga_fast.reproduce.targets import ARM_TITLES, Arm, Target
 
 KEEP_DEMO = 2  # epochs between the checkpoints that are kept on the demo's data: Fig. 3 and 4 need some of them
-DEMO_PROBE = ("--protocol", "lightly", "--cached")  # seconds on two cores
+PAIR_PASSES = 5  # of eval pairs for a checkpoint: one for the boxes, two pairs of views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class Reproduction:
         classifier: checkpoint for supervised attention, in place of one that is trained.
         with_plus: also the recipe ``saga+``, which the paper does not have.
         overrides: ``key=value`` for each training.
-        probe: options of ``saga-fast eval linear``.
+        protocol: of the linear probe.
+        cached: linear probes on cached features: estimates.
     """
 
     name: str
@@ -43,7 +45,8 @@ class Reproduction:
     classifier: Path | None = None
     with_plus: bool = False
     overrides: tuple[str, ...] = ()
-    probe: tuple[str, ...] = ()
+    protocol: str = "moco"
+    cached: bool = False
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -51,9 +54,9 @@ class Reproduction:
         return (*self.target.arms, *(("saga_plus",) if self.with_plus else ()))
 
     @property
-    def probe_options(self) -> tuple[str, ...]:
-        """The options of the linear probe; a fast estimate for the demo's data."""
-        return self.probe or (DEMO_PROBE if self.data is None else ())
+    def probe_passes(self) -> int:
+        """Forward passes over the training images of a linear probe."""
+        return 1 if self.cached else PROTOCOLS[self.protocol].phase.epochs
 
     def folder(self, method: str, seed: int, arm: Arm) -> Path:
         """The run folder of an arm; of a given plain checkpoint there is one for all seeds."""
@@ -199,8 +202,15 @@ def _probe(
 ) -> Step:
     output = folder / "eval" / f"linear_{epoch:04d}.json"
     words = ["eval", "linear", "--ckpt", str(ckpt), *_images(reproduction, config), "--seed", str(seed)]
-    words += [*reproduction.probe_options, "--out", str(folder / f"probe_{epoch:04d}"), "--json", str(output)]
-    return Step(title=f"{title}, linear probe at epoch {epoch}", words=tuple(words), config=config, output=output)
+    words += ["--protocol", reproduction.protocol, *(["--cached"] if reproduction.cached else [])]
+    words += ["--out", str(folder / f"probe_{epoch:04d}"), "--json", str(output)]
+    return Step(
+        title=f"{title}, linear probe at epoch {epoch}",
+        words=tuple(words),
+        config=config,
+        output=output,
+        passes=reproduction.probe_passes,
+    )
 
 
 def _images(reproduction: Reproduction, config: TrainConfig) -> list[str]:
@@ -218,4 +228,10 @@ def _pairs(reproduction: Reproduction, method: str, seed: int) -> Step:
     words = ["eval", "pairs", "--ckpt", str(_plain_ckpt(reproduction, method, seed))]
     words += [str(folder / f"epoch_{epoch:04d}.pt"), "--data", str(reproduction.split("train")), "--seed", str(seed)]
     words += ["--json", str(output), "--png", str(reproduction.out / f"{reproduction.name}_{method}_seed{seed}.png")]
-    return Step(title=f"{method}, seed {seed}, positive pairs", words=tuple(words), config=config, output=output)
+    return Step(
+        title=f"{method}, seed {seed}, positive pairs",
+        words=tuple(words),
+        config=config,
+        output=output,
+        passes=2 * PAIR_PASSES,
+    )

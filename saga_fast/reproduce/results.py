@@ -80,16 +80,19 @@ def markdown(table: Table) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in table.rows]
 
 
+def write_runs_report(reproduction: Reproduction) -> Path:
+    """Write the report of the runs, ``NAME.html``, and return its path."""
+    path = reproduction.out / f"{reproduction.name}.html"
+    write_report(_run_folders(reproduction), path, title=reproduction.target.title)
+    return path
+
+
 def write_results(reproduction: Reproduction) -> list[str]:
     """Write the results so far into the folder of the reproduction, and return them as lines of text.
 
-    ``NAME.json`` holds the accuracies, ``NAME.md`` the table, ``NAME.png`` a curve, ``NAME.html`` the report of the
-    runs.
+    ``NAME.json`` holds the accuracies, ``NAME.md`` the table, ``NAME.png`` a curve.
     """
     out, name, target = reproduction.out, reproduction.name, reproduction.target
-    runs = _run_folders(reproduction)
-    if runs:
-        write_report(runs, out / f"{name}.html", title=target.title)
     if target.evaluation == "pairs":
         return [f"histograms: {path}" for path in sorted(out.glob(f"{name}_*.png"))]
     accuracies = read_accuracies(reproduction)

@@ -272,7 +272,7 @@ def _random() -> str:
 
 def _reason(error: Exception) -> str:
     """An error as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

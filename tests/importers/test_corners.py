@@ -22,6 +22,7 @@ from saga_fast.cli import main
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
 from saga_fast.export import torchvision_name
+from saga_fast.loaders import BoxTable
 from saga_fast.models.encoder import Encoder, EncoderConfig
 
 Capture = pytest.CaptureFixture[str]
@@ -154,6 +155,31 @@ def test_timms_networks_get_their_own_input(tmp_path: Path, capsys: Capture, nam
     printed = capsys.readouterr().out
     assert f"mean [0.5,0.5,0.5], std [0.5,0.5,0.5]: timm's of {name}" in printed
     assert f"centre crop of {theirs.crop_pct:g}" in printed
+
+
+def test_vision_transformer_of_timm(tmp_path: Path, make_images: Any) -> None:
+    """Its classifier, and boxes from the attention of its class token."""
+    network = timm.create_model("test_vit", num_classes=7).eval()
+    randomize(network)
+    out = run_import({"arch": "test_vit", "state_dict": network.state_dict()}, tmp_path)
+    model = load_model(out)
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(model.projector(model.encoder(x)), network(x), rtol=1e-4, atol=1e-5)
+    images = make_images(tmp_path / "images")
+    command = [
+        "build-att",
+        "--ckpt",
+        out,
+        "--data",
+        images,
+        "--out",
+        tmp_path / "boxes.safetensors",
+        "--score",
+        "token",
+    ]
+    assert main([str(part) for part in command]) == 0
+    assert BoxTable.open(tmp_path / "boxes.safetensors").metadata["attention_score"] == "token"
 
 
 def test_options_of_timms_training_come_first(tmp_path: Path) -> None:

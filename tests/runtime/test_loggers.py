@@ -121,7 +121,7 @@ def test_account_and_names_are_the_clients_variables(
 
 
 def test_client_that_cannot_start_ends_the_run(wandb: FakeWandb, tiny_yaml: Path, tmp_path: Path) -> None:
-    wandb.error = RuntimeError("no api key:\nlog in")
+    wandb.error = RuntimeError("no api key:\nlog in.")
     with pytest.raises(SagaError, match=r"^logger wandb cannot be opened: no api key: log in; see docs/loggers\.md$"):
         train(load_config(tiny_yaml, [f"out={tmp_path / 'run'}", "logger=wandb"]))
     assert read_metrics(tmp_path / "run") == []
