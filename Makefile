@@ -7,18 +7,20 @@ OUT ?= runs/demo
 RESULTS := benchmarks/results
 PYTHONS ?= python3.11 python3.12 python3.13
 RUN := PYTHONPATH=. $(BIN)/python
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check docs lint format install bench torture release clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/saga-fast demo --out $(OUT)
 
+# One process per core, at most four: each test has one torch thread.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # While editing: the quick tests and the linters, in a few minutes. `make test` runs everything.
 check: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 	$(MAKE) lint
 
 # Generated parts of the pages first, then the site.

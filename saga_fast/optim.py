@@ -110,7 +110,7 @@ def clip_gradients(model: nn.Module, limit: float) -> None:
     """Scale each parameter's gradient down to the norm ``limit``, as DINO's code does; no wait for a GPU."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     for gradient, norm in zip(gradients, torch._foreach_norm(gradients), strict=True):
-        gradient.mul_((limit / norm).clamp_max(1.0))
+        gradient.mul_((limit / (norm + 1e-6)).clamp_max(1.0))  # torch's and DINO's 1e-6
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

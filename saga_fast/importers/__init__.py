@@ -11,12 +11,15 @@ from saga_fast.importers import (
     classifier,
     cmc,
     contrastivecrop,
+    dino,
     invspread,
     lemniscate,
     lightly,
     moco,
+    mocov3,
     pycontrast,
     simclr,
+    simsiam,
     solo,
     vissl,
 )
@@ -42,6 +45,9 @@ FORMATS = {
     "contrastivecrop": Format(
         title="xyupeng/ContrastiveCrop", matches=contrastivecrop.matches, read=contrastivecrop.read
     ),
+    "dino": Format(title="facebookresearch/dino", matches=dino.matches, read=dino.read),
+    "mocov3": Format(title="facebookresearch/moco-v3", matches=mocov3.matches, read=mocov3.read),
+    "simsiam": Format(title="facebookresearch/simsiam", matches=simsiam.matches, read=simsiam.read),
     "vissl": Format(title="facebookresearch/vissl", matches=vissl.matches, read=vissl.read),
     "cmc": Format(title="HobbitLong/CMC", matches=cmc.matches, read=cmc.read),
     "pycontrast": Format(title="HobbitLong/PyContrast", matches=pycontrast.matches, read=pycontrast.read),
@@ -56,6 +62,7 @@ FORMATS = {
     "spijkervet": Format(title="Spijkervet/SimCLR", matches=simclr.matches_spijkervet, read=simclr.read_spijkervet),
     "torchvision": Format(title="a ResNet of torchvision or timm", matches=classifier.matches, read=classifier.read),
     "timm": Format(title="a network of timm", matches=classifier.matches_timm, read=classifier.read_timm),
+    "vit": Format(title="a ViT of DINO, DINOv2 or timm", matches=classifier.matches_vit, read=classifier.read_vit),
 }
 """Formats by name, in the order of detection."""
 

@@ -1,4 +1,4 @@
-"""Classifiers of torchvision and timm, and encoders without a last layer.
+"""Classifiers of torchvision and timm, vision transformers, and encoders without a last layer.
 
 A classifier becomes method ``supervised``, whose attention is that of the predicted class. With
 ``--set method.name=simclr`` or another method, the last layer becomes its projector; if there is no last layer, the
@@ -16,7 +16,7 @@ import timm
 import torch
 import torchvision
 
-from saga_fast.importers.draft import Draft
+from saga_fast.importers.draft import COPIES, Draft
 from saga_fast.importers.moco import moco_config
 from saga_fast.importers.tensors import Part, Tensors, has_prefix
 
@@ -25,6 +25,9 @@ FRESH = {
     "bank.": "bank: random rows",
     "patch_projector.": "patch projector: random",
     "jigsaw_projector.": "jigsaw projector: random",
+    "predictor.": "predictor: random",
+    "prototypes.": "prototypes: random",
+    "centre": "centre: zero",
 }
 
 
@@ -36,6 +39,11 @@ def matches(content: Mapping[str, Any]) -> bool:
 def matches_timm(content: Mapping[str, Any]) -> bool:
     """Whether the file has tensors, and a name of timm in ``arch``."""
     return bool(_states(content)) and isinstance(content.get("arch"), str) and timm.is_model(content["arch"])
+
+
+def matches_vit(content: Mapping[str, Any]) -> bool:
+    """Whether the file, its ``state_dict`` or its ``model`` has the tensors of a vision transformer."""
+    return any(has_prefix(state, "patch_embed.proj.") and has_prefix(state, "cls_token") for state in _states(content))
 
 
 def _states(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -69,6 +77,15 @@ def read_timm(draft: Draft) -> None:
     pretrained = timm.get_pretrained_cfg(name)
     head = tensors.take(f"{pretrained.classifier if pretrained else 'fc'}.")
     draft.place(tensors.take(), "encoder.backbone")
+    _place_head(draft, head)
+
+
+def read_vit(draft: Draft) -> None:
+    """Read the names of timm, DINO and DINOv2, and ``head``, if there is one. The input is ImageNet's."""
+    tensors = _open(draft)
+    head = tensors.take("head.")
+    draft.place_backbone(tensors.take())
+    draft.input_origin = "ImageNet's, as in DINO, DINOv2 and DeiT"
     _place_head(draft, head)
 
 
@@ -109,8 +126,8 @@ def _place_head(draft: Draft, head: Part) -> None:
     name = draft.requested_method or "supervised"
     draft.fresh |= FRESH
     draft.method = {"name": name, **(_head_config(draft, head, name) if head else _fresh_head_config(draft, name))}
-    if name in ("moco", "mocov2"):
-        draft.copy_to_keys()
+    if name in COPIES:
+        draft.copy_encoder(name)
     if name == "cmc":
         raise draft.error("CMC needs two encoders, for 1 and 2 channels")
 
@@ -133,6 +150,9 @@ def _head_config(draft: Draft, head: Part, name: str) -> dict[str, Any]:
         if config["name"] != name:
             raise draft.error(f"{head.prefix} fits method.name={config['name']}, not {name}")
         return config
+    if name in ("byol", "dino"):
+        draft.dropped.append(f"classifier ({len(head)} tensors)")
+        return _fresh_head_config(draft, name)
     if name == "supervised" and "0.weight" in head:
         raise draft.error(
             f"{head.prefix} is a projector, not a classifier: name the method, --set method.name=simclr or mocov2"

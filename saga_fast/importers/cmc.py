@@ -82,7 +82,7 @@ def _read_moco(draft: Draft, tensors: Tensors, memory: Tensors | None, options: 
         place_resnet_and_projector(draft, keys, "encoder.module.", "fc", keys=True)
         keys.finish(TITLE)
     else:
-        draft.copy_to_keys()
+        draft.copy_encoder("moco")
     if memory is not None:
         memory.pop("params")
     if options.get("softmax") is False:

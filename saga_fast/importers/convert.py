@@ -22,6 +22,7 @@ from saga_fast.importers.reading import read_foreign
 from saga_fast.importers.recipes import training_config
 from saga_fast.loaders import BoxTable, Source
 from saga_fast.methods import Method, build_method
+from saga_fast.models.transformer import is_transformer
 from saga_fast.runtime.strict_yaml import apply_override
 
 NO_DATA = "(imported without --data: name the images)"
@@ -118,12 +119,14 @@ def _name(section: Any) -> Any:
 
 
 def _is_of_no_project(content: Mapping[str, Any]) -> bool:
-    """Whether only the formats ``torchvision`` and ``timm`` may match a file."""
-    return not any(layout.matches(content) for name, layout in FORMATS.items() if name not in ("torchvision", "timm"))
+    """Whether only the formats of single networks may match a file."""
+    networks = ("torchvision", "timm", "vit")
+    return not any(layout.matches(content) for name, layout in FORMATS.items() if name not in networks)
 
 
 def _config(draft: Draft, source: Source | None, overrides: Sequence[str]) -> TrainConfig:
-    config = training_config(draft.method["name"], draft.epoch, draft.size)
+    vit = is_transformer(draft.encoder["name"])
+    config = training_config(draft.method["name"], draft.epoch, draft.size, vit=vit)
     config["method"] = dict(draft.method)
     config["encoder"] = {
         key: list(value) if isinstance(value, tuple) else value for key, value in draft.encoder.items()

@@ -14,10 +14,18 @@ import torch
 from saga_fast.errors import SagaError
 from saga_fast.importers.networks import Projector, read_projector, read_resnet
 from saga_fast.importers.tensors import NamedTensor, Part, Renames, Tensors
+from saga_fast.importers.vit import is_vit, read_vit
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 CIFAR_INPUT = "CIFAR-10's, assumed because of the 3x3 first convolution"
+COPIES = {
+    "moco": ("key_", "key encoder (EMA): a copy of the query encoder"),
+    "mocov2": ("key_", "key encoder (EMA): a copy of the query encoder"),
+    "byol": ("target_", "target network (EMA): a copy of the online network"),
+    "dino": ("student_", "student: a copy of the teacher"),
+}
+"""Method -> prefix of a second encoder and projector, and a message for a file that has one of each."""
 
 
 class Draft:
@@ -130,14 +138,26 @@ class Draft:
                 self.size = 32
                 self.encoder |= {"mean": CIFAR_MEAN, "std": CIFAR_STD}
                 self.input_origin = CIFAR_INPUT
-        channels = part.need("conv1.weight").tensor.shape[1]
-        if channels != in_channels:
-            raise part.shape_error("conv1.weight", f"expected {in_channels} input channels, not {channels}")
+        shape = part.need("conv1.weight").tensor.shape
+        if len(shape) != 4 or shape[1] != in_channels:
+            raise part.shape_error("conv1.weight", f"expected a convolution of {in_channels} input channels")
         self.place(part, f"{to}.backbone")
 
-    def place_projector(self, part: Part, to: str = "projector", *, bias: bool = True) -> Projector:
-        """Put a projector into module ``to`` and return it."""
-        projector = read_projector(part, bias=bias)
+    def place_backbone(self, part: Part, to: str = "encoder", *, heads: int | None = None) -> None:
+        """Put a vision transformer or a ResNet; ``heads``: a transformer's attention heads, one per 64 channels."""
+        if not is_vit(part):
+            self.place_resnet(part, to)
+            return
+        config, size = read_vit(part, heads=heads)
+        if not self.encoder:
+            self.encoder, self.size = config, size
+        self.place(part, f"{to}.backbone")
+
+    def place_projector(
+        self, part: Part, to: str = "projector", *, bias: bool = True, affine: bool = True
+    ) -> Projector:
+        """Put a projector into module ``to`` and return it; see :func:`read_projector`."""
+        projector = read_projector(part, bias=bias, affine=affine)
         self._placed.append((f"{to}.", part))
         self.tensors |= {f"{to}.{name}": named for name, named in projector.tensors.items()}
         for name in projector.zero_biases:
@@ -148,12 +168,12 @@ class Draft:
             self.notes.append(f"{to}: biases are zero, the file's layers have none")
         return projector
 
-    def place_mlp(self, part: Part, *, bias: bool = True) -> dict[str, Any]:
+    def place_mlp(self, part: Part, *, bias: bool = True, affine: bool = True) -> dict[str, Any]:
         """Put the projector of SimCLR and return the fields of its config.
 
         SimCLR's projector is an MLP even if it has one layer, which is then ``projector.0``.
         """
-        projector = self.place_projector(part, bias=bias)
+        projector = self.place_projector(part, bias=bias, affine=affine)
         if not projector.is_linear:
             return projector.config(projector.widths[0])
         for name in ("weight", "bias"):
@@ -173,13 +193,13 @@ class Draft:
             )
         return {"projection_dim": projector.widths[-1]}
 
-    def copy_to_keys(self) -> None:
-        """Start the key encoder as a copy of the query encoder."""
-        for query, key in (("encoder.", "key_encoder."), ("projector.", "key_projector.")):
-            self.tensors |= {
-                key + name.removeprefix(query): named for name, named in self.tensors.items() if name.startswith(query)
-            }
-        self.fresh["key_"] = "key encoder (EMA): a copy of the query encoder"
+    def copy_encoder(self, method: str) -> None:
+        """Start the second encoder and projector of a method of COPIES as a copy of the first."""
+        prefix, message = COPIES[method]
+        self.tensors |= {
+            prefix + name: named for name, named in self.tensors.items() if name.startswith(("encoder.", "projector."))
+        }
+        self.fresh[prefix] = message
 
     def origin(self, name: str) -> str:
         """The name in the file of a saga-fast tensor, or ``name`` if it comes from no part of the file."""

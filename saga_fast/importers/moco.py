@@ -28,7 +28,7 @@ def read_state(draft: Draft, tensors: Tensors) -> None:
         place_resnet_and_projector(draft, tensors, "encoder_k.", "fc", keys=True)
         queue, pointer = draft.take_memory(tensors, "queue"), draft.take_memory(tensors, "queue_ptr")
     else:
-        draft.copy_to_keys()
+        draft.copy_encoder("moco")
     place_queue(draft, projector, queue, pointer, transposed=True)
     draft.method = moco_config(draft, projector)
     tensors.finish("MoCo")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from saga_fast.errors import SagaError
 from saga_fast.importers.tensors import NamedTensor, Part
 from saga_fast.methods.heads import Norm
@@ -62,7 +64,10 @@ def _resnet_args(part: Part, depths: tuple[int, ...], *, bottleneck: bool) -> di
     if bottleneck:
         first_tensors = ("conv1.weight", "bn1.weight", "bn1.bias", "bn2.weight", "conv2.weight")
         inner = _most_common_width(part, "layer1", first_tensors)
-        groups = inner // part.need("layer1.0.conv2.weight").tensor.shape[1]
+        kernel = part.need("layer1.0.conv2.weight").tensor
+        if kernel.ndim != 4 or 0 in (inner, planes[0], *kernel.shape):
+            raise part.shape_error("layer1.0.conv2.weight", "expected that of a convolution")
+        groups = inner // kernel.shape[1]
         base_width = inner // groups * 64 // planes[0]
         if (groups, base_width) != (1, 64):
             args |= {"cardinality": groups, "base_width": base_width}
@@ -118,7 +123,7 @@ class _Layer:
     norm: str | None
 
 
-def read_projector(part: Part, *, bias: bool = True) -> Projector:
+def read_projector(part: Part, *, bias: bool = True, affine: bool = True) -> Projector:
     """A projector of linear layers, with or without batch norm.
 
     The ReLUs between the layers have no tensors, so they are assumed. A bias before batch norm is subtracted from the
@@ -127,6 +132,7 @@ def read_projector(part: Part, *, bias: bool = True) -> Projector:
     Args:
         part: ``weight`` and ``bias``, or numbered modules as in ``nn.Sequential``.
         bias: whether the file's linear layers without batch norm have biases; if not, they are zero here.
+        affine: whether the last batch norm has a scale and an offset; if not, they are 1 and 0 here.
 
     Raises:
         SagaError: a missing tensor, shapes that do not fit together, or hidden layers of unequal widths.
@@ -137,6 +143,11 @@ def read_projector(part: Part, *, bias: bool = True) -> Projector:
     if len(numbers) == 1:
         return _read_linear(part, f"{numbers[0]}.", bias)
     layers = _pair_layers(part, numbers)
+    if not affine and (norm := layers[-1].norm) is not None:
+        mean = part.need(f"{norm}.running_mean")
+        origin = f"{mean.origin} (a batch norm without scale and offset)"
+        part[f"{norm}.weight"] = NamedTensor(torch.ones_like(mean.tensor), origin)
+        part[f"{norm}.bias"] = NamedTensor(torch.zeros_like(mean.tensor), origin)
     tensors: dict[str, NamedTensor] = {}
     zero_biases: list[str] = []
     position = 0

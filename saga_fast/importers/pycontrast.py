@@ -48,7 +48,7 @@ def _read_rgb(draft: Draft, tensors: Tensors, memory: Tensors | None) -> None:
             keys.drop("head_jig.")
             keys.finish(TITLE)
         else:
-            draft.copy_to_keys()
+            draft.copy_encoder("moco")
         place_queue(draft, projector, rows, None, transposed=False)
         draft.method = moco_config(draft, projector, **temperature)
         return

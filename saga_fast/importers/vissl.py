@@ -86,7 +86,7 @@ def _read_moco(draft: Draft, projector: Projector, loss: Tensors | None) -> None
         draft.place_resnet(loss.take("moco_encoder.trunk._feature_blocks."), "key_encoder")
         draft.place_projector(_as_sequence(loss.take("moco_encoder.heads.")), "key_projector")
     else:
-        draft.copy_to_keys()
+        draft.copy_encoder("moco")
     place_queue(draft, projector, queue, pointer, transposed=True)
     draft.method = moco_config(draft, projector)
 

@@ -36,7 +36,7 @@ def assert_same(table: BoxTable, other: BoxTable) -> None:
 class SimCLR(nn.Module):
     """The shape of lightly's examples: a backbone that pools, and a projection head."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Sequential, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.projection_head = backbone, head
 
@@ -55,7 +55,7 @@ def test_module_of_a_backbone_and_a_head(few: Path, score: Score, mirror: bool) 
     module = SimCLR(nn.Sequential(*stem, nn.AdaptiveAvgPool2d(1)), model.projector).train()
     foreign = FeatureModel(
         module,
-        features=lambda x: module.backbone[:-1](x),  # type: ignore[index]
+        features=lambda x: module.backbone[:-1](x),
         head=lambda a: module.projection_head(a.mean((2, 3))),
     )
     how = AttentionPass(size=SIZE, score=score, mirror=mirror)
@@ -72,7 +72,7 @@ def test_lightly(few: Path) -> None:
     foreign = FeatureModel(
         module,
         features=module.backbone[:-1],
-        head=lambda a: module.projection_head(module.backbone[-1](a).flatten(1)),  # type: ignore[index]
+        head=lambda a: module.projection_head(module.backbone[-1](a).flatten(1)),
     )
     loader = open_images(few, size=160)
     table = build_box_table(foreign, loader)
@@ -133,7 +133,7 @@ def test_features_for_evaluation(few: Path) -> None:
     foreign = FeatureModel(
         module,
         features=module.backbone[0],
-        head=lambda a: module.projection_head(a.mean((2, 3))),  # type: ignore[index]
+        head=lambda a: module.projection_head(a.mean((2, 3))),
     )
     features, _ = extract_features(FrozenModel(model=foreign), open_images(few))
     assert features["backbone"].shape == (24, 4)

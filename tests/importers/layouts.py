@@ -11,6 +11,7 @@ from layout_parts import IMAGES, QUEUE, Layout, optimizer, rows, state
 from networks import encoder, mlp, randomize, torchvision_resnet
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
+from vit_layouts import VIT_LAYOUTS
 
 # ---------------------------------------------------------------- MoCo
 
@@ -295,6 +296,7 @@ def torchvision_reference() -> Layout:
 
 LAYOUTS: dict[str, Callable[[], Layout]] = {
     **BANK_LAYOUTS,
+    **VIT_LAYOUTS,
     "moco v1": lambda: moco(False),
     "moco v2": lambda: moco(True),
     "moco v2 without module": lambda: moco(True, ""),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from vit_layouts import VIT_LAYOUTS
 
 from saga_fast.errors import SagaError
 from saga_fast.importers.convert import import_checkpoint
@@ -114,6 +115,8 @@ ENTRIES = {
     "lightly": ({}, ("state_dict", "epoch")),
     "solo-learn": ({}, ("state_dict", "epoch")),
     "moco": ({}, ("state_dict", "epoch")),
+    "dino": ({}, ("student", "teacher", "dino_loss", "args", "epoch")),
+    "vit": ({"model": {"patch_embed.proj.weight": 0, "cls_token": 0}}, ("model", "epoch")),
 }
 
 
@@ -150,6 +153,8 @@ def contents(name: str) -> dict[str, Any]:
         "lightly": {"state_dict": renamed("backbone.", trunk) | layers},
         "solo-learn": {"state_dict": renamed("backbone.", trunk) | projector},
         "moco": {"state_dict": renamed("module.encoder_q.", state)},
+        "dino": VIT_LAYOUTS["dino resnet"]().content if name == "dino" else {},
+        "vit": VIT_LAYOUTS["vit dinov2 registers"]().content if name == "vit" else {},
     }
     return files[name] | {"epoch": 3}
 
