@@ -130,7 +130,7 @@ def test_train_refuses_missing_files(tiny_yaml: Path, tmp_path: Path, refuses: R
         ("attention.delta=1.5", ["delta", "1.5"]),
         ("method.name=swav", ["'swav'", "simclr, moco"]),
         ("encoder.name=renset18", ["'renset18'", "resnet18"]),
-        ("encoder={name: test_vit}", ["'test_vit'", "no convolutional map"]),
+        ("encoder={name: test_vit_relpos}", ["'test_vit_relpos'", "no convolutional map"]),
         ("data.engine=dalli", ["no such engine", "'dalli'", "folder"]),
         ("data.threads=0", ["threads", "0"]),
         ("data.prefetch=-1", ["prefetch", "-1"]),

@@ -186,6 +186,7 @@ def nested(values: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 def test_any_tensor_of_a_foreign_checkpoint_may_be_odd(tmp_path: Path, name: str) -> None:
     path, good = tmp_path / "theirs.pth", contents(name)
     places = [place for place in nested(good) if place[-1] != "epoch"]
+    places = places[:: 1 + len(places) // 100]  # DINO has two networks
     for number, place in enumerate(places):
         for value in (VALUES[number % len(VALUES)], torch.full((2, 2), math.nan), torch.zeros(0), torch.tensor([1, 2])):
             content = copy.deepcopy(good)
