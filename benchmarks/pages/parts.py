@@ -36,6 +36,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "pass memory": renewals.pass_memory,
     "streaming": renewals.streaming,
     "demo": renewals.demo,
+    "online": speed.online,
     "torture": robustness.torture,
     "busy": robustness.busy,
     "capacity": robustness.capacity,

@@ -103,3 +103,21 @@ def build_att_scaling() -> str:
     equal = "equal, bit for bit" if first["equal_tables"] else "not equal"
     text = table(["processes", "wall time", "of the ideal", "memory, all processes"], lines)
     return f"{text}\n{first['images']} demo images, ResNet-18 at 96 px. The two tables are {equal}.\n"
+
+
+def online() -> str:
+    """The cost of the online probe and of RankMe."""
+    rows = rows_of("bench_online")
+    lines = []
+    for row, alone in zip(*([row for row in rows if kind in row] for kind in ("noise", "share")), strict=True):
+        name = row["name"].removeprefix("step with the probe, ")
+        step = [f"{row['limit']:.2f} s", f"{100 * (1 / row['ratio'] - 1):+.1f} %", f"{100 * row['noise']:.1f} %"]
+        lines.append([name, str(row["batch_size"]), *step, f"{100 * alone['share']:.2f} %"])
+    head = ["step", "batch", "time", "with the probe", "noise", "the probe's own work"]
+    cores = document("bench_online")["hardware"]["cores"]
+    largest = [row for row in rows if row["name"].startswith("RankMe")][-1]
+    return (
+        f"{table(head, lines)}\nMedians of interleaved steps on {'one core' if cores == 1 else f'{cores} cores'};"
+        " noise: the difference between two steps without it.\n"
+        f"{largest['name']} features, takes {largest['seconds']:.1f} s.\n"
+    )
