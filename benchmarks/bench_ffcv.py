@@ -41,11 +41,13 @@ from benchmarks.loading import (
 from benchmarks.scaffold import Pair, compare_pairs, record
 from benchmarks.swaps import memory_over_epochs
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Place, Plan, WholePlan, open_loader
-from saga_fast.loaders.ffcv.beton import RAW, Beton, sidecar_path
+from saga_fast.loaders.ffcv.beton import Beton, sidecar_path
+from saga_fast.loaders.ffcv.decoder import RAW
 from saga_fast.loaders.ffcv.pack import Mode, PackOptions, pack, write_sidecar
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.profile.figures import Row, Ways, compare, time_pairs
 
+SMALL_PLANES = "ffcv yuv420, two views, longer side 256 px"
 STOCK, TWO_VIEWS, RAW_VIEWS = "two stock FFCV decoders", "ffcv jpg, two views", "ffcv raw, two views"
 PAIRS = (
     Pair(TWO_VIEWS, "jpg", "stock jpg", STOCK, 1.5),
@@ -59,9 +61,17 @@ PAIRS = (
     Pair(RAW_VIEWS, "raw", "stock raw", STOCK),
     Pair("ffcv raw, two views of attention boxes", "raw of boxes", "raw", RAW_VIEWS, 1.0),
     Pair(RAW_VIEWS, "raw", "jpg", TWO_VIEWS),
+    Pair("ffcv yuv420, two views", "planes", "raw", RAW_VIEWS),
+    Pair("ffcv yuv420, two views", "planes", "jpg", TWO_VIEWS),
+    Pair(SMALL_PLANES, "small planes", "small raw", "ffcv raw, as large", 0.8),
+    Pair(SMALL_PLANES, "small planes", "small jpg", "ffcv jpg, as large", 2.0),
+    Pair("noise: ffcv raw, longer side 256 px, again", "small raw again", "small raw", "ffcv raw, as large"),
 )
+SMALL = 256
+"""Longer side of the images of SMALL_PLANES, pixels: ImageNet's in the memory of a machine."""
 
 
+MODES: tuple[Mode, ...] = ("jpg", "raw", "yuv420")
 READ_ONLY = numba.types.Array(numba.uint8, 1, "C", readonly=True)
 
 
@@ -108,11 +118,11 @@ def stock_loader(path: Path, bench: LoadingBench, *, views: int) -> StockLoader:
         )
 
 
-def packed(folder: Path, mode: Mode, threads: int) -> Path:
-    """The images as a .beton file, packed by the first call."""
-    path = folder.with_name(f"{folder.name}_{mode}.beton")
+def packed(folder: Path, mode: Mode, threads: int, *, side: int | None = None) -> Path:
+    """The images as a .beton file, packed by the first call; ``side``: shrunk to this longer side."""
+    path = folder.with_name(f"{folder.name}_{mode}{side or ''}.beton")
     if not path.exists():
-        pack(ImageFolder(folder), path, PackOptions(mode=mode), workers=threads)
+        pack(ImageFolder(folder), path, PackOptions(mode=mode, max_resolution=side), workers=threads)
     return path
 
 
@@ -170,7 +180,8 @@ def time_swap(bench: LoadingBench) -> Iterator[Row]:
 def time_loaders(bench: LoadingBench) -> Iterator[Row]:
     """The rows; ``against`` names the way that ``limit`` and ``ratio`` refer to."""
     images, root = InMemory(bench.root), bench.root
-    jpg, raw = packed(root, "jpg", bench.threads), packed(root, "raw", bench.threads)
+    jpg, raw, planes = (packed(root, mode, bench.threads) for mode in MODES)
+    small_jpg, small_raw, small_planes = (packed(root, mode, bench.threads, side=SMALL) for mode in MODES)
     crops, boxes = bench.crops(), bench.crops(half_side_boxes(len(images)))
 
     def engine(path: Path, plan: Plan, *, crop: Place = "cpu", name: str = "ffcv", shuffle: bool = True) -> Loader:
@@ -187,6 +198,11 @@ def time_loaders(bench: LoadingBench) -> Iterator[Row]:
         "whole": partial(consume, engine(jpg, WholePlan(size=bench.size), shuffle=False)),
         "raw": partial(consume, engine(raw, crops)),
         "raw of boxes": partial(consume, engine(raw, boxes)),
+        "planes": partial(consume, engine(planes, crops)),
+        "small jpg": partial(consume, engine(small_jpg, crops)),
+        "small raw": partial(consume, engine(small_raw, crops)),
+        "small planes": partial(consume, engine(small_planes, crops)),
+        "small raw again": partial(consume, engine(small_raw, crops)),
         "stock jpg": partial(consume, stock_loader(jpg, bench, views=2)),
         "stock jpg, one view": partial(consume, stock_loader(jpg, bench, views=1)),
         "stock raw": partial(consume, stock_loader(raw, bench, views=2)),

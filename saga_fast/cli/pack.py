@@ -32,9 +32,10 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--mode",
-        choices=("raw", "jpg", "smart", "proportion"),
+        choices=("raw", "jpg", "yuv420", "smart", "proportion"),
         default="jpg",
-        help="jpg (default): JPEG files unchanged; raw: pixels; smart: jpg above --smart-threshold, else raw;"
+        help="jpg (default): JPEG files unchanged; raw: pixels; yuv420: half of raw's bytes, the pixels of most JPEGs"
+        " unchanged, for our engine only; smart: jpg above --smart-threshold, else raw;"
         " proportion: jpg with --compress-probability, else raw",
     )
     parser.add_argument("--max-resolution", type=int, metavar="PX", help="longest side: larger images are shrunk")

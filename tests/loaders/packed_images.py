@@ -19,15 +19,17 @@ PLACES: tuple[Place, ...] = ("cpu", "gpu")
 Columns = tuple[NDArray, NDArray, NDArray]
 
 
-def make_folder(root: Path, suffixes: tuple[str, ...]) -> Path:
-    """60 images of many sizes in three classes; JPEGs with every chroma subsampling, some progressive, some grey."""
+def make_folder(root: Path, suffixes: tuple[str, ...], *, subsampling: int | None = None) -> Path:
+    """60 images of many sizes in three classes; JPEGs with every chroma subsampling or Pillow's number of one, some
+    progressive, some grey."""
     rng = np.random.default_rng(0)
     for number in range(N):
         path = root / f"class {number % 3}" / f"{number:02}{suffixes[number % len(suffixes)]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         height, width = (1, 1) if number == 5 else rng.integers(1, 90, 2)
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-        jpeg: dict[str, Any] = {"subsampling": number % 3, "progressive": number % 5 == 0}
+        kind = number % 3 if subsampling is None else subsampling
+        jpeg: dict[str, Any] = {"subsampling": kind, "progressive": number % 5 == 0}
         image.convert("L" if number % 7 == 1 else "RGB").save(path, **(jpeg if path.suffix == ".jpg" else {}))
     return root
 

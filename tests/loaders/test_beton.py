@@ -111,7 +111,7 @@ def rewrite(beton: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "other format": (lambda about: about.update(format="other/format"), "not the list"),
-    "newer version": (lambda about: about.update(version=2), "version 2"),
+    "newer version": (lambda about: about.update(version=3), "version 3"),
     "a path renamed": (lambda about: about["paths"].__setitem__(3, "ant/other.jpg"), "fingerprint"),
     "a path too few": (lambda about: about["paths"].pop(), "fingerprint"),
     "a label too few": (lambda about: about["labels"].pop(), "damaged"),
@@ -191,7 +191,7 @@ def test_records_that_point_outside_are_refused(copy: Path) -> None:
     from saga_fast.loaders.ffcv.beton import RECORD, RECORDS_BEGIN, records_digest
 
     original = copy.read_bytes()
-    for field, value in (("data_ptr", 10**12), ("height", 0), ("mode", 1), ("mode", 7)):
+    for field, value in (("data_ptr", 10**12), ("height", 0), ("mode", 1), ("mode", 2), ("mode", 7)):
         content = bytearray(original)
         records = np.frombuffer(content, RECORD, count=15, offset=RECORDS_BEGIN)
         records["f0"][field][4] = value

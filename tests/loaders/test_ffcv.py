@@ -27,11 +27,12 @@ def _ffcv() -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where what is packed as raw pixels, and as JPEG, comes from."""
+    """Where what is packed as raw pixels, as JPEG, and as 4:2:0 planes comes from."""
     root = tmp_path_factory.mktemp("images")
     return {
         "raw": make_folder(root / "raw", (".jpg", ".png", ".webp", ".bmp")),
         "jpg": make_folder(root / "jpg", (".jpg",)),
+        "yuv420": make_folder(root / "yuv420", (".jpg",), subsampling=2),
     }
 
 
@@ -71,12 +72,13 @@ PLANS: dict[str, Callable[[int], Plan]] = {
 
 
 @pytest.mark.parametrize("crop", PLACES)
-@pytest.mark.parametrize("mode", ["raw", "jpg"])
+@pytest.mark.parametrize("mode", ["raw", "jpg", "yuv420"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_batches_are_the_folder_engines(
     folders: dict[str, Path], packed: dict[str, Path], mode: str, plan: Callable[[int], Plan], crop: Place
 ) -> None:
-    # JPEGs are stored as they are and decoded by the same rules, so both modes are equal to the byte.
+    # JPEGs are stored as they are and decoded by the same rules, and planes lose nothing of a 4:2:0 JPEG or a grey one:
+    # all modes are equal to the byte.
     shuffle = mode == "raw"
     ours = open_beton(packed[mode], plan(0), replace(OPTIONS, crop=crop), shuffle=shuffle)
     expected = open_loader("folder", folders[mode], plan(0), OPTIONS, shuffle=shuffle)
@@ -247,7 +249,8 @@ def test_tables_are_not_kept(packed: dict[str, Path]) -> None:
 
 
 def test_more_records_than_16_bits_count(tmp_path: Path) -> None:
-    from saga_fast.loaders.ffcv.beton import RAW, sidecar_path
+    from saga_fast.loaders.ffcv.beton import sidecar_path
+    from saga_fast.loaders.ffcv.decoder import RAW
     from saga_fast.loaders.ffcv.pack import write_sidecar
     from saga_fast.loaders.ffcv.writer import BetonWriter
 

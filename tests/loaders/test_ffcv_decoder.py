@@ -51,9 +51,10 @@ def decode_and_crop(data: bytes, windows: NDArray, size: int) -> NDArray | None:
     sides, good = np.full(len(windows), size), np.zeros(1, np.bool_)
     views = np.zeros((1, 3 * size * size * len(windows)), np.uint8)
     scratch = np.full(3 * height * width + len(data), 77, np.uint8)
+    lengths, modes = np.array([len(data)]), np.array([decoder.JPEG], np.uint8)
     decoder.decode_and_crop(
         content.ctypes.data,
-        decoder.Stored(np.zeros(1, np.int64), np.array([len(data)]), np.ones(1, np.bool_), np.array([[height, width]])),
+        decoder.Stored(np.zeros(1, np.int64), lengths, modes, np.array([[height, width]])),
         windows[None].astype(np.int32),
         sides,
         scratch,

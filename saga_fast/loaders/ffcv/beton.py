@@ -17,23 +17,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ffcv.fields import IntField, RGBImageField
-from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_PIXELS
+from saga_fast.loaders.ffcv.decoder import JPEG, PLANES, RAW, pixels_of_planes
+from saga_fast.loaders.ffcv.yuv420 import num_bytes
 from saga_fast.loaders.image_folder import _read_classes
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import read_file
 
 FORMAT = "saga-fast/beton"
-VERSION = 1
+VERSIONS = {False: 1, True: 2}
+"""Version of the list, by whether any image is stored as planes, which saga-fast 0.1 does not read."""
 SUFFIX = ".beton"
 MAX_LIST_BYTES = 2**32
 FIELDS = {"image": RGBImageField, "label": IntField, "index": IntField}
 RECORD: np.dtype[Any] = get_metadata_type([field() for field in FIELDS.values()])
 RECORDS_BEGIN = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
-JPEG, RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
 Int64 = npt.NDArray[np.int64]
 
@@ -52,9 +53,9 @@ class Beton:
         row: (N,) int64, the record of each image, -1 for none. For M records:
         begins, lengths: (M,) int64, position and size of the record's image in the file, bytes.
         sizes: (M, 2) int64, height and width.
-        jpeg: (M,) bool; else raw pixels.
-        scratch_bytes: memory to decode any of the JPEGs of up to MAX_PIXELS: the pixels of the largest and the bytes of
-            the longest.
+        modes: (M,) uint8, JPEG, RAW or PLANES.
+        scratch_bytes: memory to decode any image of up to MAX_PIXELS: the pixels of the largest, raw ones aside, and
+            the bytes of the longest JPEG.
 
     Raises:
         SagaError: no such file, not one that ``saga-fast pack`` wrote, cut short, or packed with other
@@ -83,8 +84,8 @@ class Beton:
         self.row: Int64 = np.full(len(self.paths), -1, np.int64)
         self.row[records["f2"]] = np.arange(len(records))
         self.sizes: Int64 = np.stack([records["f0"]["height"], records["f0"]["width"]], 1).astype(np.int64)
-        self.jpeg: npt.NDArray[np.bool_] = records["f0"]["mode"] == JPEG
-        pixels, lengths = self.sizes[self.jpeg].prod(1), self.lengths[self.jpeg]
+        self.modes: npt.NDArray[np.uint8] = records["f0"]["mode"].astype(np.uint8)
+        pixels, lengths = self.sizes[self.modes != RAW].prod(1), self.lengths[self.modes == JPEG]
         self.scratch_bytes = 3 * int(pixels[pixels <= MAX_PIXELS].max(initial=0)) + int(lengths.max(initial=0))
         with self.root.open("rb") as file:
             self._memory = mmap(file.fileno(), 0, access=ACCESS_READ)
@@ -97,14 +98,17 @@ class Beton:
         return f"Beton({str(self.root)!r}: {len(self)} images, {len(self.classes)} classes, {len(self.bad)} bad)"
 
     def read(self, index: int) -> bytes:
-        """See :meth:`saga_fast.loaders.source.Source.read`; raw pixels as a PPM file."""
+        """See :meth:`saga_fast.loaders.source.Source.read`; pixels and planes as a PPM file."""
         row = self.row[index]
         if row < 0:
             raise OSError(f"{self.root} has no record of image {index}: {self.bad[index]}")
         begin, length = int(self.begins[row]), int(self.lengths[row])
         stored = self._memory[begin : begin + length]
-        height, width = self.sizes[row]
-        return stored if self.jpeg[row] else b"P6\n%d %d\n255\n" % (width, height) + stored
+        if self.modes[row] == JPEG:
+            return stored
+        height, width = self.sizes[row].tolist()
+        pixels = pixels_of_planes(stored, height, width).tobytes() if self.modes[row] == PLANES else stored
+        return b"P6\n%d %d\n255\n" % (width, height) + pixels
 
     def address(self) -> int:
         """The address of the file in this process's memory, valid as long as this object.
@@ -154,7 +158,12 @@ class Beton:
         order = self.begins.argsort()
         ends = (self.begins + np.minimum(self.lengths, table_begin))[order]
         good &= bool((ends[:-1] <= self.begins[order][1:]).all())  # an image within another would have its pixels
-        good &= (image["mode"] == JPEG) | ((image["mode"] == RAW) & (self.lengths == pixel_bytes))
+        plane_bytes = num_bytes(image["height"].astype(np.int64), image["width"].astype(np.int64))
+        good &= (
+            (image["mode"] == JPEG)
+            | ((image["mode"] == RAW) & (self.lengths == pixel_bytes))
+            | ((image["mode"] == PLANES) & (self.lengths == plane_bytes))
+        )
         without = set(range(len(self.paths))) - set(records["f2"].tolist())
         good &= records["f1"] == self.labels[np.clip(records["f2"], 0, len(self.paths) - 1)]
         if not good.all() or without != set(self.bad) or len(without) + count != len(self.paths):
@@ -188,8 +197,9 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         raise SagaError(f"cannot read {path}: {error}") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise SagaError(f"{path} is not the list of images that saga-fast pack writes: expected format {FORMAT!r}")
-    if about.get("version") != VERSION:
-        raise SagaError(f"{path} has version {about.get('version')!r}, this saga-fast reads {VERSION!r}")
+    if about.get("version") not in VERSIONS.values():
+        reads = " and ".join(map(str, VERSIONS.values()))
+        raise SagaError(f"{path} has version {about.get('version')!r}, this saga-fast reads {reads}")
     if not _is_whole(about):
         raise SagaError(
             f"{path} is damaged: its paths do not fit its fingerprint, or its labels their digest; pack again"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from ffcv.fields.rgb_image import IMAGE_MODES
 from numba import carray  # type: ignore[attr-defined]
 
 from saga_fast.kernels._jit import jit
@@ -26,7 +27,10 @@ from saga_fast.loaders.ffcv.turbojpeg import (
     pointer,
     read_header,
 )
+from saga_fast.loaders.ffcv.yuv420 import planes_to_rgb
 
+JPEG, RAW, PLANES = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"]), 2
+"""A record's ``mode``: FFCV has the first two."""
 BELOW = 8
 """Rows below a pixel that its smooth chroma depends on: one of chroma, which is four of brightness at most."""
 
@@ -41,8 +45,8 @@ class Stored(NamedTuple):
     """(n,), where each image begins in the file."""
     lengths: npt.NDArray[np.int64]
     """(n,), bytes of each image."""
-    jpeg: npt.NDArray[np.bool_]
-    """(n,), False for raw pixels, which are cropped in place."""
+    modes: npt.NDArray[np.uint8]
+    """(n,): JPEG; RAW pixels, which are cropped in place; or PLANES (:mod:`saga_fast.loaders.ffcv.yuv420`)."""
     sizes: npt.NDArray[np.int64]
     """(n, 2), height and width."""
 
@@ -104,6 +108,18 @@ def _decode(handle: Any, source: Any, length: Any, height: Any, width: Any, bott
 
 
 @jit()
+def _union(windows: Any) -> Any:
+    """Top, bottom, left and right of the smallest window that contains (V, 4) windows."""
+    top, left = np.int64(windows[0, 0]), np.int64(windows[0, 1])
+    bottom, right = top, left
+    for v in range(windows.shape[0]):
+        y, x = np.int64(windows[v, 0]), np.int64(windows[v, 1])
+        top, left = min(top, y), min(left, x)
+        bottom, right = max(bottom, y + np.int64(windows[v, 2])), max(right, x + np.int64(windows[v, 3]))
+    return top, bottom, left, right
+
+
+@jit()
 def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: Any, views: Any, good: Any) -> None:
     """Decode each image once and crop all its views. Compiled once: it does not depend on a table or plan.
 
@@ -112,7 +128,7 @@ def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: A
         stored: :class:`Stored`.
         windows: (n, V, 4) int32, inside the images.
         sides: (V,) int64, of the views.
-        scratch: uint8, as long as the pixels of the largest JPEG and the bytes of the longest one.
+        scratch: uint8, as long as the pixels of the largest image and the bytes of the longest JPEG.
         views: (n, view_bytes) uint8, written: each image's views (side, side, 3) in order.
         good: (n,) bool, written: False for a JPEG that cannot be decoded.
     """
@@ -122,16 +138,17 @@ def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: A
         height, width = stored.sizes[n, 0], stored.sizes[n, 1]
         source = base + stored.begins[n]
         good[n] = True
-        if stored.jpeg[n]:
+        if stored.modes[n] == RAW:
+            pixels = carray(pointer(source), (height, width, 3))
+        else:
             pixels = scratch[: height * width * 3].reshape(height, width, 3)
-            bottom: Any = 0
-            for v in range(windows.shape[1]):
-                bottom = max(bottom, np.int64(windows[n, v, 0]) + np.int64(windows[n, v, 2]))
+        if stored.modes[n] == JPEG:
+            _, bottom, _, _ = _union(windows[n])
             good[n] = _has_size(handle, source, stored.lengths[n], height, width, header) and _decode(
                 handle, source, stored.lengths[n], height, width, bottom, scratch
             )
-        else:
-            pixels = carray(pointer(source), (height, width, 3))
+        elif stored.modes[n] == PLANES:
+            planes_to_rgb(carray(pointer(source), (stored.lengths[n],)), pixels, *_union(windows[n]))
         if good[n]:
             crop_resize_image(pixels, windows[n], sides, views[n])
     destroy(handle)
@@ -150,16 +167,26 @@ def decode_whole(base: Any, stored: Any, pixels: Any, good: Any) -> None:
         height, width = stored.sizes[n, 0], stored.sizes[n, 1]
         source, end = base + stored.begins[n], begin + height * width * 3
         good[n] = True
-        if stored.jpeg[n]:
+        if stored.modes[n] == JPEG:
             target = pixels[begin:end].ctypes.data
             good[n] = (
                 _has_size(handle, source, stored.lengths[n], height, width, header)
                 and decompress(handle, source, stored.lengths[n], target, width, 0, height, RGB, 0) == 0
             )
+        elif stored.modes[n] == PLANES:
+            planes = carray(pointer(source), (stored.lengths[n],))
+            planes_to_rgb(planes, pixels[begin:end].reshape(height, width, 3), 0, height, 0, width)
         else:
             pixels[begin:end] = carray(pointer(source), (height * width * 3,))
         begin = end
     destroy(handle)
+
+
+def pixels_of_planes(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) of planes."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    planes_to_rgb(np.frombuffer(data, np.uint8), pixels, 0, height, 0, width)
+    return pixels
 
 
 def decodes(data: bytes, height: int, width: int) -> bool:
@@ -167,7 +194,7 @@ def decodes(data: bytes, height: int, width: int) -> bool:
     content = np.frombuffer(data, np.uint8)
     pixels, good = np.empty(height * width * 3, np.uint8), np.zeros(1, np.bool_)
     stored = Stored(
-        np.zeros(1, np.int64), np.array([len(data)]), np.ones(1, np.bool_), np.array([[height, width]], np.int64)
+        np.zeros(1, np.int64), np.array([len(data)]), np.array([JPEG], np.uint8), np.array([[height, width]], np.int64)
     )
     decode_whole(content.ctypes.data, stored, pixels, good)
     return bool(good[0])

@@ -69,14 +69,14 @@ class _Images:
 
     def __init__(self, source: Beton, epoch: Epoch, indices: Int64) -> None:
         rows = source.row[indices]
-        self._stored = Stored(source.begins[rows], source.lengths[rows], source.jpeg[rows], source.sizes[rows])
+        self._stored = Stored(source.begins[rows], source.lengths[rows], source.modes[rows], source.sizes[rows])
         self.sizes = self._stored.sizes
         self.windows = np.ascontiguousarray(epoch.windows(indices, self.sizes), np.int32)
 
     def stored(self, part: slice) -> Stored:
         """The records of a part of the images."""
-        begins, lengths, jpeg, sizes = self._stored
-        return Stored(begins[part], lengths[part], jpeg[part], sizes[part])
+        begins, lengths, modes, sizes = self._stored
+        return Stored(begins[part], lengths[part], modes[part], sizes[part])
 
 
 class _Crops:
@@ -144,7 +144,7 @@ class _Crops:
 
 
 class _Scratch(threading.local):
-    """Memory to decode one JPEG, one mapping per thread; only touched pages take memory, until the threads end."""
+    """Memory to decode one image, one mapping per thread; only touched pages take memory, until the threads end."""
 
     def __init__(self, source: Beton) -> None:
         self._memory = mmap(-1, max(source.scratch_bytes, 1))

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -23,22 +23,21 @@ from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.decode import MAX_PIXELS, DecodeError, Pixels, check_scans, decode_image, read_bytes
 from saga_fast.loaders.ffcv.beton import (
     FORMAT,
-    JPEG,
-    RAW,
     SUFFIX,
-    VERSION,
+    VERSIONS,
     contents_digest,
     records_digest,
     sidecar_path,
 )
-from saga_fast.loaders.ffcv.decoder import decodes
+from saga_fast.loaders.ffcv.decoder import JPEG, PLANES, RAW, decodes
 from saga_fast.loaders.ffcv.writer import BetonWriter
+from saga_fast.loaders.ffcv.yuv420 import planes_of_jpeg, planes_of_pixels
 from saga_fast.loaders.image_folder import ImageFolder
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import replacing
 from saga_fast.version import __version__
 
-Mode = Literal["raw", "jpg", "smart", "proportion"]
+Mode = Literal["raw", "jpg", "yuv420", "smart", "proportion"]
 MAX_SIDE = 65_500
 """Largest side of a JPEG; that of FFCV's records is 65,535."""
 
@@ -48,8 +47,9 @@ class PackOptions:
     """How images are stored, with the names and meaning of FFCV's ``RGBImageField``.
 
     Args:
-        mode: ``raw`` pixels; ``jpg``; ``smart``: JPEG for images of more than ``smart_threshold`` bytes of pixels;
-            ``proportion``: JPEG with probability ``compress_probability``, drawn by index.
+        mode: ``raw`` pixels; ``jpg``; ``yuv420``: planes (:mod:`saga_fast.loaders.ffcv.yuv420`), which FFCV does not
+            have; ``smart``: JPEG for images of more than ``smart_threshold`` bytes of pixels; ``proportion``: JPEG with
+            probability ``compress_probability``, drawn by index.
         max_resolution: larger images are shrunk to this longest side (OpenCV's INTER_AREA, as FFCV does).
         quality: of images that have to be encoded. A JPEG that keeps its size is stored as it is.
         compress_probability: see ``proportion``.
@@ -66,8 +66,8 @@ class PackOptions:
     smart_threshold: int | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("raw", "jpg", "smart", "proportion"):
-            raise SagaError(f"mode must be raw, jpg, smart or proportion, got {self.mode!r}")
+        if self.mode not in get_args(Mode):
+            raise SagaError(f"mode must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
         if self.max_resolution is not None and self.max_resolution < 1:
             raise SagaError(f"max_resolution must be at least 1, got {self.max_resolution}")
         if not 1 <= self.quality <= 100:
@@ -194,7 +194,7 @@ def write_sidecar(
     """
     about = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[bool((records["f0"]["mode"] == PLANES).any())],
         "created_by": f"saga-fast {__version__}",
         "fingerprint": fingerprint(paths),
         "beton": {"bytes": beton.stat().st_size, "records_sha256": records_digest(records)},
@@ -244,29 +244,38 @@ def _store(data: bytes, index: int, options: PackOptions) -> _Stored:
     Raises:
         DecodeError: not an image that can be decoded and stored.
     """
-    if size := _jpeg_size(data):
-        check_scans(data, size[0] * size[1])
-        kept = options.max_resolution is None or max(size) <= options.max_resolution
-        if kept and options.compresses(index, *size) and decodes(data, *size):
-            return _Stored(JPEG, *size, data)
+    if header := _jpeg_header(data):
+        height, width, is_420 = header
+        check_scans(data, height * width)
+        if (options.max_resolution is None or max(height, width) <= options.max_resolution) and decodes(
+            data, height, width
+        ):
+            if options.compresses(index, height, width):
+                return _Stored(JPEG, height, width, data)
+            if options.mode == "yuv420" and is_420:
+                return _Stored(PLANES, height, width, planes_of_jpeg(data, height, width))
     pixels = _shrink(decode_image(data), options.max_resolution)
     height, width = pixels.shape[:2]
     if max(height, width) > MAX_SIDE:
         raise DecodeError(f"{width} x {height} pixels: a .beton file holds sides up to {MAX_SIDE}")
     if options.compresses(index, height, width):
         return _Stored(JPEG, height, width, encode_jpeg(pixels, options.quality).tobytes())
+    if options.mode == "yuv420":
+        return _Stored(PLANES, height, width, planes_of_pixels(pixels))
     return _Stored(RAW, height, width, pixels.tobytes())
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """The height and width of a JPEG that may be stored unchanged; None for any other file."""
+def _jpeg_header(data: bytes) -> tuple[int, int, bool] | None:
+    """Height, width and whether colours are 4:2:0, of a JPEG that may be stored unchanged; None for any other file."""
     if data[:2] != b"\xff\xd8":
         return None
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, subsampling = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return (height, width) if height * width <= MAX_PIXELS and max(height, width) <= MAX_SIDE else None
+    if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+        return None
+    return height, width, colours == "YCbCr" and subsampling == "420"
 
 
 def _shrink(pixels: Pixels, max_resolution: int | None) -> Pixels:

@@ -18,18 +18,22 @@ from numba.core import types
 from saga_fast.kernels._jit import intrinsic
 
 RGB = 0  # TJPF_RGB
+YUV420 = 2  # TJSAMP_420
 WILL_NEED = 3  # MADV_WILLNEED
 _BYTES: Any = types.CPointer(types.uint8)  # type: ignore[no-untyped-call]
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
     """The C function of FFCV's extension, or of a library that it is linked with."""
-    address = ctypes.cast(getattr(_LIBRARY, name), ctypes.c_void_p).value
+    address = ctypes.cast(getattr(LIBRARY, name), ctypes.c_void_p).value
     llvmlite.binding.add_symbol(f"saga_fast_{name}", address)
     return types.ExternalFunction(f"saga_fast_{name}", result(*arguments))
 
 
-_LIBRARY = ctypes.CDLL(ffcv._libffcv.__file__)
+LIBRARY = ctypes.CDLL(ffcv._libffcv.__file__)
+"""The library, for interpreted code."""
+for _name in ("tjInitDecompress", "tjInitCompress"):
+    getattr(LIBRARY, _name).restype = ctypes.c_void_p
 
 init_decompress = _function("tjInitDecompress", types.intp)
 """() -> handle, for one thread at a time."""

@@ -15,7 +15,10 @@ import numpy.typing as npt
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
 
 from saga_fast.loaders.ffcv.beton import FIELDS, RECORD, RECORDS_BEGIN
+from saga_fast.loaders.ffcv.decoder import PLANES
 
+CUSTOM = 255
+"""FFCV's number of fields that are not its own: its reader refuses planes, which it would take for RGB pixels."""
 PAGE = 2**23
 """FFCV's default page, 8 MiB. No image crosses a page's border, so that FFCV's process cache can read the file."""
 
@@ -66,15 +69,19 @@ class BetonWriter:
         self._file.seek(self._end)
         self._file.write(self._table[: self._count].tobytes())
         self._file.seek(0)
-        self._file.write(header.tobytes() + _describe_fields().tobytes() + records.tobytes())
+        only_ours = bool((records["f0"]["mode"] == PLANES).any())
+        self._file.write(header.tobytes() + _describe_fields(only_ours=only_ours).tobytes() + records.tobytes())
         self._file.flush()
         return records
 
 
-def _describe_fields() -> npt.NDArray[Any]:
+def _describe_fields(*, only_ours: bool) -> npt.NDArray[Any]:
+    """The names and types of the fields; ``only_ours``: the images are of a type that FFCV asks its user for."""
     kinds = {field: number for number, field in TYPE_ID_HANDLER.items()}
     described = np.zeros(len(FIELDS), FieldDescType)
     for row, (name, field) in zip(described, FIELDS.items(), strict=True):
         row["type_id"] = kinds[field]
         row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    if only_ours:
+        described[0]["type_id"] = CUSTOM
     return described
