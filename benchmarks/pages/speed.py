@@ -57,11 +57,13 @@ def engines() -> str:
     """The engines' rates, against decoding alone or the library's own loader."""
     folder, ffcv = find("bench_folder", FOLDER, ALONE), find("bench_ffcv", "ffcv jpg, two views", STOCK_FFCV)
     raw = find("bench_ffcv", "ffcv raw, two views", STOCK_FFCV)
+    planes = find("bench_ffcv", "ffcv yuv420, two views, longer side 256 px", "ffcv raw, as large")
     dali, peer = find("bench_dali", "dali, two views", STOCK_DALI), find("bench_folder", MOCO, TORCH)
     lines: list[tuple[str, Row, str]] = [
         ("`folder`", folder, "reading and decoding alone"),
         ("`ffcv`, packed as JPEG", ffcv, "two of FFCV's own decoders"),
         ("`ffcv`, packed as pixels", raw, "two of FFCV's own decoders"),
+        ("`ffcv`, packed as planes, longer side 256 px", planes, "the same images as pixels"),
         ("`dali`", dali, "DALI's own two-view pipeline"),
         ("`folder`, with MoCo v2's augmentation", peer, "torch's DataLoader with torchvision on PIL"),
     ]
