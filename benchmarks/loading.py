@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,8 @@ class LoadingBench:
         return CropPlan(size=self.size, seed=seed, scale=SCALE, ratio=RATIO, table=table)
 
 
-def read_loading_bench(description: str | None) -> LoadingBench:
-    """The command line of a loader's benchmark; the process is restricted to its cores, and the images are made."""
+def loading_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a loader's benchmark."""
     parser = benchmark_parser(description)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--width", type=int, default=500, help="of the stored images, 3/4 as high; default: 500")
@@ -63,7 +64,16 @@ def read_loading_bench(description: str | None) -> LoadingBench:
     parser.add_argument("--rows", type=int, default=1_281_167, help="of the swapped box table; default: ImageNet's")
     add_threads(parser, default=2)
     add_data(parser)
-    options = parser.parse_args()
+    return parser
+
+
+def read_loading_bench(description: str | None) -> LoadingBench:
+    """See :func:`loading_parser` and :func:`read_loading_options`."""
+    return read_loading_options(loading_parser(description).parse_args())
+
+
+def read_loading_options(options: argparse.Namespace) -> LoadingBench:
+    """The sizes that the command line names; the process is restricted to its cores, and the images are made."""
     use_cores(options.threads)
     return LoadingBench(
         out=options.out,

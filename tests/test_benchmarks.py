@@ -72,6 +72,16 @@ def test_bench_dali(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bench_peers(tmp_path: Path) -> None:
+    """The loaders that the tests' environment has; the others need packages of their own."""
+    ways = ["folder, two views", "torch DataLoader, torchvision v2", "DALI, two image_random_crop"]
+    written = loading_figures("bench_peers", ["--width", "64", "--ways", *ways], tmp_path)
+    assert [row["name"] for row in written["rows"]] == ways
+    assert targets(written) == [1.3]
+    assert all(row["first_batch_seconds"] > 0 and row["memory_bytes"] > 2**20 for row in written["rows"])
+
+
+@pytest.mark.slow
 def test_bench_attention(tmp_path: Path) -> None:
     arguments = ["--encoder", "resnet18", "--layout", "channels_last", "--kernel-batch", "3", "--images", "8"]
     written = loading_figures("bench_attention", arguments, tmp_path)

@@ -37,6 +37,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "streaming": renewals.streaming,
     "demo": renewals.demo,
     "online": speed.online,
+    "peers": speed.peers,
     "torture": robustness.torture,
     "busy": robustness.busy,
     "capacity": robustness.capacity,

@@ -71,6 +71,21 @@ def engines() -> str:
     return table(["two views of 500 x 375 JPEGs, two cores", "images/s", "baseline", "ratio"], cells)
 
 
+def peers() -> str:
+    """Two crops by today's loaders."""
+    lines = []
+    rows = rows_of("bench_peers")
+    noise = next(row for row in rows if row["name"].startswith("noise"))
+    for row in sorted(rows, key=lambda row: -row["images_per_second"]):
+        if row is not noise:
+            rate, first = f"{row['images_per_second']:.0f}", f"{row['first_batch_seconds']:.1f} s"
+            lines.append([row["name"], rate, first, megabytes(row["memory_bytes"])])
+    cores = document("bench_peers")["hardware"]["cores"]
+    text = table(["two views of 500 x 375 JPEGs", "images/s", "opened, first batch", "memory"], lines)
+    differed = 100 * abs(noise["ratio"] - 1.0)
+    return f"{text}\nMedians of {noise['rounds']} rounds on {cores} cores; one loader in two processes differed by {differed:.0f} %.\n"
+
+
 def pass_on_cpu() -> str:
     """The attention pass without a GPU."""
     rates = [find("bench_attention", name, GRAD_CAM)["images_per_second"] for name in (PASS, PASS_BF16)]
