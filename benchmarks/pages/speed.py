@@ -82,8 +82,8 @@ def peers() -> str:
             lines.append([row["name"], rate, first, megabytes(row["memory_bytes"])])
     cores = document("bench_peers")["hardware"]["cores"]
     text = table(["two views of 500 x 375 JPEGs", "images/s", "opened, first batch", "memory"], lines)
-    differed = 100 * abs(noise["ratio"] - 1.0)
-    return f"{text}\nMedians of {noise['rounds']} rounds on {cores} cores; one loader in two processes differed by {differed:.0f} %.\n"
+    differed = f"one loader in two processes differed by {100 * abs(noise['ratio'] - 1.0):.0f} %"
+    return f"{text}\nMedians of {noise['rounds']} rounds on {cores} cores; {differed}.\n"
 
 
 def pass_on_cpu() -> str:
