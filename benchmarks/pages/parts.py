@@ -36,6 +36,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "pass memory": renewals.pass_memory,
     "streaming": renewals.streaming,
     "demo": renewals.demo,
+    "objectives": renewals.objectives,
+    "token pass": speed.token_pass,
     "online": speed.online,
     "peers": speed.peers,
     "torture": robustness.torture,

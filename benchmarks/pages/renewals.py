@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.pages.markdown import METHOD_NAMES, listed, megabytes, table
+from benchmarks.pages.markdown import METHOD_NAMES, listed, megabytes, points, table
 from benchmarks.pages.results import commit_of, find, rows_of
 
 SCORES = ("pseudo_label", "background")
@@ -135,3 +135,17 @@ def demo() -> str:
         lines.append([METHOD_NAMES.get(method, method), *knn, f"{row['box_iou'][-1]:.2f}"])
     after = [f"after {shown[1]} plain epochs", f"after {shown[2] - shown[1]} SAGA epochs"]
     return table(["method", "kNN, %: untrained", *after, "IoU of the boxes"], lines)
+
+
+def objectives() -> str:
+    """kNN of BYOL and DINO on the demo's images: plain, and after as many further epochs of both kinds."""
+    arms: dict[str, dict[str, list[float]]] = {}
+    for row in rows_of("demo_byol_dino"):
+        method, _, arm = row["name"].split(", ")
+        arms.setdefault(method, {}).setdefault(arm, []).append(row["accuracy"])
+    lines = []
+    for method, of in arms.items():
+        gains = [plus - tuned for plus, tuned in zip(of["saga_plus"], of["finetune"], strict=True)]
+        values = [points(of[arm]) for arm in ("plain", "finetune", "saga_plus")] + [points(gains, signed=True)]
+        lines.append([METHOD_NAMES[method], *values])
+    return table(["kNN, %", "plain", "fine-tuning", "`saga+`", "`saga+` over fine-tuning"], lines)

@@ -86,6 +86,20 @@ def peers() -> str:
     return f"{text}\nMedians of {noise['rounds']} rounds on {cores} cores; {differed}.\n"
 
 
+def token_pass() -> str:
+    """The attention pass of a vision transformer and of a ConvNeXt, by score."""
+    lines = []
+    for row in rows_of("bench_tokens"):
+        name, _, _ = row["name"].partition(f", {row['encoder']}")
+        if not name.startswith("noise"):
+            flops = f"{row['flops'] / row['flops_forward']:.2f}" if "flops" in row else "-"
+            says = name.removeprefix("attention pass, ")
+            lines.append([row["encoder"], row["precision"], says, f"{row['ratio']:.2f}", flops])
+    noise = max(abs(row["ratio"] - 1.0) for row in rows_of("bench_tokens") if row["name"].startswith("noise"))
+    text = table(["network at 224 px", "numbers", "score", "speed over a forward pass", "operations"], lines)
+    return f"{text}\nA forward pass that was timed twice differed by {100 * noise:.0f} % or less.\n"
+
+
 def pass_on_cpu() -> str:
     """The attention pass without a GPU."""
     rates = [find("bench_attention", name, GRAD_CAM)["images_per_second"] for name in (PASS, PASS_BF16)]

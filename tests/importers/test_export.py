@@ -46,14 +46,16 @@ def test_torchvision_loads_it(simclr: Path, tmp_path: Path, ending: str) -> None
         torch.testing.assert_close(network(X), load_model(simclr).encoder(X), rtol=1e-5, atol=1e-5)
 
 
-def test_timm_loads_it(simclr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = exported(simclr, "timm", tmp_path / "f.pt")
+@pytest.mark.parametrize("layout", ["sthalles", "dino vit", "vit dinov2 registers"])
+def test_timm_loads_it(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ckpt = run_import(LAYOUTS[layout]().content, tmp_path)
+    state = exported(ckpt, "timm", tmp_path / "f.pt")
     call = next(line for line in capsys.readouterr().out.splitlines() if "create_model" in line).split("  ")[-1]
     network = eval(call, {"timm": timm})
     network.load_state_dict(state)
     network.eval()
     with torch.no_grad():
-        torch.testing.assert_close(network(X), load_model(simclr).encoder(X), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(network(X), load_model(ckpt).encoder(X), rtol=1e-5, atol=1e-5)
 
 
 def test_moco_linear_probe_code_loads_it(simclr: Path, tmp_path: Path) -> None:
