@@ -72,7 +72,9 @@ def time_network(encoder: str, loader: Loader, *, threads: int, repeats: int) ->
     scores: list[Score] = ["pseudo_label", "activation", "background"]
     if model.encoder.has_class_attention:
         scores.append("token")
-    flops = {score: flops_of_pass(model, size, score) for score in scores}
+    # torch's counter cannot follow a gradient to a leaf, which A of a network without tokens is.
+    counted = [score for score in scores if score != "pseudo_label" or model.encoder.is_transformer]
+    flops = {score: flops_of_pass(model, size, score) for score in counted}
     whole = flops_of_pass(model, size, None)
     for precision in PRECISIONS:
         options = AttentionPass(size=size, channels_last=channels_last, precision=precision, forward="eager")
