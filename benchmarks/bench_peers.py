@@ -36,10 +36,11 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.loading import RATIO, SCALE, SEED, LoadingBench, loading_parser, read_loading_options
+from benchmarks.bench_ffcv import packed, stock_loader
+from benchmarks.loading import RATIO, SCALE, SEED, LoadingBench, consume, loading_parser, read_loading_options
 from benchmarks.scaffold import record, use_cores
 from saga_fast.loaders import ImageFolder, open_loader
-from saga_fast.loaders.ffcv.pack import Mode, PackOptions, pack
+from saga_fast.loaders.ffcv.pack import Mode
 from saga_fast.profile.figures import Row, Seconds, compare
 
 Epoch = Callable[[], Iterable[object]]
@@ -49,19 +50,12 @@ WAIT = 900.0
 """Longest time until a process answers, seconds."""
 
 
-def packed(bench: LoadingBench, mode: Mode) -> Path:
-    """The images as a .beton file, packed by the first call."""
-    path = bench.root.with_name(f"{bench.root.name}_{mode}.beton")
-    if not path.exists():
-        pack(ImageFolder(bench.root), path, PackOptions(mode=mode), workers=bench.threads)
-    return path
-
-
 def ours(engine: str, mode: Mode | None = None) -> Callable[[LoadingBench], Epoch]:
     """One of our engines, on the folder or a .beton file."""
 
     def make(bench: LoadingBench) -> Epoch:
-        loader = open_loader(engine, packed(bench, mode) if mode else bench.root, bench.crops(), bench.options)
+        path = packed(bench.root, mode, bench.threads) if mode else bench.root
+        loader = open_loader(engine, path, bench.crops(), bench.options)
         return lambda: loader
 
     return make
@@ -110,9 +104,7 @@ def torch_epochs(bench: LoadingBench) -> Epoch:
 
 def ffcv_epochs(bench: LoadingBench) -> Epoch:
     """FFCV's own loader."""
-    from benchmarks.bench_ffcv import stock_loader
-
-    loader = stock_loader(packed(bench, "jpg"), bench, views=2)
+    loader = stock_loader(packed(bench.root, "jpg", bench.threads), bench, views=2)
     return lambda: loader
 
 
@@ -254,8 +246,7 @@ def serve(name: str, bench: LoadingBench, connection: Connection) -> None:
     connection.send(first)
     while connection.recv():
         begin = time.perf_counter()
-        for _ in epoch():
-            pass
+        consume(epoch())
         connection.send(time.perf_counter() - begin)
 
 
