@@ -85,6 +85,9 @@ def stages() -> Iterator[Run]:
             for data in ("fashion", "stamps"):
                 yield from runs("finals", data, method, seed, FINALS[: 4 if seed == 1 else 3])
         yield from runs("finals", "middle", "simclr", seed, FINALS[: 4 if seed == 1 else 3])
+        if seed > 1:  # after seed 1, which lost on stamps
+            for data in ("stamps", "fashion"):
+                yield from runs("methods", data, "invspread", seed, FINALS[:2])
         if seed == 1:
             yield from runs("screening", "fashion", "simclr", 0, ("finetune", "saga+", "true", *MECHANISM))
             for data in ("fashion", "stamps"):
