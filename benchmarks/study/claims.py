@@ -98,6 +98,7 @@ def stages() -> Iterator[Run]:
                     yield from runs("budget", data, method, 1, ("finetune-longer", "saga+longer"))
                 yield from runs("supervised", data, "simclr", 1, ("imagenet",))
             yield from runs("mechanism", "fashion-plate", "simclr", 1, ("finetune", "saga+", "true-mixed"))
+            yield from runs("mechanism", "stamps", "invspread", 1, ("true", "mixed", "whole"))  # where saga+ loses
             for data in ("small", "large", "middle+distractor"):
                 yield from runs("mechanism", data, "simclr", 1, FINALS[:2])
 
