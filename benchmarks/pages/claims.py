@@ -89,6 +89,15 @@ def plates(rows: StudyRows) -> str:
     return table(["the further epochs", "kNN", "over fine-tuning", "probe over fine-tuning"], lines)
 
 
+def invspread(rows: StudyRows) -> str:
+    """Inv. Spread on stamps, where the recipe does not gain: its controls, on the seed that lost most."""
+    some, lines = rows.where(data="stamps", method="invspread"), []
+    for arm in ("finetune", "saga+", "true", "mixed", "whole"):
+        gains = [points(_gain(some, arm, figure), signed=True) for figure in (accuracy, _column("probe"))]
+        lines.append([ARMS[arm].title, points(some.values(arm)), *gains])
+    return table(["the further epochs", "kNN", "over fine-tuning", "probe over fine-tuning"], lines)
+
+
 def supervised(rows: StudyRows) -> str:
     """An ImageNet classifier's boxes next to the recipe's and the true ones, one seed."""
     lines = []

@@ -60,6 +60,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "demo arms": lambda: claims.demo({row["name"]: row for row in rows_of("demo_arms")}),
     "claims makers": partial(_claims, claims.makers),
     "claims plates": partial(_claims, claims.plates),
+    "claims invspread": partial(_claims, claims.invspread),
     "claims supervised": partial(_claims, claims.supervised),
     "claims budget": partial(_claims, claims.budget),
     "claims mechanism": partial(_claims, claims.mechanism),
