@@ -61,7 +61,8 @@ def large_set() -> str:
         [str(row["name"]), megabytes(row["bytes"]), f"{row['seconds']:,.1f} s"] for row in rows_of("bench_large_set")
     ]
     text = table(["step", "memory of all processes", "seconds"], lines)
-    return f"{text}\nMemory that is not a page of a file, in excess of imports; measured at commit {commit_of('bench_large_set')}.\n"
+    commit = commit_of("bench_large_set")
+    return f"{text}\nMemory that is not a page of a file, in excess of imports; measured at commit {commit}.\n"
 
 
 def capacity() -> str:
@@ -74,7 +75,10 @@ def capacity() -> str:
     rate = GPUS * find("gpu", "build_box_table, ready batches, bf16, eager, batch 256")["images_per_second"]
     lines = [
         ["box table", *(megabytes(TABLE_ROW * plant.images) for plant in plants)],
-        ["box tables while they are built, per machine", *(megabytes(GPUS * TABLE_ROW * plant.images) for plant in plants)],
+        [
+            "box tables while they are built, per machine",
+            *(megabytes(GPUS * TABLE_ROW * plant.images) for plant in plants),
+        ],
         [
             f"names and labels on disk, per machine, {NAME_ROW} bytes each",
             *(megabytes(NAME_ROW * plant.images) for plant in plants),
