@@ -23,7 +23,7 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> TrainConfig:
     Raises:
         SagaError: an unknown key, a wrong type or value; one line that begins with ``where`` and names the key.
     """
-    values = _with_home(_without_removed_keys(values, where=where))
+    values = _with_home(_without_removed_keys(values, where=where), where=where)
     unknown = list(_unknown_keys(values, TrainConfig))
     if unknown:
         known = [item.name for item in fields(TrainConfig)]
@@ -41,13 +41,19 @@ PATHS = ("out", "data.train", "data.val", "data.classes", "attention.provider_ck
 """Keys whose values are paths."""
 
 
-def _with_home(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values with ``~`` at the beginning of a path replaced by the home folder."""
+def _with_home(values: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
+    """The values with ``~`` at the beginning of a path replaced by the home folder.
+
+    Raises:
+        SagaError: a path that holds a zero byte.
+    """
     result = dict(values)
     for path in PATHS:
         section, _, key = path.rpartition(".")
         held = result.get(section) if section else result
         if isinstance(held, Mapping) and isinstance(held.get(key), str):
+            if "\0" in held[key]:
+                raise SagaError(f"{where}: {path} holds a zero byte: {held[key]!r}")
             expanded = os.path.expanduser(held[key])  # noqa: PTH111 - Path.expanduser fails without a home folder
             result |= {section: {**held, key: expanded}} if section else {key: expanded}
     return result

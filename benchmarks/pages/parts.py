@@ -43,6 +43,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "torture": robustness.torture,
     "busy": robustness.busy,
     "capacity": robustness.capacity,
+    "large set": robustness.large_set,
     "study conditions": lambda: study.conditions(StudyRows(rows_of("study")), document("study")),
     "study screening": partial(_study, study.screening),
     "study finals": partial(_study, study.finals),

@@ -11,6 +11,8 @@ from saga_fast.profile.rebuild import ROW_BYTES
 IMAGENET = 1_281_167
 TABLE_ROW = 25
 """Bytes of an image in a box table: a box, found, the pseudo label and the score."""
+NAME_ROW = 56
+"""Bytes of an image in a listing: a name of 39 bytes with its end, where it ends and its label."""
 BANK_ROW = 512
 """Bytes of an image in a memory bank: 128 float32."""
 JPEG = 110_000
@@ -53,6 +55,16 @@ class Plant:
     machines: int
 
 
+def large_set() -> str:
+    """The memory of all processes after each step, and the time of the slowest."""
+    lines = [
+        [str(row["name"]), megabytes(row["bytes"]), f"{row['seconds']:,.1f} s"] for row in rows_of("bench_large_set")
+    ]
+    text = table(["step", "memory of all processes", "seconds"], lines)
+    commit = commit_of("bench_large_set")
+    return f"{text}\nMemory that is not a page of a file, in excess of imports; measured at commit {commit}.\n"
+
+
 def capacity() -> str:
     """Sizes and times of large data sets, computed from the sizes of a row and from assumed rates."""
     plants = (
@@ -60,15 +72,16 @@ def capacity() -> str:
         Plant(title="ImageNet, 8 x 8", images=IMAGENET, machines=8),
         Plant(title="1e9 images, 8 x 8", images=10**9, machines=8),
     )
-    listing = find("bench_renewal_resnet18", f"listing and fingerprint, {IMAGENET} images")
-    name_bytes = listing["memory_growth_bytes"] / IMAGENET
     rate = GPUS * find("gpu", "build_box_table, ready batches, bf16, eager, batch 256")["images_per_second"]
     lines = [
         ["box table", *(megabytes(TABLE_ROW * plant.images) for plant in plants)],
-        ["box tables in memory, per machine", *(megabytes(GPUS * TABLE_ROW * plant.images) for plant in plants)],
         [
-            f"paths and labels, {name_bytes:.0f} bytes per image and process",
-            *(megabytes(name_bytes * plant.images) for plant in plants),
+            "box tables while they are built, per machine",
+            *(megabytes(GPUS * TABLE_ROW * plant.images) for plant in plants),
+        ],
+        [
+            f"names and labels on disk, per machine, {NAME_ROW} bytes each",
+            *(megabytes(NAME_ROW * plant.images) for plant in plants),
         ],
         ["memory bank (InsDis, PIRL), per GPU", *(megabytes(BANK_ROW * plant.images) for plant in plants)],
         [

@@ -21,6 +21,7 @@ from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.source import Source
 from saga_fast.runtime.device import to_device
+from saga_fast.runtime.threads import end_pool
 
 PendingBatch = Callable[[], Batch]
 """A batch in progress: waits for it and returns it."""
@@ -118,22 +119,22 @@ class PrefetchLoader(Loader, ABC):
         """
 
     def __iter__(self) -> Iterator[Batch]:
-        order, size = self.order(), self.options.local_batch_size
-        starts = iter(range(0, len(order), size))
+        batches = self.index_batches()
         ahead: deque[PendingBatch] = deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-decode")
         start_batch = self.start_epoch(pool)
         try:
             while True:
-                while len(ahead) <= self.options.prefetch and (start := next(starts, None)) is not None:
-                    ahead.append(start_batch(order[start : start + size].copy()))
+                while len(ahead) <= self.options.prefetch and (indices := next(batches, None)) is not None:
+                    ahead.append(start_batch(indices))
                 if not ahead:
                     return
                 batch = ahead.popleft()()
                 if len(batch.index):
                     yield batch
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            batches.close()
+            end_pool(pool)
             if ahead and self.options.crop == "gpu":  # closed early
                 ImageStream(self.options.device).wait()
 

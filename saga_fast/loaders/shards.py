@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
+from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -46,25 +47,39 @@ class Shards:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self._files = _tars(self.root)
-        self.paths: list[str] = []
-        places: list[tuple[int, int, int]] = []
-        numbers: list[int] = []
+        folders: dict[str, int] = {}
+        listing = make_listing(f"tars {self.root.resolve()}", self._rows(folders), lambda rows: _classes(rows, folders))
+        if not len(listing):
+            raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
+        self.paths: Sequence[str] = listing.names
+        self.labels: npt.NDArray[np.int64] = listing.columns["label"]
+        self.classes = listing.classes
+        self._columns = listing.columns
+
+    def _rows(self, folders: dict[str, int]) -> Iterator[Rows]:
+        """The images of each tar; ``folders`` gets a number for each first folder of a member name, "" for none."""
         for number, path in enumerate(self._files):
             try:
-                for name, offset, size, label in _members(path):
-                    self.paths.append(name)
-                    places.append((number, offset, size))
-                    numbers.append(label)
+                members = list(_members(path))
             except SagaError:
                 raise
             except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
                 raise SagaError(f"not an uncompressed tar file, or one that is cut: {path}: {error}") from error
             except OSError as error:
                 raise SagaError(f"cannot read {path}: {error.strerror or error}") from error
-        if not self.paths:
-            raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
-        self._places = np.array(places, np.int64)  # (N, 3): file, offset, size
-        self.classes, self.labels = _classes(self.paths, numbers)
+            names = [name for name, _, _, _ in members]
+            numbers = np.array([row[1:] for row in members], np.int64).reshape(-1, 3)
+            firsts = [_first_folder(name) for name in names]
+            yield (
+                names,
+                {
+                    "file": np.full(len(names), number, np.int32),
+                    "offset": numbers[:, 0],
+                    "size": numbers[:, 1],
+                    "label": numbers[:, 2],
+                    "folder": np.array([folders.setdefault(first, len(folders)) for first in firsts], np.int32),
+                },
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,7 +91,7 @@ class Shards:
 
     def read(self, index: int) -> bytes:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
-        number, offset, size = self._places[index].tolist()
+        number, offset, size = (int(self._columns[name][index]) for name in ("file", "offset", "size"))
         if size > MAX_BYTES:
             raise OSError(f"{size} bytes are more than {MAX_BYTES}")
         with self._files[number].open("rb", buffering=0) as file:
@@ -156,13 +171,26 @@ def _number(content: bytes, where: str, *, is_json: bool) -> int | None:
     return value
 
 
-def _classes(paths: list[str], numbers: list[int]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    if max(numbers) >= 0:
-        return tuple(str(number) for number in range(max(numbers) + 1)), np.array(numbers, np.int64)
-    folders = [PurePosixPath(path).parts for path in paths]
-    names = [parts[0] if len(parts) > 1 else "" for parts in folders]
-    if not all(names):
-        return (), np.full(len(paths), -1, np.int64)
-    classes = tuple(sorted(set(names)))
-    position = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([position[name] for name in names], np.int64)
+def _first_folder(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _classes(columns: Columns, folders: Mapping[str, int]) -> tuple[str, ...]:
+    """The classes; the labels of a data set without numbers become those of its folders.
+
+    Args:
+        columns: see :meth:`Shards._rows`.
+        folders: the numbers of the column ``folder``.
+    """
+    labels = columns["label"]
+    if len(labels) and labels.max() >= 0:
+        return tuple(str(number) for number in range(int(labels.max()) + 1))
+    if "" in folders:
+        return ()
+    names = sorted(folders)
+    positions = np.empty(len(names), np.int64)
+    positions[[folders[name] for name in names]] = np.arange(len(names))
+    for start in range(0, len(labels), 2**20):  # the columns may be mapped, and larger than the memory
+        labels[start : start + 2**20] = positions[columns["folder"][start : start + 2**20]]
+    return tuple(names)

@@ -99,7 +99,13 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # the config, which every command reads, needs no TensorBoard
 
         self._folder = run.folder
-        self._writer = SummaryWriter(str(run.folder), purge_step=run.next_epoch)
+        try:
+            self._writer = SummaryWriter(str(run.folder), purge_step=run.next_epoch)
+        except UnicodeEncodeError as error:
+            raise SagaError(
+                f"logger tensorboard cannot write into {str(run.folder)!r}, whose name is not UTF-8: choose another"
+                " --out, or logger=[]"
+            ) from error
 
     def log(self, figures: Mapping[str, float], epoch: int) -> None:
         """See :class:`Logger`."""

@@ -15,7 +15,7 @@ from saga_fast.checkpoint import read_checkpoint, save_checkpoint
 from saga_fast.cli import main
 from saga_fast.config_file import load_config
 from saga_fast.errors import SagaError
-from saga_fast.loaders import BoxTable, ImageFolder, LoaderOptions, Shards, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, ImageFolder, LoaderOptions, Shards, WholePlan, open_loader, open_source
 from saga_fast.loaders.engines import require_engine
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import sha256
@@ -108,3 +108,33 @@ def test_a_box_tables_metadata_names_nothing_that_is_opened(tmp_path: Path) -> N
     assert BoxTable.open(tmp_path / "t.safetensors").metadata["checkpoint"] == "/etc/passwd"
     with pytest.raises(SagaError, match=r"made for data set \.\./\.\./x"):
         table.check("3-abc", 3)
+
+
+@pytest.mark.parametrize("key", ["out", "data.train", "data.val", "data.classes"])
+def test_a_path_with_a_zero_byte_is_refused(tiny_yaml: Path, key: str) -> None:
+    with pytest.raises(SagaError, match=rf"{key} holds a zero byte"):
+        load_config(tiny_yaml, [rf'{key}="a\0b"'])
+
+
+def test_a_run_folder_that_is_not_utf8(
+    tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard cannot write there; without it the folder is as good as any."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--config", str(tiny_yaml), "--set", r'out="\udcff"']
+    assert main(arguments) == 2
+    assert "name is not UTF-8: choose another --out" in capsys.readouterr().err
+    assert main([*arguments, "logger=[]"]) == 0
+    assert (tmp_path / "\udcff" / "last.pt").exists()
+
+
+def test_a_beton_list_with_impossible_names_is_refused(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    require_engine("ffcv")
+    make_images(tmp_path / "data", per_class=1)
+    assert main(["pack", str(tmp_path / "data"), str(tmp_path / "x.beton")]) == 0
+    about = json.loads((tmp_path / "x.beton.json").read_text())
+    for name in ("a\0b", "\ud800"):
+        about["paths"][0] = name
+        (tmp_path / "x.beton.json").write_text(json.dumps(about))
+        with pytest.raises(SagaError, match="damaged"):
+            open_source("ffcv", tmp_path / "x.beton")

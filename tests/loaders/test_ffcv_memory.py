@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from saga_fast.cli import main
@@ -40,12 +41,13 @@ json.dump({name: globals()[name] for name in names}, sys.stdout)
 """
 
 
-def test_memory_and_threads_stay_flat(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["jpg", "yuv420"])
+def test_memory_and_threads_stay_flat(tmp_path: Path, mode: str) -> None:
     (tmp_path / "a").mkdir()
     for number in range(64):
         pixels = np.random.default_rng(number).integers(0, 256, (80 + number, 100, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "a" / f"{number:05}.jpg")
-    assert main(["pack", str(tmp_path), str(tmp_path / "x.beton")]) == 0
+    assert main(["pack", str(tmp_path), str(tmp_path / "x.beton"), "--mode", mode]) == 0
     # Freed arrays go back to the system at once, so that 2 MB can be the limit: an epoch's views weigh 3.5 MB.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "x.beton"), str(EPOCHS), str(THREADS)]
