@@ -46,8 +46,8 @@ def read(draft: Draft) -> None:
         draft.method["local_scale"] = list(scale)
 
 
-def _place_network(draft: Draft, tensors: Tensors, to: str) -> dict[str, int]:
-    """Put an encoder, a projector and prototypes, and return the widths of the two."""
+def _place_network(draft: Draft, tensors: Tensors, to: str) -> dict[str, Any]:
+    """Put an encoder, a projector and prototypes, and return the fields of the two."""
     last = tensors.take("head.last_layer.", renames=LAST_LAYER)
     head = tensors.take("head.mlp.")
     draft.place_backbone(tensors.take("backbone."), f"{to}encoder")
@@ -59,4 +59,5 @@ def _place_network(draft: Draft, tensors: Tensors, to: str) -> dict[str, int]:
         if part[name].tensor.ndim != 2:
             raise part.shape_error(name, "a linear layer's is (out, in)")
     prototypes, width = directions.tensor.shape
-    return {"prototypes": prototypes, "projection_dim": width, "hidden_dim": hidden.tensor.shape[0]}
+    fields = {"prototypes": prototypes, "projection_dim": width, "hidden_dim": hidden.tensor.shape[0]}
+    return fields | ({"projection_norm": "hidden"} if "1.running_mean" in head else {})

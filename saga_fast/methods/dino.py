@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ class DINOConfig(MethodConfig):
     """Output dimensions of the projector, the bottleneck before the last layer."""
     hidden_dim: int = 2048
     """Width of the projector's hidden layers."""
+    projection_norm: Literal["none", "hidden"] = "none"
+    """``hidden``: batch norm after the projector's two hidden layers (the code's use_bn_in_head)."""
     unit_prototypes: bool = True
     """Keep the prototypes' norms at 1 (the code's norm_last_layer). False: they are trained, which the code advises for
     ViT-S alone."""
@@ -63,6 +65,8 @@ class DINOConfig(MethodConfig):
     def __post_init__(self) -> None:
         check_count("prototypes", self.prototypes, least=2)
         check_widths(self.projection_dim, self.hidden_dim)
+        if self.projection_norm not in ("none", "hidden"):
+            raise ValueError(f"projection_norm must be none or hidden, got {self.projection_norm}")
         for temperature in (self.student_temperature, self.teacher_temperature, self.warmup_temperature):
             check_temperature(temperature)
         for name in ("momentum", "centre_momentum"):
@@ -183,8 +187,13 @@ def new_projector(dim: int, config: DINOConfig) -> nn.Sequential:
     for layer in layers:
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    first, second, last = layers
-    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
+    modules: list[nn.Module] = []
+    for layer in layers[:-1]:
+        modules.append(layer)
+        if config.projection_norm == "hidden":
+            modules.append(nn.BatchNorm1d(hidden))
+        modules.append(nn.GELU())
+    return nn.Sequential(*modules, layers[-1])
 
 
 def new_prototypes(config: DINOConfig) -> nn.Module:

@@ -28,17 +28,20 @@ def vit(**arguments: Any) -> VisionTransformer:
 class DINOHead(nn.Module):
     """``vision_transformer.DINOHead``, whose last layer has the older weight norm's names."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, use_bn: bool) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, 24), nn.GELU(), nn.Linear(24, 24), nn.GELU(), nn.Linear(24, 12))
+        layers: list[nn.Module] = []
+        for before in (width, 24):
+            layers += [nn.Linear(before, 24), *([nn.BatchNorm1d(24)] if use_bn else []), nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(24, 12))
         self.last_layer = nn.Module()
         self.last_layer.weight_g = nn.Parameter(torch.ones(20, 1))
         self.last_layer.weight_v = nn.Parameter(torch.zeros(20, 12))
 
 
-def dino(make: Callable[[], nn.Module], width: int) -> Layout:
+def dino(make: Callable[[], nn.Module], width: int, *, use_bn: bool = False) -> Layout:
     backbones = make(), make()
-    heads = randomize(DINOHead(width)), randomize(DINOHead(width), seed=1)
+    heads = randomize(DINOHead(width, use_bn=use_bn)), randomize(DINOHead(width, use_bn=use_bn), seed=1)
     teacher, student = (
         state(backbone, "backbone.") | state(head, "head.") for backbone, head in zip(backbones, heads, strict=True)
     )
@@ -72,7 +75,7 @@ def dino(make: Callable[[], nn.Module], width: int) -> Layout:
             expected[f"{prefix}prototypes.parametrizations.weight.original{number}"] = tensor
     numbers: dict[str, Any] = {"prototypes": 20, "hidden_dim": 24, "local_views": 6, "local_scale": (0.05, 0.25)}
     numbers |= {"momentum": 0.99, "teacher_temperature": 0.07, "warmup_epochs": 30, "frozen_epochs": 2}
-    numbers |= {"unit_prototypes": False}
+    numbers |= {"unit_prototypes": False, "projection_norm": "hidden" if use_bn else "none"}
     z = [lambda x: heads[0].mlp(backbones[0](x))]
     return Layout(content, "dino", "dino", z, expected, numbers, ("epoch 100",))
 
@@ -152,6 +155,7 @@ def classifier(backbone: nn.Module) -> Layout:
 VIT_LAYOUTS: dict[str, Callable[[], Layout]] = {
     "dino vit": lambda: dino(vit, 128),
     "dino resnet": lambda: dino(lambda: randomize(encoder(block=Bottleneck)), 64),
+    "dino norm": lambda: dino(lambda: randomize(encoder(block=Bottleneck)), 64, use_bn=True),
     "mocov3 vit": lambda: mocov3(vit(), "head", (128, 24, 24, 12), 0.2),
     "mocov3 resnet": lambda: mocov3(randomize(encoder(block=Bottleneck)), "fc", (64, 24, 12), 1.0),
     "simsiam": simsiam,

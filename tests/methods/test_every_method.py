@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "invspread": {},
     "byol": {"hidden_dim": 32, "projection_dim": 12, "momentum": 0.9},
     "dino": SLOW | LOCAL,
+    "dino norm": SLOW | LOCAL | {"projection_norm": "hidden"},
     "dino global": SLOW | LOCAL | {"local_views": 0, "unit_prototypes": False},
 }
 INDEX = torch.arange(16)
