@@ -19,6 +19,7 @@ from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.device_images import ImageStream
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan, view_bytes, view_sides
+from saga_fast.loaders.read_ahead import ReadAhead
 from saga_fast.loaders.source import Source
 from saga_fast.runtime.device import to_device
 
@@ -33,12 +34,15 @@ class Epoch:
     """One iteration of a loader: its plan, and what its batches are made with.
 
     Attributes:
+        ahead: reads in progress.
+        source: the images, read from ``ahead``.
         sides: (V,) int64, side of each view, pixels.
         view_bytes: bytes of all views of an image.
     """
 
     def __init__(self, loader: Loader, memory: BatchMemory) -> None:
-        self.source: Source = loader.source
+        self.ahead = ReadAhead(loader.source)
+        self.source: Source = self.ahead.source
         self.plan: Plan = loader.plan
         self.options: ResolvedOptions = loader.options
         self.bad: BadImages = loader.bad
@@ -111,7 +115,7 @@ class PrefetchLoader(Loader, ABC):
         self.memory = BatchMemory(keep=options.prefetch + 2)
 
     @abstractmethod
-    def start_epoch(self, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
+    def start_epoch(self, epoch: Epoch, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
         """A function that submits the tasks of a batch, whose indices (B,) int64 it is given, for one iteration.
 
         Batches are waited for in the order in which they were started, in the caller's thread.
@@ -122,17 +126,21 @@ class PrefetchLoader(Loader, ABC):
         starts = iter(range(0, len(order), size))
         ahead: deque[PendingBatch] = deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-decode")
-        start_batch = self.start_epoch(pool)
+        epoch = Epoch(self, self.memory)
+        start_batch = self.start_epoch(epoch, pool)
         try:
             while True:
                 while len(ahead) <= self.options.prefetch and (start := next(starts, None)) is not None:
-                    ahead.append(start_batch(order[start : start + size].copy()))
+                    indices = order[start : start + size].copy()
+                    epoch.ahead.start(indices)
+                    ahead.append(start_batch(indices))
                 if not ahead:
                     return
                 batch = ahead.popleft()()
                 if len(batch.index):
                     yield batch
         finally:
+            epoch.ahead.stop()  # before the threads end, which may wait for it
             pool.shutdown(wait=True, cancel_futures=True)
             if ahead and self.options.crop == "gpu":  # closed early
                 ImageStream(self.options.device).wait()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,10 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.source import fingerprint
+from saga_fast.runtime.address import Location
+
+Member = tuple[str, int, int, int]
+"""Name, offset and size in bytes, and label or -1 of an image in a tar."""
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 BESIDE_TARS = (".parquet", ".json", ".csv", ".idx")
@@ -33,6 +38,10 @@ class Shards:
     An image's label is, in this order: that of the member with its name and the ending ``.cls`` (a number) or
     ``.json`` (an object with a number ``cls`` or ``label``) in the same tar; the first folder in its member name; none.
 
+    Args:
+        root: the file or folder.
+        files: the tar files, if they are copies of what is at ``root``; None: those at ``root``.
+
     Attributes:
         root: the file or folder.
         paths: N member names; position i is image index i.
@@ -43,28 +52,22 @@ class Shards:
         SagaError: no such file, a compressed tar, not a tar, one that is cut, a label that is no number, or no image.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
-        self._files = _tars(self.root)
+    def __init__(self, root: Path | str, *, files: Sequence[Path] | None = None) -> None:
+        self.root: Location = Path(root) if files is None else root
+        self._files = _tars(Path(root)) if files is None else list(files)
         self.paths: list[str] = []
         places: list[tuple[int, int, int]] = []
         numbers: list[int] = []
         for number, path in enumerate(self._files):
-            try:
+            with one_line_errors(path):
                 for name, offset, size, label in _members(path):
                     self.paths.append(name)
                     places.append((number, offset, size))
                     numbers.append(label)
-            except SagaError:
-                raise
-            except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-                raise SagaError(f"not an uncompressed tar file, or one that is cut: {path}: {error}") from error
-            except OSError as error:
-                raise SagaError(f"cannot read {path}: {error.strerror or error}") from error
         if not self.paths:
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
         self._places = np.array(places, np.int64)  # (N, 3): file, offset, size
-        self.classes, self.labels = _classes(self.paths, numbers)
+        self.classes, self.labels = classes_of(self.paths, numbers)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -113,13 +116,34 @@ def _tars(root: Path) -> list[Path]:
     return [path for path in files if path.name.endswith(".tar")] if root.is_dir() else files
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset, size, label or -1) of a tar's images; a label may come before its image or after it."""
-    images: list[tuple[str, int, int]] = []
-    labels: dict[str, int] = {}
+@contextmanager
+def one_line_errors(where: Location) -> Iterator[None]:
+    """
+    Raises:
+        SagaError: in place of the errors of reading a tar.
+    """
+    try:
+        yield
+    except SagaError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+        raise SagaError(f"not an uncompressed tar file, or one that is cut: {where}: {error}") from error
+    except OSError as error:
+        raise SagaError(f"cannot read {where}: {error.strerror or error}") from error
+
+
+def _members(path: Path) -> Iterator[Member]:
     if not path.is_file():  # a FIFO would be waited for
         raise OSError("no such file, or not a regular one")
-    with tarfile.open(path, "r:") as tar:
+    with path.open("rb") as file:
+        yield from members(file, path)
+
+
+def members(file: IO[bytes], where: Location) -> Iterator[Member]:
+    """The images of a tar; a label may come before its image or after it."""
+    images: list[tuple[str, int, int]] = []
+    labels: dict[str, int] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps all of them
             name = member.name.removeprefix("./")
@@ -129,7 +153,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
                 images.append((name, member.offset_data, member.size))
             elif name.endswith((".cls", ".json")):
                 content: Any = tar.extractfile(member)
-                label = _number(content.read(2**20), f"{path}: {repr(name)[1:-1]}", is_json=name.endswith(".json"))
+                label = _number(content.read(2**20), f"{where}: {repr(name)[1:-1]}", is_json=name.endswith(".json"))
                 if label is not None:
                     labels[_key(name)] = label
     yield from ((name, offset, size, labels.get(_key(name), -1)) for name, offset, size in images)
@@ -156,7 +180,8 @@ def _number(content: bytes, where: str, *, is_json: bool) -> int | None:
     return value
 
 
-def _classes(paths: list[str], numbers: list[int]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+def classes_of(paths: list[str], numbers: list[int]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """The classes and the (N,) labels of images with these names and numbers (-1: none) beside them."""
     if max(numbers) >= 0:
         return tuple(str(number) for number in range(max(numbers) + 1)), np.array(numbers, np.int64)
     folders = [PurePosixPath(path).parts for path in paths]

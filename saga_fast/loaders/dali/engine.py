@@ -83,12 +83,16 @@ class DaliLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-dali")
-        batches = self._batches(CpuCrops(Epoch(self, self._memory), pool), pool)
+        epoch = Epoch(self, self._memory)
+        batches = self._batches(CpuCrops(epoch, pool), pool)
         try:
             with closing(batches), closing(_one_ahead(batches) if self._driver else batches) as ready:
-                for batch in ready:
-                    if len(batch.index):
-                        yield batch
+                try:
+                    for batch in ready:
+                        if len(batch.index):
+                            yield batch
+                finally:
+                    epoch.ahead.stop()  # before the driver and the threads end, which may wait for it
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -137,7 +141,10 @@ class DaliLoader(Loader):
         """
         ahead: deque[list[Future[_Read]]] = deque()
         size = self.options.local_batch_size
+        early = self.options.prefetch * size  # images that a source which reads early is ahead of the threads
+        crops.epoch.ahead.start(order[:early])
         for start in range(0, len(order), size):
+            crops.epoch.ahead.start(order[start + early : start + early + size])
             indices = order[start : start + size]
             parts = crops.epoch.tasks(len(indices))
             ahead.append([pool.submit(self._read, crops, indices[part]) for part in parts])
@@ -147,7 +154,9 @@ class DaliLoader(Loader):
             yield _join([task.result() for task in ahead.popleft()])
 
     def _read(self, crops: CpuCrops, indices: Int64) -> _Read:
-        files = [b"" if index in self._refused else _read_bytes(self.source, index) for index in indices.tolist()]
+        files = [
+            b"" if index in self._refused else _read_bytes(crops.epoch.source, index) for index in indices.tolist()
+        ]
         all_sizes = jpeg_sizes(files, self.options.max_pixels)
         rows, cropped_rows = np.flatnonzero(all_sizes[:, 0]), np.flatnonzero(all_sizes[:, 0] == 0)
         epoch = crops.epoch

@@ -1,4 +1,4 @@
-"""Packing of a folder of images into a .beton file and its list."""
+"""Packing of images into a .beton file and its list."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from saga_fast.loaders.ffcv.beton import (
 from saga_fast.loaders.ffcv.decoder import JPEG, PLANES, RAW, decodes
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.loaders.ffcv.yuv420 import planes_of_jpeg, planes_of_pixels
-from saga_fast.loaders.image_folder import ImageFolder
-from saga_fast.loaders.source import fingerprint
+from saga_fast.loaders.read_ahead import ReadAhead
+from saga_fast.loaders.source import Source, fingerprint
 from saga_fast.runtime.files import replacing
 from saga_fast.version import __version__
 
@@ -97,7 +97,7 @@ class _Stored:
 
 
 def pack(
-    source: ImageFolder,
+    source: Source,
     out: Path,
     options: PackOptions,
     *,
@@ -107,7 +107,7 @@ def pack(
     force: bool = False,
     progress: bool = False,
 ) -> BadImages:
-    """Pack a folder into a .beton file and its list, both whole or not at all, and return the bad images.
+    """Pack images into a .beton file and its list, both whole or not at all, and return the bad images.
 
     Args:
         source: the images.
@@ -210,12 +210,14 @@ def write_sidecar(
 
 
 def _stored_images(
-    source: ImageFolder, options: PackOptions, workers: int, chunk_size: int
+    source: Source, options: PackOptions, workers: int, chunk_size: int
 ) -> Iterator[tuple[int, _Stored | str]]:
     """Each index in order, with its stored image or the reason for none; at most two chunks per worker in memory."""
 
+    reads = ReadAhead(source)
+
     def read(indices: Sequence[int]) -> list[_Stored | str]:
-        return [_read(source, index, options) for index in indices]
+        return [_read(reads.source, index, options) for index in indices]
 
     chunks = iter([range(i, min(i + chunk_size, len(source))) for i in range(0, len(source), chunk_size)])
     pool = ThreadPoolExecutor(workers, thread_name_prefix="saga-fast-pack")
@@ -223,16 +225,18 @@ def _stored_images(
     try:
         while True:
             for chunk in islice(chunks, 2 * workers - len(ahead)):
+                reads.start(np.array(chunk))
                 ahead.append((chunk, pool.submit(read, chunk)))
             if not ahead:
                 return
             indices, stored = ahead.popleft()
             yield from zip(indices, stored.result(), strict=True)
     finally:
+        reads.stop()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(source: ImageFolder, index: int, options: PackOptions) -> _Stored | str:
+def _read(source: Source, index: int, options: PackOptions) -> _Stored | str:
     try:
         return _store(read_bytes(source, index), index, options)
     except DecodeError as error:
