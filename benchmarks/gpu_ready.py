@@ -24,7 +24,7 @@ class _NoFiles:
     count: int
     root: Path = Path("memory")
     classes: tuple[str, ...] = ()
-    paths: list[str] = field(init=False)
+    paths: Sequence[str] = field(init=False)
     labels: npt.NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,8 +71,7 @@ class ReadyLoader(Loader):
         return len(self.source) - self._skip * self.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        indices = np.split(self.order(), range(self.global_batch_size, len(self.order()), self.global_batch_size))
-        for number, index in enumerate(indices):
+        for number, index in enumerate(self.index_batches()):
             if number == self._skip:
                 if self.options.device.type == "cuda":
                     torch.cuda.synchronize()

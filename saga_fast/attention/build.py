@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -156,7 +155,7 @@ def _origin(loader: Loader, options: AttentionPass, strings: Mapping[str, str], 
         "image_size": str(loader.plan.size),
         "loader": f"{type(loader).__name__} {loader.options.decode} {loader.options.crop}",
         "batch_size": str(loader.global_batch_size),
-        "order": hashlib.sha256(loader.order().tobytes()).hexdigest()[:16],
+        "order": loader.epoch_order().digest()[:16],
         "device": device.type,
     }
 
@@ -177,7 +176,7 @@ class _RankShare:
 
     def __init__(self, loader: Loader, table: BoxTable, parts: Parts | None, origin: Mapping[str, str]) -> None:
         self._loader, self._table, self._parts, self._origin = loader, table, parts, origin
-        self.order = loader.order()
+        self.order = loader.epoch_order()
         self.missing = np.arange(len(loader))
         self._numbers = self.missing[rank() :: world_size()]
         self._num_written, self._last_write = 0, time.perf_counter()
@@ -202,8 +201,7 @@ class _RankShare:
         """The images of these batches, including the undecodable ones: (n,) int64."""
         size = self._loader.global_batch_size
         places = (numbers[:, None] * size + np.arange(size)).ravel()
-        images: Int64 = self.order[places[places < len(self.order)]]
-        return images
+        return self.order.at(places[places < len(self.order)])
 
     def batches(self) -> Iterator[Batch]:
         """The batches of this rank. The caller may ask for the next batch before it has added the rows of this one."""
@@ -230,7 +228,7 @@ class _RankShare:
         due = stop_requested() or (self._parts and time.perf_counter() - self._last_write >= self._parts.seconds)
         if self._parts and due and self._computed:
             last = int(self._computed[-1][0][0])
-            number = int(np.searchsorted(self.order, last)) // self._loader.global_batch_size
+            number = self.order.position(last) // self._loader.global_batch_size
             # Batches whose images are all undecodable are not yielded.
             done = int(np.searchsorted(self._numbers, number)) + 1
             self._move_to_table()

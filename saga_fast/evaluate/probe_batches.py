@@ -77,10 +77,10 @@ def cached_batches(frozen: FrozenModel, loader: Loader, size: int, *, seed: int,
     part = size // world_size()
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = epoch_order(len(labels), seed=seed, epoch=epoch, shuffle=True, without=none)
+        order = epoch_order(len(labels), seed=seed, epoch=epoch, shuffle=True, without=none).indices()
         shuffled = torch.from_numpy(order).to(frozen.device)
         for begin in range(0, len(order), size):
-            first = begin + rank() * part  # the parts of saga_fast.loaders.loader.rank_order
+            first = begin + rank() * part  # the parts of Loader.index_batches
             rows = shuffled[first : first + part]
             yield features[rows], labels[rows]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from saga_fast.errors import SagaError
@@ -23,6 +23,10 @@ VERSION = "2"
 WITHOUT_DIGEST = "1"
 """An older version that is read too: it has no digest."""
 MAX_BYTES = 2**37
+MAPPED_BYTES = 2**28
+"""Larger files are mapped: ImageNet's table has 32 MB."""
+CHUNK = 2**20
+"""Boxes that are checked at a time."""
 COLUMNS = {"boxes": np.float32, "found": np.uint8, "pseudo_label": np.int32, "score": np.float32}
 
 
@@ -52,14 +56,15 @@ class BoxTable:
         shapes = [self.boxes.shape, self.found.shape, self.pseudo_label.shape, self.score.shape]
         if shapes != [(count, 4), (count,), (count,), (count,)]:
             raise SagaError(f"a box table needs columns (N, 4), (N,), (N,), (N,), got {shapes}")
-        near, side = self.boxes[:, :2], self.boxes[:, 2:]
-        # NaN fails every comparison; 1e-6 is float32's rounding of x_min + w.
-        good = (near >= 0.0).all(1) & (side > 0.0).all(1) & (near + side <= 1.0 + 1e-6).all(1)
-        if not good.all():
-            row = int(np.argmin(good))
-            raise SagaError(
-                f"{int((~good).sum())} boxes are empty or leave [0, 1], the first is row {row}: {self.boxes[row]}"
-            )
+        wrong, first = 0, -1
+        for start in range(0, count, CHUNK):
+            near, side = self.boxes[start : start + CHUNK, :2], self.boxes[start : start + CHUNK, 2:]
+            # NaN fails every comparison; 1e-6 is float32's rounding of x_min + w.
+            good = (near >= 0.0).all(1) & (side > 0.0).all(1) & (near + side <= 1.0 + 1e-6).all(1)
+            first = start + int(np.argmin(good)) if first < 0 and not good.all() else first
+            wrong += int((~good).sum())
+        if wrong:
+            raise SagaError(f"{wrong} boxes are empty or leave [0, 1], the first is row {first}: {self.boxes[first]}")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -137,6 +142,9 @@ class BoxTable:
     def open(cls, path: Path | str) -> BoxTable:
         """Read a table written by :meth:`save`.
 
+        A file above MAPPED_BYTES is mapped, so that processes share its memory: it must not be overwritten in place
+        while it is used (saving replaces it). A smaller one is copied, which nothing done to the file can disturb.
+
         Raises:
             SagaError: no such file, not a box table, a newer version, wrong columns, or damaged ones.
         """
@@ -144,10 +152,7 @@ class BoxTable:
         if not path.is_file():
             raise SagaError(f"no such box table: {path}")
         try:
-            data = read_file(path, MAX_BYTES)  # a copy: a mapped file that is overwritten ends the process
-            metadata = _metadata(data)
-            _check_format(metadata, path)  # before reading what may be gigabytes of another program's weights
-            columns = load(data)
+            metadata, columns = _read(path)
         # TypeError: a dtype that NumPy lacks. KeyError: one that safetensors' reader lacks.
         except (SafetensorError, OSError, TypeError, KeyError) as error:
             raise SagaError(f"not a box table: {path}: {error}") from error
@@ -158,8 +163,10 @@ class BoxTable:
             raise SagaError(
                 f"{path} is damaged: its columns do not fit its sha256; rebuild it with saga-fast build-att"
             )
+        found = columns["found"]
+        found = found.view(np.bool_) if found.max(initial=0) <= 1 else found.astype(np.bool_)
         try:
-            return cls(**(columns | {"found": columns["found"].astype(np.bool_)}), metadata=metadata)
+            return cls(**(columns | {"found": found}), metadata=metadata)
         except SagaError as error:
             raise SagaError(f"{path}: {error}") from error
 
@@ -186,15 +193,44 @@ def column_digest(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str
     return digest.hexdigest()
 
 
-def _metadata(data: bytes) -> dict[str, str]:
+def _read(path: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
+    """Metadata and columns; the format is checked before what may be gigabytes of another program's weights is read.
+
+    Raises:
+        SagaError, SafetensorError, OSError, TypeError, KeyError: no file that can be read.
+    """
+    if path.stat().st_size <= MAPPED_BYTES:
+        content = read_file(path, MAX_BYTES)
+        metadata = _metadata(content)
+        _check_format(metadata, path)
+        return metadata, load(content)
+    data = np.memmap(path, np.uint8, "r")
+    metadata = _metadata(data)
+    _check_format(metadata, path)
+    with safe_open(path, framework="numpy") as file:  # checks that the columns fill the file and do not overlap
+        names = list(file.keys())
+    begin = 8 + int.from_bytes(bytes(data[:8]), "little")
+    header = json.loads(bytes(data[8:begin]))
+    columns = {}
+    for name in names:
+        start, end = header[name]["data_offsets"]
+        column = data[begin + start : begin + end].view(_DTYPES[header[name]["dtype"]])
+        columns[name] = column.reshape(header[name]["shape"])
+    return metadata, columns
+
+
+_DTYPES = {"F32": np.float32, "I32": np.int32, "U8": np.uint8}
+
+
+def _metadata(data: bytes | npt.NDArray[np.uint8]) -> dict[str, str]:
     """The metadata strings of a safetensors file.
 
     Raises:
         SafetensorError: not such a file.
     """
-    end = 8 + int.from_bytes(data[:8], "little")
+    end = 8 + int.from_bytes(bytes(data[:8]), "little")
     try:
-        metadata = json.loads(data[8:end]).get("__metadata__", {}) if 8 < end <= len(data) else None
+        metadata = json.loads(bytes(data[8:end])).get("__metadata__", {}) if 8 < end <= len(data) else None
     except (ValueError, AttributeError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):

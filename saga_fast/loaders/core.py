@@ -22,6 +22,7 @@ from saga_fast.loaders.plan import Plan, view_bytes, view_sides
 from saga_fast.loaders.read_ahead import ReadAhead
 from saga_fast.loaders.source import Source
 from saga_fast.runtime.device import to_device
+from saga_fast.runtime.threads import end_pool
 
 PendingBatch = Callable[[], Batch]
 """A batch in progress: waits for it and returns it."""
@@ -122,16 +123,14 @@ class PrefetchLoader(Loader, ABC):
         """
 
     def __iter__(self) -> Iterator[Batch]:
-        order, size = self.order(), self.options.local_batch_size
-        starts = iter(range(0, len(order), size))
+        batches = self.index_batches()
         ahead: deque[PendingBatch] = deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-decode")
         epoch = Epoch(self, self.memory)
         start_batch = self.start_epoch(epoch, pool)
         try:
             while True:
-                while len(ahead) <= self.options.prefetch and (start := next(starts, None)) is not None:
-                    indices = order[start : start + size].copy()
+                while len(ahead) <= self.options.prefetch and (indices := next(batches, None)) is not None:
                     epoch.ahead.start(indices)
                     ahead.append(start_batch(indices))
                 if not ahead:
@@ -141,7 +140,8 @@ class PrefetchLoader(Loader, ABC):
                     yield batch
         finally:
             epoch.ahead.stop()  # before the threads end, which may wait for it
-            pool.shutdown(wait=True, cancel_futures=True)
+            batches.close()
+            end_pool(pool)
             if ahead and self.options.crop == "gpu":  # closed early
                 ImageStream(self.options.device).wait()
 

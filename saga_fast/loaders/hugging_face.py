@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
+from saga_fast.loaders.names import Names
 from saga_fast.loaders.packages import require_packages
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.address import Location
@@ -75,7 +76,10 @@ class HuggingFaceImages:
         self._sizes: Int64 = np.concatenate([np.empty(0, np.int64), *sizes])
         if self._sizes.max() < 0:
             raise SagaError(f"no image in {root}: column {name!r} holds paths, save the images themselves")
-        self.paths: list[str] = _names(table.column(name))
+        try:
+            self.paths: Sequence[str] = _names(table.column(name))
+        except ValueError as error:
+            raise SagaError(f"cannot read {root}: the path of an image: {error}") from error
         self.classes, self.labels = _classes(table, features, root)
 
     def __len__(self) -> int:
@@ -98,7 +102,7 @@ class HuggingFaceImages:
     @cached_property
     def fingerprint(self) -> str:
         """See :func:`saga_fast.loaders.source.fingerprint`; of names and sizes, because names may be row numbers."""
-        return fingerprint([f"{path}\0{size}" for path, size in zip(self.paths, self._sizes.tolist(), strict=True)])
+        return fingerprint([f"{path} {size}" for path, size in zip(self.paths, self._sizes.tolist(), strict=True)])
 
 
 def is_hugging_face(path: Path) -> bool:
@@ -235,14 +239,14 @@ def _sizes(chunk: Any) -> Int64:
     return sizes
 
 
-def _names(column: Any) -> list[str]:
+def _names(column: Any) -> Names:
     """The ``path`` of each image, where it has one, else the number of its row."""
     import pyarrow
 
     kind = column.type
     has_paths = pyarrow.types.is_struct(kind) and kind.get_field_index("path") >= 0
     paths = pyarrow.compute.struct_field(column, "path").to_pylist() if has_paths else [None] * len(column)
-    return [f"{row:09}" if path is None else str(path) for row, path in enumerate(paths)]
+    return Names.of(f"{row:09}" if path is None else str(path) for row, path in enumerate(paths))
 
 
 def _classes(table: Any, features: Mapping[str, Any], root: Location) -> tuple[tuple[str, ...], Int64]:

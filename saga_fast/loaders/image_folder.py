@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
+from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import read_file
 
@@ -52,32 +53,41 @@ class ImageFolder:
         if not self.root.is_dir():
             raise SagaError(f"no such image folder: {self.root}")
         self.classes = tuple(sorted(_read_classes(Path(classes)))) if classes else _class_folders(self.root)
-        self.paths: list[str] = []
-        counts, left_out = [], Counter[str]()
         for name in self.classes:
             if not (self.root / name).is_dir():
                 raise SagaError(f"class {name!r} of {classes} has no folder in {self.root}")
-            files = list(_walk(self.root, name))
-            images = [file for file in files if _is_image(file)]
-            self.paths += images
-            counts.append(len(images))
-            left_out.update(_unread_ending(file) for file in files)
-        self.labels: npt.NDArray[np.int64] = np.repeat(np.arange(len(self.classes)), counts).astype(np.int64)
         files = [entry.name for entry in os.scandir(self.root) if not _is_folder(entry)]
         outside = sorted(file for file in files if _is_image(file))
-        if not self.paths and not classes:
-            self.classes, self.paths = (), outside
-            self.labels = np.full(len(self.paths), -1, np.int64)
-            left_out.update(_unread_ending(file) for file in files)
-        elif outside:
+        left_out = Counter[str]()
+        listing = make_listing(f"folder {self.root.resolve()} {self.classes}", self._rows(left_out), self._finish)
+        if outside and (len(listing) or classes):
             log.warning("%d images next to the class folders of %s are left out", len(outside), self.root)
-        self._warn_of(left_out)
-        if not self.paths:
+        if not len(listing) and not classes:
+            self.classes = ()
+            unlabelled = {"label": np.full(len(outside), -1, np.int64)}
+            listing = make_listing(f"images in {self.root.resolve()}", [(outside, unlabelled)], self._finish)
+            left_out.update(_unread_ending(file) for file in files)
+        if not listing.by_another:
+            self._warn_of(left_out)
+        if not len(listing):
             tars = next((f", or tar files such as {name} alone" for name in files if name.endswith(".tar")), "")
             raise SagaError(
                 f"no image in {self.root}: expected {self.root}/CLASS/*.jpg or {self.root}/*.jpg"
                 f" ({', '.join(EXTENSIONS)}){tars}"
             )
+        self.paths: Sequence[str] = listing.names
+        self.labels: npt.NDArray[np.int64] = listing.columns["label"]
+
+    def _rows(self, left_out: Counter[str]) -> Iterator[Rows]:
+        """The images of each folder in the class folders; the endings of other files are counted."""
+        for label, name in enumerate(self.classes):
+            for folder, files in sorted(_folders(self.root, name)):
+                images = [f"{folder}/{file}" for file in sorted(files) if _is_image(file)]
+                left_out.update(_unread_ending(file) for file in files)
+                yield images, {"label": np.full(len(images), label, np.int64)}
+
+    def _finish(self, columns: Columns) -> tuple[str, ...]:  # noqa: ARG002
+        return self.classes
 
     def _warn_of(self, left_out: Counter[str]) -> None:
         del left_out[""]
@@ -136,12 +146,6 @@ def _read_classes(path: Path) -> set[str]:
         if "/" in name or "\0" in name or name.startswith("."):
             raise SagaError(f"the class list {path} holds {name!r}: expected names of folders in the data set's folder")
     return names
-
-
-def _walk(root: Path, name: str) -> Iterator[str]:
-    """Relative posix paths of the files of class folder ``name``: folders sorted as strings, then their files."""
-    for folder, names in sorted(_folders(root, name)):
-        yield from (f"{folder}/{file}" for file in sorted(names))
 
 
 def _folders(root: Path, name: str) -> Iterator[tuple[str, list[str]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.decode import MAX_PIXELS
-from saga_fast.loaders.order import epoch_order
+from saga_fast.loaders.order import EpochOrder, epoch_order
 from saga_fast.loaders.plan import Plan, check_plan
 from saga_fast.loaders.source import Source
 
@@ -118,8 +118,10 @@ class Loader(ABC):
         Raises:
             ValueError: an index twice, or one outside of the data set.
         """
-        if indices is not None and len(np.intersect1d(indices, np.arange(len(self.source)))) != len(indices):
-            raise ValueError(f"images must be different indices below {len(self.source)}, got {indices}")
+        if indices is not None:
+            used, limit = np.unique(indices), len(self.source)
+            if len(used) != len(indices) or (used < 0).any() or (used >= limit).any():
+                raise ValueError(f"images must be different indices below {limit}, got {indices}")
         self.images = indices
 
     def set_plan(self, plan: Plan) -> None:
@@ -133,7 +135,7 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         """Batches per epoch, from its beginning."""
-        images, size = len(self.source) - len(self._left_out()), self.global_batch_size
+        images, size = self._num_images(), self.global_batch_size
         return images // size if self.options.drop_last else -(-images // size)
 
     @property
@@ -145,40 +147,37 @@ class Loader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         """The epoch's batches; iteration may be stopped at any point."""
 
-    def order(self) -> Int64:
-        """The indices that this process visits in the next iteration, in order: without bad or dropped images."""
-        options = self.options
-        order = epoch_order(
+    def index_batches(self) -> Generator[Int64]:
+        """The images that this process visits in the next iteration: (B,) int64 for each batch, without bad images.
+
+        Each process takes the rank-th of ``world_size`` equal parts of each batch. Of a last batch that is not full,
+        the first processes take full parts, and the last ones may get no image.
+        """
+        options, size = self.options, self.global_batch_size
+        part = size // options.world_size
+        order = self.epoch_order()
+        numbers = range(self.start_batch, len(self)) if self.batches is None else self.batches[self.batches < len(self)]
+        try:
+            for number in numbers:
+                first = int(number) * size + options.rank * part
+                if first < len(order):
+                    yield order.at(np.arange(first, min(first + part, len(order))))
+        finally:
+            order.close()
+
+    def epoch_order(self) -> EpochOrder:
+        """The images that all processes visit in an epoch, in order: also those of a last batch that is dropped."""
+        return epoch_order(
             len(self.source),
-            seed=options.seed,
+            seed=self.options.seed,
             epoch=self.epoch,
-            shuffle=options.shuffle,
-            without=self._left_out(),
+            shuffle=self.options.shuffle,
+            without=self.bad.indices,
+            images=self.images,
         )
-        size = self.global_batch_size
-        order = order[: len(self) * size]
-        if self.batches is not None:
-            numbers = self.batches[self.batches < len(self)]
-            places = (numbers[:, None] * size + np.arange(size)).ravel()
-            order = order[places[places < len(order)]]  # the last batch may not be full
-        else:
-            order = order[self.start_batch * size :]
-        return rank_order(order, size, options.rank, options.world_size)
 
-    def _left_out(self) -> Int64:
-        """Indices that are known to be bad, or are not among ``images``."""
+    def _num_images(self) -> int:
+        """The number of images that are not known to be bad."""
         if self.images is None:
-            return self.bad.indices
-        return np.union1d(np.setdiff1d(np.arange(len(self.source)), self.images), self.bad.indices)
-
-
-def rank_order(order: Int64, batch_size: int, rank: int, world_size: int) -> Int64:
-    """The part of one process of consecutive batches: the ``rank``-th of ``world_size`` parts of each batch.
-
-    Of a last batch that is not full, the first processes take full parts and the last ones may get no image.
-    """
-    if world_size == 1:
-        return order
-    full, part = len(order) // batch_size * batch_size, batch_size // world_size
-    whole = order[:full].reshape(-1, world_size, part)[:, rank].ravel()
-    return np.concatenate([whole, order[full:][rank * part : (rank + 1) * part]])
+            return len(self.source) - len(self.bad)
+        return len(self.images) - int(np.isin(self.images, self.bad.indices).sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -43,6 +45,16 @@ class ReadAhead:
         """Start to read images that are needed next, (n,) int64."""
         if self._reads is not None:
             self._reads.start(indices)
+
+    def lead(self, batches: Iterable[npt.NDArray[np.int64]], count: int) -> Iterator[npt.NDArray[np.int64]]:
+        """The batches' images, (B,) int64 each, of which reads have been started ``count`` batches ahead."""
+        started: deque[npt.NDArray[np.int64]] = deque()
+        for indices in batches:
+            self.start(indices)
+            started.append(indices)
+            if len(started) > count:
+                yield started.popleft()
+        yield from started
 
     def stop(self) -> None:
         """End the reads in progress, if the iteration is closed early."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
+from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.address import Location
 
@@ -55,19 +56,20 @@ class Shards:
     def __init__(self, root: Path | str, *, files: Sequence[Path] | None = None) -> None:
         self.root: Location = Path(root) if files is None else root
         self._files = _tars(Path(root)) if files is None else list(files)
-        self.paths: list[str] = []
-        places: list[tuple[int, int, int]] = []
-        numbers: list[int] = []
+        folders: dict[str, int] = {}
+        identity = f"tars {Path(root).resolve() if files is None else root}"
+        listing = make_listing(identity, self._rows(folders), lambda columns: classes_of(columns, folders))
+        if not len(listing):
+            raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
+        self.paths: Sequence[str] = listing.names
+        self.labels: npt.NDArray[np.int64] = listing.columns["label"]
+        self.classes = listing.classes
+        self._columns = listing.columns
+
+    def _rows(self, folders: dict[str, int]) -> Iterator[Rows]:
         for number, path in enumerate(self._files):
             with one_line_errors(path):
-                for name, offset, size, label in _members(path):
-                    self.paths.append(name)
-                    places.append((number, offset, size))
-                    numbers.append(label)
-        if not self.paths:
-            raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
-        self._places = np.array(places, np.int64)  # (N, 3): file, offset, size
-        self.classes, self.labels = classes_of(self.paths, numbers)
+                yield rows_of(list(_members(path)), number, folders)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,7 +81,7 @@ class Shards:
 
     def read(self, index: int) -> bytes:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
-        number, offset, size = self._places[index].tolist()
+        number, offset, size = (int(self._columns[name][index]) for name in ("file", "offset", "size"))
         if size > MAX_BYTES:
             raise OSError(f"{size} bytes are more than {MAX_BYTES}")
         with self._files[number].open("rb", buffering=0) as file:
@@ -149,6 +151,8 @@ def members(file: IO[bytes], where: Location) -> Iterator[Member]:
             name = member.name.removeprefix("./")
             if not member.isreg() or member.issparse() or PurePosixPath(name).name.startswith("."):
                 continue
+            if "\0" in name:
+                raise ValueError(f"a member has the name {name!r}")
             if name.lower().endswith(EXTENSIONS):
                 images.append((name, member.offset_data, member.size))
             elif name.endswith((".cls", ".json")):
@@ -180,14 +184,45 @@ def _number(content: bytes, where: str, *, is_json: bool) -> int | None:
     return value
 
 
-def classes_of(paths: list[str], numbers: list[int]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """The classes and the (N,) labels of images with these names and numbers (-1: none) beside them."""
-    if max(numbers) >= 0:
-        return tuple(str(number) for number in range(max(numbers) + 1)), np.array(numbers, np.int64)
-    folders = [PurePosixPath(path).parts for path in paths]
-    names = [parts[0] if len(parts) > 1 else "" for parts in folders]
-    if not all(names):
-        return (), np.full(len(paths), -1, np.int64)
-    classes = tuple(sorted(set(names)))
-    position = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([position[name] for name in names], np.int64)
+def rows_of(members: Sequence[Member], file: int, folders: dict[str, int]) -> Rows:
+    """The rows of a tar's images.
+
+    Args:
+        members: the images.
+        file: the tar's number.
+        folders: gets a number for each first folder of a member name, "" for none.
+    """
+    names = [name for name, _, _, _ in members]
+    numbers = np.array([row[1:] for row in members], np.int64).reshape(-1, 3)
+    return names, {
+        "file": np.full(len(names), file, np.int32),
+        "offset": numbers[:, 0],
+        "size": numbers[:, 1],
+        "label": numbers[:, 2],
+        "folder": np.array([folders.setdefault(_first_folder(name), len(folders)) for name in names], np.int32),
+    }
+
+
+def _first_folder(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def classes_of(columns: Columns, folders: Mapping[str, int]) -> tuple[str, ...]:
+    """The classes; the labels of a data set without numbers become those of its folders.
+
+    Args:
+        columns: see :func:`rows_of`.
+        folders: the numbers of the column ``folder``.
+    """
+    labels = columns["label"]
+    if len(labels) and labels.max() >= 0:
+        return tuple(str(number) for number in range(int(labels.max()) + 1))
+    if "" in folders:
+        return ()
+    names = sorted(folders)
+    positions = np.empty(len(names), np.int64)
+    positions[[folders[name] for name in names]] = np.arange(len(names))
+    for start in range(0, len(labels), 2**20):  # the columns may be mapped, and larger than the memory
+        labels[start : start + 2**20] = positions[columns["folder"][start : start + 2**20]]
+    return tuple(names)

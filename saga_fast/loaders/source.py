@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from saga_fast.loaders.names import Names
 from saga_fast.runtime.address import Location
 
 
@@ -20,7 +21,7 @@ class Source(Protocol):
         classes: names of the classes, () for unlabelled images.
     """
 
-    paths: list[str]
+    paths: Sequence[str]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
 
@@ -38,13 +39,11 @@ class Source(Protocol):
         """The encoded bytes of an image; OSError if it cannot be read. May be called from several threads."""
 
 
-def fingerprint(paths: list[str]) -> str:
+def fingerprint(paths: Sequence[str]) -> str:
     """The number of images and a hash of their relative paths in order.
 
     File contents are not read (ImageNet is 140 GB), so a data set may move or be packed, but not gain, lose or rename
     images.
     """
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
-    return f"{len(paths)}-{digest.hexdigest()[:16]}"
+    names = paths if isinstance(paths, Names) else Names.of(paths)
+    return f"{len(names)}-{names.sha256()[:16]}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -24,6 +26,15 @@ def configure_threads(environment: MutableMapping[str, str] = os.environ) -> Non
     if (cores := usable_cores()) < _affinity():
         environment.setdefault("OMP_NUM_THREADS", str(cores))
         environment.setdefault("NUMBA_NUM_THREADS", str(cores))
+
+
+def end_pool(pool: ThreadPoolExecutor) -> None:
+    """End a pool's threads: tasks that have not begun are dropped, and those in progress are waited for.
+
+    A generator that Python closes while it exits has no threads left, nor the modules that ending them needs.
+    """
+    if not sys.is_finalizing():
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def usable_cores(root: Path = CGROUP) -> int:

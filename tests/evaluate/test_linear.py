@@ -124,7 +124,7 @@ def test_cached_probe_is_softmax_regression(ckpt: Path, six: Path, tmp_path: Pat
     assert images.cached is not None
     known, tests = features(frozen, images.cached), features(frozen, images.val)
     labels = images.cached.source.labels.astype(np.float64)
-    orders = [epoch_order(30, seed=3, epoch=e, shuffle=True, without=np.empty(0, np.int64)) for e in range(5)]
+    orders = [epoch_order(30, seed=3, epoch=e, shuffle=True, without=np.empty(0, np.int64)).indices() for e in range(5)]
     batches = [order[begin : begin + 8] for order in orders for begin in range(0, 30, 8)]
     rates = [0.5] * 12 + [0.05] * 4 + [0.005] * 4  # milestones 60 and 80 of 100 are 3 and 4 of 5
     start = layer.weight.detach().double().numpy(), np.zeros(6)

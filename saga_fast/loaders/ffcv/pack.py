@@ -176,7 +176,7 @@ def write_sidecar(
     beton: Path,
     records: npt.NDArray[Any],
     *,
-    paths: list[str],
+    paths: Sequence[str],
     labels: list[int],
     classes: Sequence[str],
     bad: Mapping[int, str],
@@ -203,7 +203,7 @@ def write_sidecar(
         "bad": sorted(bad.items()),
         "classes": classes,
         "labels": labels,
-        "paths": paths,
+        "paths": list(paths),
     }
     # ASCII only: names that are not UTF-8 arrive as lone surrogates, which JSON can escape and UTF-8 cannot hold.
     path.write_text(json.dumps(about), encoding="ascii")

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,9 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from saga_fast.errors import SagaError
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.loaders.shards import Member, members, one_line_errors
 from saga_fast.runtime.address import redact
+from saga_fast.runtime.cache import cache_folder
 from saga_fast.runtime.distributed import is_main
 from saga_fast.runtime.files import locked, write_text
 
@@ -54,7 +55,6 @@ def _members(address: str, stat: Stat) -> list[Member]:
     if found is not None:
         return found
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
         with locked(entry.with_suffix(".lock")):
             found = _load(entry, stat)  # another process may have made it meanwhile
             if found is None:
@@ -72,11 +72,15 @@ def _read_headers(address: str, stat: Stat) -> list[Member]:
 
 def _entry(address: str, stat: Stat) -> Path | None:
     """The file of a shard's index; None where there is no cache folder, or nothing tells the shard from its next."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
-    if not folder.is_absolute() or not stat.version:
+    if not stat.version:
+        return None
+    try:
+        folder = cache_folder("index")
+    except SagaError as error:
+        _say_once(f"the index of remote shards is not kept: {error}")
         return None
     key = hashlib.sha256(f"{address}\n{stat.size}\n{stat.version}".encode()).hexdigest()
-    return folder / "saga-fast" / "index" / f"{key[:32]}.json"
+    return folder / f"{key[:32]}.json"
 
 
 def _load(entry: Path, stat: Stat) -> list[Member] | None:

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
+from saga_fast.loaders.listing import make_listing
 from saga_fast.loaders.remote.index import members_of_all
 from saga_fast.loaders.remote.store import Stat, store_of
-from saga_fast.loaders.shards import classes_of
+from saga_fast.loaders.shards import classes_of, rows_of
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.address import Location
 
@@ -48,15 +49,15 @@ class RemoteShards:
     def __init__(self, root: str, addresses: Sequence[str], stats: Sequence[Stat]) -> None:
         self.root: Location = root
         self._addresses = addresses
-        found = members_of_all(addresses, stats)
-        self.paths: list[str] = [name for shard in found for name, _, _, _ in shard]
-        if not self.paths:
+        folders: dict[str, int] = {}
+        rows = (rows_of(shard, file, folders) for file, shard in enumerate(members_of_all(addresses, stats)))
+        listing = make_listing(f"tars {root}", rows, lambda columns: classes_of(columns, folders))
+        if not len(listing):
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
-        # (N, 3): file, offset, size
-        self._places = np.array(
-            [(file, offset, size) for file, shard in enumerate(found) for _, offset, size, _ in shard], np.int64
-        )
-        self.classes, self.labels = classes_of(self.paths, [label for shard in found for _, _, _, label in shard])
+        self.paths: Sequence[str] = listing.names
+        self.labels: Int64 = listing.columns["label"]
+        self.classes = listing.classes
+        self._columns = listing.columns
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,8 +88,13 @@ class RemoteShards:
         """Start to read images that lie near each other in one file; cancelling the future ends the request."""
         return store_of(self._addresses[0]).submit(self._contents(run))
 
+    def _places(self, indices: Sequence[int]) -> Int64:
+        """File, offset and size of images: (n, 3)."""
+        rows = [self._columns[name][list(indices)] for name in ("file", "offset", "size")]
+        return np.stack(rows, 1).astype(np.int64)
+
     async def _contents(self, run: Sequence[int]) -> Contents:
-        places = self._places[run]
+        places = self._places(run)
         address, (begin, end) = self._addresses[places[0, 0]], (places[:, 1].min(), places[:, 1:].sum(1).max())
         if len(run) == 1 and places[0, 2] > MAX_BYTES:
             return {run[0]: OSError(f"{places[0, 2]} bytes are more than {MAX_BYTES}")}
@@ -108,7 +114,7 @@ class RemoteShards:
 
         The group of the first image comes first: it is waited for first.
         """
-        places = self._places[list(indices)]
+        places = self._places(indices)
         runs: list[list[int]] = []  # positions in ``indices``
         file, begin, end = -1, 0, 0
         for n in np.lexsort((places[:, 1], places[:, 0])).tolist():
