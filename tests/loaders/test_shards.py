@@ -1,12 +1,11 @@
 """Shards: images in tar files, read where they lie, with the labels that come with them; nothing is extracted."""
 
-import io
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tar_files import make_folder, make_jpeg, write_tar
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import (
@@ -21,31 +20,9 @@ from saga_fast.loaders import (
 )
 
 
-def make_jpeg(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 31, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes], *, mode: str = "w", style: int = tarfile.PAX_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode, format=style) as tar:  # type: ignore[call-overload]
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    root = tmp_path_factory.mktemp("images")
-    for number in range(23):
-        path = root / f"class {number % 3}" / f"{number:02}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(make_jpeg(number))
-    return ImageFolder(root)
+    return make_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
