@@ -134,5 +134,5 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if part != "function-before[_method()]")
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    got = "" if first["type"] in ("value_error", "missing") else f", got {redact(repr(first['input']))}"
     return f"{key}: {message}{got}" if key else f"{message}{got}"

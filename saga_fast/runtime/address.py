@@ -28,7 +28,9 @@ def scheme_of(address: str) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with each address in it without what may be secret: ``user:password@``, and the query of a web address.
+    """The text with each address in it without what may be secret: ``user:password@``, and the query.
+
+    In an address of s3 or gs a ``?`` is part of a pattern.
 
     Everything that is printed, listed or written of an address goes through here.
     """
@@ -37,7 +39,7 @@ def redact(text: str) -> str:
 
 def _public(address: re.Match[str]) -> str:
     scheme, rest = address[1], address[2]
-    if scheme.lower() in ("http", "https"):
+    if scheme.lower() not in ("s3", "gs"):
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

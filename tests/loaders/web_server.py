@@ -43,6 +43,9 @@ class WebServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, *_: object) -> None:
+        """A client that has closed its connection is no error."""
+
     def ranges(self) -> list[Request]:
         """The requests for parts of files."""
         return [request for request in self.requests if request.method == "GET"]

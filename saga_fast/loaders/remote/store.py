@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -21,8 +22,11 @@ T = TypeVar("T")
 
 CONNECTIONS = 32
 """Requests at once, of a process and a scheme."""
-TRIES = 5
-FIRST_WAIT = 0.1
+TRIES, READ_TRIES = 5, 10
+"""Of a question about a file, in 1.5 s if errors come at once; of reading bytes, in 40 s, so that a server may restart.
+An image that is not read then is a bad image for good.
+"""
+FIRST_WAIT, LONGEST_WAIT = 0.1, 15.0
 """Seconds before the second try; each further wait is twice as long, times 0.5 to 1.5 so that processes spread out."""
 PATIENCE, SLOWEST = 30.0, 2**15
 """Seconds until an answer counts as lost, and bytes per second that it may take longer for."""
@@ -115,11 +119,13 @@ class Store:
                 raise WrongLengthError(f"{len(data)} bytes in place of {end - begin}")
             return data
 
-        return await self._retrying(read, f"{redact(address)}, bytes {begin} to {end}", size=end - begin)
+        what = f"{redact(address)}, bytes {begin} to {end}"
+        return await self._retrying(read, what, PATIENCE + (end - begin) / SLOWEST, limit=READ_TRIES)
 
-    async def _retrying(self, call: Callable[[], Awaitable[T]], what: str, *, size: int = 0) -> T:
-        timeout = PATIENCE + size / SLOWEST
-        for tries in range(1, TRIES + 1):
+    async def _retrying(
+        self, call: Callable[[], Awaitable[T]], what: str, timeout: float = PATIENCE, *, limit: int = TRIES
+    ) -> T:
+        for tries in range(1, limit + 1):
             try:
                 async with self._connections:
                     return await asyncio.wait_for(call(), timeout)
@@ -127,9 +133,10 @@ class Store:
                 raise
             except Exception as raised:  # file systems raise what their libraries trip over; callers need one kind
                 error = _cause(raised)
-                if tries == TRIES or not _may_pass(error):
+                if tries == limit or not _may_pass(error):
                     raise _as_oserror(error, what, tries, timeout) from raised
-            await asyncio.sleep(FIRST_WAIT * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
+            wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
 
 
@@ -142,6 +149,11 @@ def store_of(address: str) -> Store:
 @cache
 def _store(scheme: str) -> Store:
     return Store(scheme)
+
+
+# The thread that runs the coroutines stays behind when a process forks.
+os.register_at_fork(after_in_child=store_of.cache_clear)
+os.register_at_fork(after_in_child=_store.cache_clear)
 
 
 def _cause(error: Exception) -> Exception:
