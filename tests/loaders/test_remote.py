@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tar_files import make_folder, make_jpeg, write_shards, write_tar
-from web_server import Request, WebServer, serving
+from web_server import WebServer, serving
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import CropPlan, ImageFolder, LoaderOptions, Shards, WholePlan, open_loader, open_source
-from saga_fast.loaders.remote import open as remote_open
 from saga_fast.loaders.remote.names import expand_braces
 from saga_fast.loaders.remote.shards import RemoteShards
 
-pytest.importorskip("fsspec")
-pytest.importorskip("aiohttp")
 TARS = "{00000..00002}.tar"
 
 
@@ -230,7 +227,7 @@ def test_addresses_that_are_refused(address: str) -> None:
 
 
 def test_what_does_not_go_with_an_address(server: WebServer, tmp_path: Path) -> None:
-    with pytest.raises(SagaError, match="engine ffcv reads files of this machine, .* folder or dali"):
+    with pytest.raises(SagaError, match=r"engine ffcv reads files of this machine, .* folder or dali"):
         open_source("ffcv", f"{server.url}/x.tar")
     with pytest.raises(SagaError, match="class list"):
         open_source("folder", f"{server.url}/x.tar", classes=tmp_path / "classes.txt")
@@ -263,5 +260,3 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, address: st
     with pytest.raises(SagaError, match=rf"://.* needs {package} .*: pip install 'saga-fast\[remote\]'$") as error:
         open_source("folder", address)
     assert "\n" not in str(error.value)
-
-

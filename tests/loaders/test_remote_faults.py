@@ -1,11 +1,13 @@
 """Servers that fail: tried again, else bad images or errors of one line, and nowhere a secret."""
 
 import os
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +21,6 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders import BadImages, CropPlan, ImageFolder, LoaderOptions, WholePlan, open_loader, open_source
 from saga_fast.loaders.remote import store
 
-pytest.importorskip("fsspec")
-pytest.importorskip("aiohttp")
 TARS = "{00000..00002}.tar"
 Fault = Callable[[Request], int | str | None]
 
@@ -107,7 +107,7 @@ def test_a_server_that_ignores_ranges_is_an_error_at_once(server: WebServer) -> 
 
 def test_an_answer_that_stays_short_has_a_reason(server: WebServer) -> None:
     source = open_source("folder", f"{server.url}/{TARS}")
-    server.fault = lambda request: "cut"
+    server.fault = lambda _: "cut"
     with pytest.raises(OSError, match=rf"00000\.tar, bytes 512 to \d+: .*, after {store.READ_TRIES} tries$") as error:
         source.read(0)
     assert "\n" not in str(error.value)
@@ -115,7 +115,7 @@ def test_an_answer_that_stays_short_has_a_reason(server: WebServer) -> None:
 
 @pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (401, 1), (500, store.TRIES)])
 def test_files_that_cannot_be_opened(server: WebServer, status: int, tries: int) -> None:
-    server.fault = lambda request: status
+    server.fault = lambda _: status
     with pytest.raises(SagaError, match=rf"^cannot read {server.url}/00000\.tar: ") as error:
         open_source("folder", f"{server.url}/00000.tar")
     assert "\n" not in str(error.value)
@@ -129,7 +129,7 @@ def test_one_missing_file_of_several(server: WebServer) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_no_server(tmp_path: Path) -> None:
+def test_no_server() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/x.tar"
@@ -148,9 +148,7 @@ def test_no_answer(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_copies_that_do_not_fit(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(1000, 900, 100))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(SagaError, match=r"the copies need 0\.0 GB more in .*, which has 0\.0 GB free"):
         open_source("folder", f"{server.url}/{TARS}", cache=tmp_path / "copies")
     assert {request.method for request in server.requests} == {"HEAD"}
@@ -190,7 +188,7 @@ def test_secrets_are_sent_and_not_shown(
     copy = open_source("folder", address, cache=tmp_path / "copies")
     texts += [str(source.root), repr(source), str(copy.root), repr(copy)]
     monkeypatch.setattr(store, "READ_TRIES", 1)
-    server.fault = lambda request: 500
+    server.fault = lambda _: 500
     loader = open_loader("folder", source, WholePlan(size=8), batch_size=8, bad=BadImages(source, max_fraction=1.0))
     assert list(loader) == []
     loader.bad.write(tmp_path / "bad.txt")
