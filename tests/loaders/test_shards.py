@@ -1,5 +1,6 @@
 """Shards: images in tar files, read where they lie, with the labels that come with them; nothing is extracted."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -126,6 +127,25 @@ def test_a_folder_of_img2dataset_is_its_tars(tmp_path: Path) -> None:
     source = open_source("folder", tmp_path)
     assert isinstance(source, Shards)
     assert (source.paths, source.classes, source.labels.tolist()) == (["0.jpg", "1.jpg"], (), [-1, -1])
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves the file open
+@pytest.mark.parametrize("label", ["cls", "json"])
+def test_shards_of_webdataset(folder: ImageFolder, tmp_path: Path, label: str) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    path = tmp_path / "00000.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for index, number in enumerate(folder.labels.tolist()):
+            value = number if label == "cls" else {"label": number, "caption": "a cat"}
+            writer.write({"__key__": f"part/sample {index:03}", "jpg": folder.read(index), label: value})
+    source = Shards(path)
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    assert len(source) == len(samples) == len(folder)
+    for index, sample in enumerate(samples):
+        assert source.read(index) == sample["jpg"] == folder.read(index)
+        read = json.loads(sample[label])
+        assert source.labels[index] == (read if label == "cls" else read["label"]) == folder.labels[index]
+    assert source.classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "X.TAR.GZ", "x.tar.bz2", "x.tar.zst"])

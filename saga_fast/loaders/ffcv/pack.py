@@ -96,6 +96,25 @@ class _Stored:
     data: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedImages:
+    """All images that were packed.
+
+    Attributes:
+        paths, labels, classes: as :class:`Source` has them.
+        bad: why images have no record, by index.
+        options: how the images were stored, for the reader's information.
+        dataset: the data set's fingerprint; None: that of ``paths``.
+    """
+
+    paths: Sequence[str]
+    labels: list[int]
+    classes: Sequence[str]
+    bad: Mapping[int, str]
+    options: Mapping[str, object]
+    dataset: str | None = None
+
+
 def pack(
     source: Source,
     out: Path,
@@ -144,16 +163,15 @@ def pack(
             if len(bad) == len(source):
                 raise SagaError(f"none of the {len(source)} images in {source.root} can be decoded: {reasons[0]}")
             records = writer.finish()
-        write_sidecar(
-            temporary_sidecar,
-            temporary,
-            records,
+        images = PackedImages(
             paths=source.paths,
             labels=source.labels.tolist(),
             classes=source.classes,
             bad=reasons,
             options=asdict(options),
+            dataset=source.fingerprint,
         )
+        write_sidecar(temporary_sidecar, temporary, records, images)
     return bad
 
 
@@ -171,40 +189,28 @@ def _check(out: Path, sidecar: Path, *, workers: int, chunk_size: int, force: bo
             raise SagaError(f"{name} must be at least 1, got {value}")
 
 
-def write_sidecar(
-    path: Path,
-    beton: Path,
-    records: npt.NDArray[Any],
-    *,
-    paths: Sequence[str],
-    labels: list[int],
-    classes: Sequence[str],
-    bad: Mapping[int, str],
-    options: Mapping[str, object],
-) -> None:
-    """Write the list of a .beton file, which :class:`Beton` reads.
+def write_sidecar(path: Path, beton: Path, records: npt.NDArray[Any], images: PackedImages) -> None:
+    """Write the list ``path`` of the complete file ``beton``, which :class:`Beton` reads.
 
     Args:
-        path: the list, ``sidecar_path(OUT)``.
-        beton: the file, complete.
         records: what :meth:`BetonWriter.finish` gave.
-        paths, labels, classes: of all images, as :class:`ImageFolder` has them.
-        bad: why images have no record, by index.
-        options: how the images were stored, for the reader's information.
     """
+    bad = sorted(images.bad.items())
     about = {
         "format": FORMAT,
         "version": VERSIONS[bool((records["f0"]["mode"] == PLANES).any())],
         "created_by": f"saga-fast {__version__}",
-        "fingerprint": fingerprint(paths),
+        "fingerprint": fingerprint(images.paths),
         "beton": {"bytes": beton.stat().st_size, "records_sha256": records_digest(records)},
-        "contents_sha256": contents_digest(labels, classes, sorted(bad.items())),
-        "options": options,
-        "bad": sorted(bad.items()),
-        "classes": classes,
-        "labels": labels,
-        "paths": list(paths),
+        "contents_sha256": contents_digest(images.labels, images.classes, bad),
+        "options": images.options,
+        "bad": bad,
+        "classes": images.classes,
+        "labels": images.labels,
+        "paths": list(images.paths),
     }
+    if images.dataset not in (None, about["fingerprint"]):
+        about["dataset"] = images.dataset
     # ASCII only: names that are not UTF-8 arrive as lone surrogates, which JSON can escape and UTF-8 cannot hold.
     path.write_text(json.dumps(about), encoding="ascii")
 
