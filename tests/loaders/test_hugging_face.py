@@ -246,8 +246,8 @@ def test_damaged_descriptions(folder: ImageFolder, tmp_path: Path, file: str, co
     (path / file).write_text(content)
     if (file, content) == ("dataset_info.json", '{"_data_files": 3}'):
         assert len(open_source("folder", path)) == 23  # an unknown key
-    else:
-        refused(path)
+        return
+    refused(path)
 
 
 def test_a_damaged_arrow_file(folder: ImageFolder, tmp_path: Path) -> None:
