@@ -81,7 +81,7 @@ def test_an_address_of_the_checkpoint_must_be_named(
         assert server.requests
 
 
-def test_a_run_of_ones_own_is_resumed(run: Path, server: WebServer, tmp_path: Path, tiny_yaml: Path) -> None:
+def test_a_run_of_ones_own_is_resumed(server: WebServer, tmp_path: Path, tiny_yaml: Path) -> None:
     values = ["saga.epochs=1", "attention.period=1", "evaluate=null", "data.val=null"]
     address = f"data.train={server.url}/{{00000..00002}}.tar"
     command = ["train", "--config", str(tiny_yaml), "--out", str(tmp_path / "own"), "--set", *values, address]
