@@ -43,7 +43,7 @@ from benchmarks.swaps import memory_over_epochs
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, Place, Plan, WholePlan, open_loader
 from saga_fast.loaders.ffcv.beton import Beton, sidecar_path
 from saga_fast.loaders.ffcv.decoder import RAW
-from saga_fast.loaders.ffcv.pack import Mode, PackOptions, pack, write_sidecar
+from saga_fast.loaders.ffcv.pack import Mode, PackedImages, PackOptions, pack, write_sidecar
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.profile.figures import Row, Ways, compare, time_pairs
 
@@ -135,9 +135,8 @@ def many_records(folder: Path, count: int) -> Path:
             for i in range(count):
                 writer.add(index=i, label=0, mode=RAW, height=1, width=1, data=b"rgb")
             records = writer.finish()
-        write_sidecar(
-            sidecar_path(path), path, records, paths=names, labels=[0] * count, classes=("a",), bad={}, options={}
-        )
+        images = PackedImages(paths=names, labels=[0] * count, classes=("a",), bad={}, options={})
+        write_sidecar(sidecar_path(path), path, records, images)
     return path
 
 

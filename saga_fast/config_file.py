@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
 from saga_fast.methods import METHODS, MethodConfig
+from saga_fast.runtime.address import is_address, redact
 from saga_fast.runtime.strict_yaml import apply_override, read_yaml
 
 
@@ -37,7 +38,15 @@ def config_from_dict(values: Mapping[str, Any], *, where: str) -> TrainConfig:
     return config
 
 
-PATHS = ("out", "data.train", "data.val", "data.classes", "attention.provider_ckpt", "attention.provider_table")
+PATHS = (
+    "out",
+    "data.train",
+    "data.val",
+    "data.cache",
+    "data.classes",
+    "attention.provider_ckpt",
+    "attention.provider_table",
+)
 """Keys whose values are paths."""
 
 
@@ -60,8 +69,11 @@ def _with_home(values: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Nested mappings of plain YAML types."""
+    """Nested mappings of plain YAML types; addresses of images are without their secrets, see :func:`redact`."""
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(asdict(config), sort_keys=False))
+    for key in ("train", "val"):
+        if isinstance(address := plain["data"][key], str) and is_address(address):
+            plain["data"][key] = redact(address)
     return plain
 
 
@@ -128,5 +140,5 @@ def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if part != "function-before[_method()]")
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+    got = "" if first["type"] in ("value_error", "missing") else f", got {redact(repr(first['input']))}"
     return f"{key}: {message}{got}" if key else f"{message}{got}"

@@ -22,6 +22,7 @@ SLOW = (
     *("faults/test_torture", "faults/test_hostile", "faults/test_determinism", "faults/test_damage"),
     *("kernels/test_triton_compiles", "kernels/test_compiled_once", "kernels/test_threads", "kernels/test_bank_logits"),
     *("loaders/test_memory", "loaders/test_dali", "loaders/test_ffcv", "loaders/test_engines", "loaders/test_shards"),
+    *("loaders/test_remote", "loaders/test_read_ahead", "loaders/test_hugging_face", "faults/test_addresses"),
     *("evaluate/test_linear", "evaluate/test_pairs", "models/test_compiled_features", "methods/test_contributing"),
     *("test_docs", "test_benchmarks", "test_bench_", "test_gpu_benchmark", "test_study", "test_report_browser"),
     *("test_cli", "test_pack", "test_profile", "test_configs", "test_examples", "test_release"),

@@ -35,7 +35,19 @@ NOT_RUN = {
     "source .venv/bin/activate": "the tests' interpreter is active already",
     "tensorboard --logdir runs": "a server that does not end",
     "sudo apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev": "installs",
-    **dict.fromkeys(("pip install 'saga-fast[ffcv]'", "pip install '.[demo]'"), "installs"),
+    **dict.fromkeys(
+        ("pip install 'saga-fast[ffcv]'", "pip install '.[demo]'", "pip install 'saga-fast[remote,hf]'"), "installs"
+    ),
+    **dict.fromkeys(
+        (
+            "saga-fast train --config my.yaml --set 'data.train=s3://bucket/{00000..01281}.tar'",
+            "saga-fast build-att --ckpt runs/saga/last.pt --data 'https://example.org/{train,extra}.tar'",
+            "saga-fast pack 'gs://bucket/val-*.tar' val.beton",
+            "saga-fast show-att att.safetensors --data 'https://example.org/{0..3}.parquet' --out sheet.png"
+            " --cache copies",
+        ),
+        "addresses of nobody; tests/loaders/test_remote.py reads some of its own",
+    ),
     "saga-fast train --config my.yaml --set device=cuda": "needs a GPU",
     **dict.fromkeys(
         (

@@ -13,6 +13,7 @@ from typing import Any
 
 from saga_fast.errors import SagaError
 from saga_fast.runtime import signals
+from saga_fast.runtime.address import redact
 from saga_fast.runtime.exhausted import is_out_of_memory
 from saga_fast.runtime.terminal import LineFormatter, say
 from saga_fast.version import __version__
@@ -115,7 +116,7 @@ def _leave_group(code: int | None) -> None:
 
 
 def _fail(message: str) -> int:
-    say(f"saga-fast: error: {message}", error=True)
+    say(f"saga-fast: error: {redact(message)}", error=True)
     return 2
 
 
@@ -133,7 +134,7 @@ def _report_thread_error(error: threading.ExceptHookArgs) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that escapes what it repeats of the command line."""
+    """A parser that escapes what it repeats of the command line, and leaves out the secrets of addresses."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        say(*message.removesuffix("\n").split("\n"), error=file is not sys.stdout)
+        say(*redact(message).removesuffix("\n").split("\n"), error=file is not sys.stdout)

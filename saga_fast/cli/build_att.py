@@ -16,7 +16,7 @@ from saga_fast.attention.channel_weights import Score
 from saga_fast.attention.config import Region
 from saga_fast.attention.parts import Parts, parts_folder
 from saga_fast.checkpoint import open_checkpoint
-from saga_fast.cli.options import add_loading, check_outputs, chosen_source, loader_options, user_path, user_text
+from saga_fast.cli.options import add_loading, check_outputs, chosen_source, loader_options, user_location, user_path
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.boxes import unhelpful
@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--ckpt", type=user_path, required=True, metavar="PT", help="a saga-fast checkpoint")
     parser.add_argument(
-        "--data", type=user_text, metavar="SRC", help="folder of images; default: the checkpoint's training images"
+        "--data", type=user_location, metavar="SRC", help="images; default: the checkpoint's training images"
     )
     parser.add_argument(
         "--out", type=user_path, default=Path("att.safetensors"), metavar="T", help="default: %(default)s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from saga_fast.cli.options import add_engine, check_outputs, chosen_engine, user_path
+from saga_fast.cli.options import add_cache, add_engine, check_outputs, chosen_engine, user_location, user_path
 from saga_fast.cli.subject import add_json, write_rows
 from saga_fast.evaluate.boxes import box_quality, chance_agreement, drift, unhelpful
 from saga_fast.loaders import BoxTable, open_source
@@ -22,7 +22,7 @@ def add_parser(protocols: Any) -> None:
         " drift from each table to the next (1 - mean IoU). Images without a true box are left out.",
     )
     parser.add_argument("--table", type=user_path, nargs="+", required=True, metavar="T", help="tables, oldest first")
-    parser.add_argument("--data", type=user_path, required=True, metavar="SRC", help="the images of the tables")
+    parser.add_argument("--data", type=user_location, required=True, metavar="SRC", help="the images of the tables")
     parser.add_argument(
         "--truth",
         type=user_path,
@@ -34,6 +34,7 @@ def add_parser(protocols: Any) -> None:
         "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: use only these"
     )
     add_engine(parser, default="ffcv for .beton files, else folder")
+    add_cache(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -41,7 +42,8 @@ def add_parser(protocols: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Print one line per table."""
     check_outputs([options.json], [*options.table, options.data, options.truth, options.classes])
-    source = open_source(chosen_engine(options, options.data), options.data, classes=options.classes)
+    engine = chosen_engine(options, options.data)
+    source = open_source(engine, options.data, classes=options.classes, cache=options.cache)
     tables = [BoxTable.open(path) for path in options.table]
     for table in tables:
         table.check(source.fingerprint, len(source))
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
             f" area {row['area']:.3f} (true {row['true_area']:.3f}){drift_text}"
         )
     agreement = 1.0 - drift(*tables[-2:]) if len(tables) > 1 else None
-    write_rows(options.json, rows, data=str(options.data))
+    write_rows(options.json, rows, data=str(source.root))
     for line in lines:
         say(line)
     if reason := unhelpful(tables[-1].mean_area, agreement, chance_agreement(tables[-1])):

@@ -16,8 +16,8 @@ from saga_fast.cli.options import (
     check_positive,
     chosen_source,
     loader_options,
+    user_location,
     user_path,
-    user_text,
 )
 from saga_fast.cli.subject import add_json, make_table, write_rows
 from saga_fast.errors import SagaError
@@ -43,7 +43,7 @@ def add_parser(protocols: Any) -> None:
         "--ckpt", type=user_path, nargs="+", required=True, metavar="CKPT", help="one or more checkpoints"
     )
     parser.add_argument(
-        "--data", type=user_text, metavar="SRC", help="images; default: each checkpoint's training images"
+        "--data", type=user_location, metavar="SRC", help="images; default: each checkpoint's training images"
     )
     parser.add_argument(
         "--table",

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from saga_fast.cli.options import add_overrides, check_outputs, user_path, user_text
+from saga_fast.cli.options import add_overrides, check_outputs, user_location, user_path
 from saga_fast.config_file import config_to_dict
 from saga_fast.errors import SagaError
 from saga_fast.importers import FORMATS
@@ -28,7 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("ckpt", type=user_path, metavar="CKPT", help="the file to convert")
     parser.add_argument("--out", type=user_path, required=True, metavar="OUT.pt", help="the checkpoint to write")
     parser.add_argument("--format", choices=FORMATS, help="default: detected")
-    parser.add_argument("--data", type=user_text, metavar="SRC", help="the images that it was or will be trained on")
+    parser.add_argument(
+        "--data", type=user_location, metavar="SRC", help="the images that it was or will be trained on"
+    )
     parser.add_argument(
         "--engine", default="folder", metavar="E", help=f"loader engine of --data: {', '.join(ENGINES)}"
     )

@@ -17,6 +17,7 @@ from saga_fast.loaders import ENGINES, LoaderOptions, Place, Source, engines_for
 from saga_fast.loaders.config import DataConfig
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.true_boxes import true_boxes_file
+from saga_fast.runtime.address import Location, is_address, redact
 from saga_fast.runtime.device import choose_device
 from saga_fast.runtime.files import check_writable, is_stream
 
@@ -35,13 +36,24 @@ RUN_FILES = (
 
 
 def user_path(text: str) -> Path:
-    """A path of the command line; ``~`` is the home folder, also where the shell leaves it: ``--out=~/x``."""
+    """A path of the command line; ``~`` is the home folder, also where the shell leaves it: ``--out=~/x``.
+
+    Raises:
+        ArgumentTypeError: an address.
+    """
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{redact(text)} is an address, and a path of this machine is expected")
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser fails without a home folder
 
 
 def user_text(text: str) -> str:
     """:func:`user_path` as a string."""
     return str(user_path(text))
+
+
+def user_location(text: str) -> Location:
+    """Images of the command line: an address as it is, anything else as :func:`user_path`."""
+    return text if is_address(text) else user_path(text)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -86,8 +98,15 @@ def add_loading(parser: argparse.ArgumentParser, *, batch_size: int | None = 64)
     default = "the protocol's" if batch_size is None else str(batch_size)
     parser.add_argument("--batch-size", type=int, default=batch_size, metavar="B", help=f"default: {default}")
     parser.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: all cores")
+    add_cache(parser)
     add_places(parser)
     add_device(parser)
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cache``."""
+    text = "folder for copies of remote files and of parquet files as Arrow; default: remote tar files are not copied"
+    parser.add_argument("--cache", type=user_path, metavar="DIR", help=text)
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -102,19 +121,27 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
 
 
-def chosen_engine(options: argparse.Namespace, path: Path | str) -> str:
+def chosen_engine(options: argparse.Namespace, path: Location) -> str:
     """``--engine``, or the default engine of a folder or .beton file."""
     engine: str | None = options.engine
     return engine or engines_for(path)[0]
 
 
 def chosen_source(options: argparse.Namespace, data: DataConfig) -> tuple[str, Source]:
-    """Engine and images of ``--data``; without ``--data`` those of the checkpoint's config."""
+    """Engine and images of ``--data``; without ``--data`` those of the checkpoint's config.
+
+    Raises:
+        SagaError: the checkpoint's images are at an address: nothing is fetched on behalf of a file that may be a
+            stranger's.
+    """
     if options.data:
         engine = chosen_engine(options, options.data)
-        return engine, open_source(engine, options.data)
+        return engine, open_source(engine, options.data, cache=options.cache)
+    if is_address(data.train):
+        address = redact(data.train)
+        raise SagaError(f"the checkpoint's images are at {address}: if you trust it, name it with --data")
     engine = options.engine or data.engine
-    return engine, open_source(engine, data.train, classes=data.classes)
+    return engine, open_source(engine, data.train, classes=data.classes, cache=options.cache)
 
 
 def loader_options(options: argparse.Namespace) -> LoaderOptions:
@@ -141,7 +168,7 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
                 raise SagaError(f"--{name.replace('_', '-')} must be positive, got {number}")
 
 
-def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | str | None]) -> None:
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Location | None]) -> None:
     """Check the files that a command writes, before its work.
 
     Args:
@@ -159,7 +186,7 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | str | 
         if is_stream(path):
             continue
         for given in given_files:
-            if given is not None and _holds(Path(given), path):
+            if given is not None and not is_address(given) and _holds(Path(given), path):
                 raise SagaError(f"cannot write to {path}, the command reads it: name another file")
         if any(_is_same(path, other) for other in files[:number]):
             raise SagaError(f"cannot write two outputs to {path}: name another file")

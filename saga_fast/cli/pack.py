@@ -1,13 +1,13 @@
-"""``saga-fast pack``: a folder of images as one FFCV file."""
+"""``saga-fast pack``: images as one FFCV file."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from saga_fast.cli.options import check_outputs, user_path
+from saga_fast.cli.options import add_cache, check_outputs, user_location, user_path
 from saga_fast.errors import SagaError
-from saga_fast.loaders import ImageFolder
+from saga_fast.loaders import open_source
 from saga_fast.loaders.engines import require_engine
 from saga_fast.loaders.true_boxes import copy_true_boxes
 from saga_fast.runtime.files import is_stream
@@ -19,13 +19,14 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "pack",
-        help="pack a folder of images into a .beton file for the ffcv engine",
-        description="Pack a folder of images into an FFCV file, OUT.beton, and the list of its images, OUT.beton.json:"
-        " the engine needs both. True object boxes (DIR/boxes.json) are copied to OUT.boxes.json. Indices do not"
-        " change, so box tables of the folder are valid for the file. Undecodable images are left out and listed in"
-        " OUT.beton.bad.txt.",
+        help="pack images into a .beton file for the ffcv engine",
+        description="Pack a folder of images, or what else the folder engine reads, into an FFCV file, OUT.beton, and"
+        " the list of its images, OUT.beton.json: the engine needs both. True object boxes (DIR/boxes.json) are copied"
+        " to OUT.boxes.json. Indices do not change, so box tables of the folder are valid for the file. Undecodable"
+        " images are left out and listed in OUT.beton.bad.txt.",
     )
-    parser.add_argument("source", type=user_path, metavar="DIR", help="DIR/CLASS/.../*.jpg, or DIR/*.jpg")
+    text = "DIR/CLASS/.../*.jpg or DIR/*.jpg; tar files, parquet files, an address"
+    parser.add_argument("source", type=user_location, metavar="DIR", help=text)
     parser.add_argument("out", type=user_path, metavar="OUT.beton")
     parser.add_argument(
         "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: pack only these"
@@ -67,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--chunk-size", type=int, default=16, metavar="N", help="images per task of a thread; default: %(default)s"
     )
+    add_cache(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.set_defaults(run=run)
 
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         raise SagaError(f"{options.out} is a device or a pipe: a .beton file is written at several places, name a file")
     bad_list = options.out.with_name(f"{options.out.name}.bad.txt")
     check_outputs([options.out, bad_list], [options.source, options.classes])
-    source = ImageFolder(options.source, classes=options.classes)
+    source = open_source("folder", options.source, classes=options.classes, cache=options.cache)
     bad = pack(
         source,
         options.out,

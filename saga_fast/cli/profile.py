@@ -23,8 +23,8 @@ from saga_fast.cli.options import (
     chosen_config,
     chosen_source,
     loader_options,
+    user_location,
     user_path,
-    user_text,
 )
 from saga_fast.configs import find_config
 from saga_fast.errors import SagaError
@@ -35,6 +35,7 @@ from saga_fast.profile.kernels import profile_kernels
 from saga_fast.profile.loaders import LoadersProfile, describe_bottleneck, profile_loaders, recommend
 from saga_fast.profile.rebuild import Cluster, predict
 from saga_fast.profile.train import profile_train
+from saga_fast.runtime.address import redact
 from saga_fast.runtime.device import choose_device
 from saga_fast.runtime.terminal import say
 from saga_fast.runtime.threads import usable_cores
@@ -67,7 +68,7 @@ def _add_loaders(subjects: Any) -> None:
         description="Each engine, thread count and batch size, compared with reading and decoding alone.",
     )
     parser.add_argument(
-        "--data", type=user_text, nargs="+", required=True, metavar="SRC", help="folders of images, .beton files"
+        "--data", type=user_location, nargs="+", required=True, metavar="SRC", help="folders of images, .beton files"
     )
     parser.add_argument("--engine", nargs="+", metavar="E", help="default: all engines that can read SRC")
     parser.add_argument("--size", type=int, default=224, metavar="S", help="side of the views; default: %(default)s")
@@ -92,7 +93,7 @@ def _add_att(subjects: Any) -> None:
     )
     parser.add_argument("--ckpt", type=user_path, required=True, metavar="PT", help="a saga-fast checkpoint")
     parser.add_argument(
-        "--data", type=user_text, metavar="SRC", help="images; default: the checkpoint's training images"
+        "--data", type=user_location, metavar="SRC", help="images; default: the checkpoint's training images"
     )
     add_loading(parser)
     parser.add_argument(
@@ -143,7 +144,8 @@ def run_loaders(options: argparse.Namespace) -> None:
     engines = options.engine or list(ENGINES)
     data = [(engine, path) for path in options.data for engine in engines_for(path) if engine in engines]
     if not data:
-        raise SagaError(f"none of the engines {', '.join(engines)} reads {', '.join(options.data)}")
+        names = ", ".join(redact(str(path)) for path in options.data)
+        raise SagaError(f"none of the engines {', '.join(engines)} reads {names}")
     profile = LoadersProfile(
         data=data,
         size=options.size,

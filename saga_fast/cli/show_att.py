@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from saga_fast.cli.options import add_engine, check_outputs, check_positive, chosen_engine, user_path
+from saga_fast.cli.options import (
+    add_cache,
+    add_engine,
+    check_outputs,
+    check_positive,
+    chosen_engine,
+    user_location,
+    user_path,
+)
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BoxTable, open_source
 from saga_fast.report.sheet import SORTS, draw_sheet, evenly_spaced, sheet_order, sheet_page
@@ -22,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         " spaced in the order of --sort, from the first to the last.",
     )
     parser.add_argument("table", type=user_path, metavar="T.safetensors", help="box table, from RUN/att/ or build-att")
-    parser.add_argument("--data", type=user_path, required=True, metavar="SRC", help="the images of the table")
+    parser.add_argument("--data", type=user_location, required=True, metavar="SRC", help="the images of the table")
     parser.add_argument(
         "--out", type=user_path, required=True, metavar="F", help="a .png file, or an .html page with captions"
     )
@@ -41,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
         "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: use only these"
     )
     add_engine(parser, default="ffcv for .beton files, else folder")
+    add_cache(parser)
     parser.set_defaults(run=run)
 
 
@@ -50,7 +59,8 @@ def run(options: argparse.Namespace) -> None:
     if options.out.suffix not in (".png", ".html"):
         raise SagaError(f"--out {options.out} must end in .png or .html")
     check_outputs([options.out], [options.table, options.other, options.data, options.classes])
-    source = open_source(chosen_engine(options, options.data), options.data, classes=options.classes)
+    engine = chosen_engine(options, options.data)
+    source = open_source(engine, options.data, classes=options.classes, cache=options.cache)
     table = BoxTable.open(options.table)
     reference = BoxTable.open(options.other) if options.other else None
     for checked in (table, reference):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from saga_fast.attention import AttentionConfig, build_box_table
 from saga_fast.checkpoint import Checkpoint, load_model, open_checkpoint
-from saga_fast.cli.options import add_loading, check_outputs, chosen_engine, loader_options, user_path
+from saga_fast.cli.options import add_loading, check_outputs, chosen_engine, loader_options, user_location, user_path
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
 from saga_fast.evaluate.features import FrozenModel
@@ -30,8 +30,9 @@ TestViews = Literal["whole", "att", "both"]
 def add_subject(parser: argparse.ArgumentParser, *, batch_size: int | None = 64) -> None:
     """Add ``--ckpt``, the images, the loader's options, ``--views`` and ``--json``."""
     parser.add_argument("--ckpt", type=user_path, required=True, metavar="CKPT", help="a saga-fast checkpoint")
-    parser.add_argument("--data", type=user_path, required=True, metavar="SRC", help="labelled images, CLASS/*.jpg")
-    parser.add_argument("--val", type=user_path, metavar="DIR", help="validation images, if SRC is the training images")
+    parser.add_argument("--data", type=user_location, required=True, metavar="SRC", help="labelled images, CLASS/*.jpg")
+    text = "validation images, if SRC is the training images"
+    parser.add_argument("--val", type=user_location, metavar="DIR", help=text)
     parser.add_argument(
         "--classes", type=user_path, metavar="TXT", help="file with one class folder per line: use only these"
     )
@@ -123,8 +124,8 @@ def open_subject(options: argparse.Namespace, *outputs: Path) -> Subject:
         OSError: ``--json`` or another output cannot be written.
     """
     train, val = options.data, options.val
-    if val is None and (options.data / "train").is_dir() and (options.data / "val").is_dir():
-        train, val = options.data / "train", options.data / "val"
+    if val is None and isinstance(train, Path) and (train / "train").is_dir() and (train / "val").is_dir():
+        train, val = train / "train", train / "val"
     if options.views == "whole" and (options.table or options.val_table):
         raise SagaError("--table and --val-table are for --views att or both")
     tables = (options.table, options.val_table)
@@ -137,8 +138,8 @@ def open_subject(options: argparse.Namespace, *outputs: Path) -> Subject:
         config=checkpoint.config,
         model=place_model(checkpoint.model(), device, channels_last=channels_last),
         engine=engine,
-        train=open_source(engine, train, classes=options.classes),
-        val=open_source(engine, val, classes=options.classes) if val is not None else None,
+        train=open_source(engine, train, classes=options.classes, cache=options.cache),
+        val=open_source(engine, val, classes=options.classes, cache=options.cache) if val is not None else None,
         options=options,
     )
     images = "none" if subject.val is None else subject.val.fingerprint

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from saga_fast.errors import SagaError
 from saga_fast.loaders.config import DemoDataConfig
 from saga_fast.loaders.true_boxes import find_true_boxes, true_boxes_file
+from saga_fast.runtime.address import Location
 
 _SKIMAGE = ("skimage", "data")
 _SKLEARN = ("sklearn", "datasets", "images")
@@ -88,7 +89,7 @@ def make_demo_data(root: Path, config: DemoDataConfig = DemoDataConfig()) -> Non
                 raise
 
 
-def demo_boxes(source_root: Path, paths: Sequence[str]) -> npt.NDArray[np.float32]:
+def demo_boxes(source_root: Location, paths: Sequence[str]) -> npt.NDArray[np.float32]:
     """The true box of each image: (N, 4) float32 [x_min, y_min, w, h], normalised.
 
     Args:

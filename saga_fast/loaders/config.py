@@ -8,6 +8,7 @@ from typing import Literal
 
 from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.loader import Place
+from saga_fast.runtime.address import is_address, redact
 
 MAX_SIDE = 16384
 """Of views and images, pixels."""
@@ -77,9 +78,11 @@ class DataConfig:
     """The images, and how they are read."""
 
     train: str
-    """Folder of training images: CLASS/*.jpg, or images without classes."""
+    """Training images: a folder, CLASS/*.jpg or images without classes, or another source of docs/data.md."""
     val: str | None = None
-    """Folder of validation images with the same classes, for kNN during training."""
+    """Validation images with the same classes, for kNN during training."""
+    cache: str | None = None
+    """Folder for copies of remote files and of parquet files as Arrow; null: remote tar files are not copied."""
     classes: str | None = None
     """Text file whose lines begin with the class folders to use (ImageNet-100's list); null: all."""
     true_boxes: bool = False
@@ -102,6 +105,8 @@ class DataConfig:
     """Larger images count as undecodable; at most the default."""
 
     def __post_init__(self) -> None:
+        if self.generate is not None and is_address(self.train):
+            raise ValueError(f"data.generate makes images in a folder, and train is an address: {redact(self.train)}")
         if not 1 <= self.max_pixels <= MAX_PIXELS:
             raise ValueError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {self.max_pixels}")
         if not 0.0 <= self.max_bad_fraction <= 1.0:

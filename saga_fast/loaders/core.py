@@ -19,6 +19,7 @@ from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.device_images import ImageStream
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan, view_bytes, view_sides
+from saga_fast.loaders.read_ahead import ReadAhead
 from saga_fast.loaders.source import Source
 from saga_fast.runtime.device import to_device
 from saga_fast.runtime.threads import end_pool
@@ -34,12 +35,15 @@ class Epoch:
     """One iteration of a loader: its plan, and what its batches are made with.
 
     Attributes:
+        ahead: reads in progress.
+        source: the images, read from ``ahead``.
         sides: (V,) int64, side of each view, pixels.
         view_bytes: bytes of all views of an image.
     """
 
     def __init__(self, loader: Loader, memory: BatchMemory) -> None:
-        self.source: Source = loader.source
+        self.ahead = ReadAhead(loader.source)
+        self.source: Source = self.ahead.source
         self.plan: Plan = loader.plan
         self.options: ResolvedOptions = loader.options
         self.bad: BadImages = loader.bad
@@ -112,7 +116,7 @@ class PrefetchLoader(Loader, ABC):
         self.memory = BatchMemory(keep=options.prefetch + 2)
 
     @abstractmethod
-    def start_epoch(self, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
+    def start_epoch(self, epoch: Epoch, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
         """A function that submits the tasks of a batch, whose indices (B,) int64 it is given, for one iteration.
 
         Batches are waited for in the order in which they were started, in the caller's thread.
@@ -122,10 +126,12 @@ class PrefetchLoader(Loader, ABC):
         batches = self.index_batches()
         ahead: deque[PendingBatch] = deque()
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-decode")
-        start_batch = self.start_epoch(pool)
+        epoch = Epoch(self, self.memory)
+        start_batch = self.start_epoch(epoch, pool)
         try:
             while True:
                 while len(ahead) <= self.options.prefetch and (indices := next(batches, None)) is not None:
+                    epoch.ahead.start(indices)
                     ahead.append(start_batch(indices))
                 if not ahead:
                     return
@@ -133,6 +139,7 @@ class PrefetchLoader(Loader, ABC):
                 if len(batch.index):
                     yield batch
         finally:
+            epoch.ahead.stop()  # before the threads end, which may wait for it
             batches.close()
             end_pool(pool)
             if ahead and self.options.crop == "gpu":  # closed early

@@ -15,10 +15,14 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.config import MAX_THREADS
 from saga_fast.loaders.decode import MAX_PIXELS
+from saga_fast.loaders.hugging_face import HuggingFaceImages, is_hugging_face
 from saga_fast.loaders.loader import Loader, LoaderOptions, Place, ResolvedOptions
+from saga_fast.loaders.packages import require_packages
 from saga_fast.loaders.plan import Plan
+from saga_fast.loaders.remote.open import open_remote
 from saga_fast.loaders.shards import Shards, is_shards
 from saga_fast.loaders.source import Source
+from saga_fast.runtime.address import Location, as_location, is_address, redact
 from saga_fast.runtime.threads import usable_cores
 
 log = logging.getLogger(__name__)
@@ -74,31 +78,39 @@ ENGINES = {
 }
 
 
-def open_source(engine: str, path: Path | str, *, classes: Path | str | None = None) -> Source:
-    """The data set at a path, for an engine.
+def open_source(
+    engine: str, path: Location, *, classes: Path | str | None = None, cache: Path | str | None = None
+) -> Source:
+    """The data set at a path or an address, for an engine.
 
     Args:
         engine: a name in ``ENGINES``.
-        path: a folder of images; a tar file of images, or a folder that holds such files and nothing else; for
-            ``ffcv`` a file that ``saga-fast pack`` wrote.
+        path: a folder of images; a tar file of images, or a folder that holds such files and nothing else; a folder of
+            Hugging Face's ``save_to_disk``, a parquet file, or a folder of these; tar or parquet files at an address,
+            see :func:`open_remote`; for ``ffcv`` a file that ``saga-fast pack`` wrote.
         classes: see :class:`ImageFolder`.
+        cache: folder for copies of remote files, and for converted parquet files; None: see :func:`open_remote` and
+            :class:`HuggingFaceImages`.
 
     Raises:
-        SagaError: no such engine, another engine's file, or what :class:`ImageFolder`, :class:`Shards` or ``Beton``
-            refuses.
+        SagaError: no such engine, another engine's file, or what :class:`ImageFolder`, :class:`Shards`,
+            :class:`HuggingFaceImages`, :func:`open_remote` or ``Beton`` refuses.
     """
-    entry = require_engine(engine)
-    _check_form(engine, entry, Path(path))
-    if is_shards(Path(path)) and not entry.suffix:
-        if classes:
-            raise SagaError(f"a class list ({classes}) goes with a folder of images, {path} is tar files")
-        return Shards(path)
-    return cast(Source, _load(entry.source)(path, classes=classes))
+    entry, path = require_engine(engine), as_location(path)
+    _check_form(engine, entry, path)
+    if entry.suffix or not (is_address(path) or _is_listed(path)):
+        return cast(Source, _load(entry.source)(path, classes=classes))
+    if classes:
+        raise SagaError(f"a class list ({classes}) goes with a folder of images, which {redact(str(path))} is not")
+    folder = None if cache is None else Path(cache)
+    if is_address(path):
+        return open_remote(path, cache=folder)
+    return Shards(path) if is_shards(Path(path)) else HuggingFaceImages(path, cache=folder)
 
 
 def open_loader(
     engine: str,
-    source: Source | Path | str,
+    source: Source | Location,
     plan: Plan,
     options: LoaderOptions = LoaderOptions(),
     *,
@@ -144,6 +156,11 @@ def open_loader(
     return cast(Loader, loader(source, plan, resolved, BadImages(source) if bad is None else bad))
 
 
+def _is_listed(path: Location) -> bool:
+    """Whether the files at a path hold lists of images, other than a folder of images."""
+    return is_shards(Path(path)) or is_hugging_face(Path(path))
+
+
 def _resolve(name: str, engine: Engine, options: LoaderOptions) -> ResolvedOptions:
     """
     Raises:
@@ -180,10 +197,10 @@ def _resolve(name: str, engine: Engine, options: LoaderOptions) -> ResolvedOptio
     )
 
 
-def engines_for(path: Path | str) -> list[str]:
+def engines_for(path: Location) -> list[str]:
     """The names of the engines that read this data, installed or not, the default engine first."""
     suffixes = {engine.suffix for engine in ENGINES.values() if engine.suffix}
-    suffix = "" if Path(path).is_dir() else Path(path).suffix
+    suffix = "" if is_address(path) or Path(path).is_dir() else Path(path).suffix
     return [name for name, engine in ENGINES.items() if engine.suffix == (suffix if suffix in suffixes else "")]
 
 
@@ -196,11 +213,7 @@ def require_engine(name: str) -> Engine:
     if name not in ENGINES:
         raise SagaError(f"no such engine: {name!r}, have {', '.join(ENGINES)}")
     engine = ENGINES[name]
-    for package in engine.packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise SagaError(f"engine {name} needs {package} ({error}): {engine.install}") from error
+    require_packages(f"engine {name}", engine.packages, engine.install)
     return engine
 
 
@@ -210,11 +223,17 @@ def _load(name: str) -> Callable[..., object]:
     return cast(Callable[..., object], getattr(importlib.import_module(module), attribute))
 
 
-def _check_form(name: str, engine: Engine, path: Path) -> None:
+def _check_form(name: str, engine: Engine, path: Location) -> None:
     """
     Raises:
         SagaError: ``path`` is a file of another engine.
     """
+    if is_address(path):
+        if engine.suffix:
+            readers = " or ".join(engines_for(path))
+            raise SagaError(f"engine {name} reads files of this machine, {redact(path)} is for --engine {readers}")
+        return
+    path = Path(path)
     by_suffix = {entry.suffix: key for key, entry in ENGINES.items() if entry.suffix}
     if path.suffix in by_suffix and not engine.suffix and not path.is_dir():
         raise SagaError(f"engine {name} reads folders of images, {path} is for --engine {by_suffix[path.suffix]}")

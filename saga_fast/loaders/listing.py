@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from saga_fast.errors import SagaError
 from saga_fast.loaders.names import Names, encode_names
 from saga_fast.runtime.cache import VARIABLE, cache_folder
+from saga_fast.runtime.files import locked
 
 Columns = dict[str, npt.NDArray[Any]]
 Rows = tuple[list[str], Columns]
@@ -108,7 +108,7 @@ def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: floa
     base = cache_folder("listings")
     folder, new = base / key, base / f"{key}.new"
     try:
-        with _locked(base / f"{key}.lock"):
+        with locked(base / f"{key}.lock"):
             by_another = _finished(folder) >= begun
             if not by_another:
                 shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
@@ -122,14 +122,6 @@ def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: floa
             f"the names of a large data set cannot be kept in {base}: {error.strerror or error};"
             f" {VARIABLE} chooses another folder"
         ) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that a kill releases, after waiting for it."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(folder: Path, parts: Iterable[Columns], finish: Finish) -> None:

@@ -6,9 +6,10 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
+from saga_fast.runtime.address import Location
+
+Member = tuple[str, int, int, int]
+"""Name, offset and size in bytes, and label or -1 of an image in a tar."""
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 BESIDE_TARS = (".parquet", ".json", ".csv", ".idx")
@@ -34,6 +39,10 @@ class Shards:
     An image's label is, in this order: that of the member with its name and the ending ``.cls`` (a number) or
     ``.json`` (an object with a number ``cls`` or ``label``) in the same tar; the first folder in its member name; none.
 
+    Args:
+        root: the file or folder.
+        files: the tar files, if they are copies of what is at ``root``; None: those at ``root``.
+
     Attributes:
         root: the file or folder.
         paths: N member names; position i is image index i.
@@ -44,11 +53,12 @@ class Shards:
         SagaError: no such file, a compressed tar, not a tar, one that is cut, a label that is no number, or no image.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
-        self._files = _tars(self.root)
+    def __init__(self, root: Path | str, *, files: Sequence[Path] | None = None) -> None:
+        self.root: Location = Path(root) if files is None else root
+        self._files = _tars(Path(root)) if files is None else list(files)
         folders: dict[str, int] = {}
-        listing = make_listing(f"tars {self.root.resolve()}", self._rows(folders), lambda rows: _classes(rows, folders))
+        identity = f"tars {Path(root).resolve() if files is None else root}"
+        listing = make_listing(identity, self._rows(folders), lambda columns: classes_of(columns, folders))
         if not len(listing):
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
         self.paths: Sequence[str] = listing.names
@@ -57,29 +67,9 @@ class Shards:
         self._columns = listing.columns
 
     def _rows(self, folders: dict[str, int]) -> Iterator[Rows]:
-        """The images of each tar; ``folders`` gets a number for each first folder of a member name, "" for none."""
         for number, path in enumerate(self._files):
-            try:
-                members = list(_members(path))
-            except SagaError:
-                raise
-            except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-                raise SagaError(f"not an uncompressed tar file, or one that is cut: {path}: {error}") from error
-            except OSError as error:
-                raise SagaError(f"cannot read {path}: {error.strerror or error}") from error
-            names = [name for name, _, _, _ in members]
-            numbers = np.array([row[1:] for row in members], np.int64).reshape(-1, 3)
-            firsts = [_first_folder(name) for name in names]
-            yield (
-                names,
-                {
-                    "file": np.full(len(names), number, np.int32),
-                    "offset": numbers[:, 0],
-                    "size": numbers[:, 1],
-                    "label": numbers[:, 2],
-                    "folder": np.array([folders.setdefault(first, len(folders)) for first in firsts], np.int32),
-                },
-            )
+            with one_line_errors(path):
+                yield rows_of(list(_members(path)), number, folders)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -128,23 +118,46 @@ def _tars(root: Path) -> list[Path]:
     return [path for path in files if path.name.endswith(".tar")] if root.is_dir() else files
 
 
-def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset, size, label or -1) of a tar's images; a label may come before its image or after it."""
-    images: list[tuple[str, int, int]] = []
-    labels: dict[str, int] = {}
+@contextmanager
+def one_line_errors(where: Location) -> Iterator[None]:
+    """
+    Raises:
+        SagaError: in place of the errors of reading a tar.
+    """
+    try:
+        yield
+    except SagaError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+        raise SagaError(f"not an uncompressed tar file, or one that is cut: {where}: {error}") from error
+    except OSError as error:
+        raise SagaError(f"cannot read {where}: {error.strerror or error}") from error
+
+
+def _members(path: Path) -> Iterator[Member]:
     if not path.is_file():  # a FIFO would be waited for
         raise OSError("no such file, or not a regular one")
-    with tarfile.open(path, "r:") as tar:
+    with path.open("rb") as file:
+        yield from members(file, path)
+
+
+def members(file: IO[bytes], where: Location) -> Iterator[Member]:
+    """The images of a tar; a label may come before its image or after it."""
+    images: list[tuple[str, int, int]] = []
+    labels: dict[str, int] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps all of them
             name = member.name.removeprefix("./")
             if not member.isreg() or member.issparse() or PurePosixPath(name).name.startswith("."):
                 continue
+            if "\0" in name:
+                raise ValueError(f"a member has the name {name!r}")
             if name.lower().endswith(EXTENSIONS):
                 images.append((name, member.offset_data, member.size))
             elif name.endswith((".cls", ".json")):
                 content: Any = tar.extractfile(member)
-                label = _number(content.read(2**20), f"{path}: {repr(name)[1:-1]}", is_json=name.endswith(".json"))
+                label = _number(content.read(2**20), f"{where}: {repr(name)[1:-1]}", is_json=name.endswith(".json"))
                 if label is not None:
                     labels[_key(name)] = label
     yield from ((name, offset, size, labels.get(_key(name), -1)) for name, offset, size in images)
@@ -171,16 +184,35 @@ def _number(content: bytes, where: str, *, is_json: bool) -> int | None:
     return value
 
 
+def rows_of(members: Sequence[Member], file: int, folders: dict[str, int]) -> Rows:
+    """The rows of a tar's images.
+
+    Args:
+        members: the images.
+        file: the tar's number.
+        folders: gets a number for each first folder of a member name, "" for none.
+    """
+    names = [name for name, _, _, _ in members]
+    numbers = np.array([row[1:] for row in members], np.int64).reshape(-1, 3)
+    return names, {
+        "file": np.full(len(names), file, np.int32),
+        "offset": numbers[:, 0],
+        "size": numbers[:, 1],
+        "label": numbers[:, 2],
+        "folder": np.array([folders.setdefault(_first_folder(name), len(folders)) for name in names], np.int32),
+    }
+
+
 def _first_folder(name: str) -> str:
     parts = PurePosixPath(name).parts
     return parts[0] if len(parts) > 1 else ""
 
 
-def _classes(columns: Columns, folders: Mapping[str, int]) -> tuple[str, ...]:
+def classes_of(columns: Columns, folders: Mapping[str, int]) -> tuple[str, ...]:
     """The classes; the labels of a data set without numbers become those of its folders.
 
     Args:
-        columns: see :meth:`Shards._rows`.
+        columns: see :func:`rows_of`.
         folders: the numbers of the column ``folder``.
     """
     labels = columns["label"]

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from saga_fast.loaders.names import Names
+from saga_fast.runtime.address import Location
 
 
 class Source(Protocol):
     """A data set in a fixed order: position i is image index i in any form of storage.
 
     Attributes:
-        root: where the images are stored.
         paths: N relative posix paths.
         labels: (N,) int64, position in ``classes``, or -1.
         classes: names of the classes, () for unlabelled images.
     """
 
-    root: Path
     paths: Sequence[str]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
+
+    @property
+    def root(self) -> Location:
+        """Where the images are stored: a path, or an address without its secrets."""
 
     @property
     def fingerprint(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.errors import SagaError
+from saga_fast.runtime.address import Location, is_address, redact
 from saga_fast.runtime.files import read_file, write_text
 
 Float32 = npt.NDArray[np.float32]
@@ -24,13 +25,22 @@ ROUNDING = 1e-3
 """A box may leave its image by this much: boxes written with three digits do."""
 
 
-def true_boxes_file(source_root: Path) -> Path:
-    """The path of a data set's true boxes: in its folder, or next to the file that ``saga-fast pack`` made of it."""
+def true_boxes_file(source_root: Location) -> Path:
+    """The path of a data set's true boxes: in its folder, or next to the file that ``saga-fast pack`` made of it.
+
+    Raises:
+        SagaError: a data set at an address.
+    """
+    if is_address(source_root):
+        raise SagaError(f"true boxes are read from a file of this machine, and the images are at {redact(source_root)}")
+    source_root = Path(source_root)
     return source_root.with_suffix(".boxes.json") if source_root.suffix == ".beton" else source_root / "boxes.json"
 
 
-def copy_true_boxes(source_root: Path, target_root: Path) -> None:
+def copy_true_boxes(source_root: Location, target_root: Path) -> None:
     """Copy a data set's true boxes, if it has any, to the place of those of the data set packed from it."""
+    if is_address(source_root):
+        return
     file = true_boxes_file(source_root)
     if file.is_file():
         write_text(true_boxes_file(target_root), file.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders import CropPlan, LoaderOptions, Place, open_loader, open_source
 from saga_fast.profile.figures import Row
 from saga_fast.profile.measure import Measured, batches, decoding, measure
+from saga_fast.runtime.address import Location
 
 CLOSE = 0.97
 """Rates within 3 % of the best count as equal; of these, fewer threads and smaller batches are preferred."""
@@ -31,7 +32,7 @@ class LoadersProfile:
         decode, crop: where images are decoded and cropped.
     """
 
-    data: Sequence[tuple[str, str]]
+    data: Sequence[tuple[str, Location]]
     size: int = 224
     num_views: int = 2
     threads: Sequence[int]
@@ -106,7 +107,9 @@ def _engine_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if "engine" in row and "error" not in row]
 
 
-def _engine_row(profile: LoadersProfile, engine: str, path: str, threads: int, batch_size: int, limit: Measured) -> Row:
+def _engine_row(
+    profile: LoadersProfile, engine: str, path: Location, threads: int, batch_size: int, limit: Measured
+) -> Row:
     name = f"{engine}, {profile.num_views} views, {threads} threads, batches of {batch_size}"
     facts = {"engine": engine, "threads": threads, "batch_size": batch_size, "prefetch": profile.prefetch}
     try:

@@ -57,7 +57,8 @@ def profile_train(config: TrainConfig, *, seconds: float) -> Iterator[Row]:
         seconds: approximate time per row.
     """
     device = choose_device(config.device)
-    source = open_source(config.data.engine, config.data.train, classes=config.data.classes)
+    data = config.data
+    source = open_source(data.engine, data.train, classes=data.classes, cache=data.cache)
     model = build_model(config, source)
     place_model(model, device, channels_last=config.channels_last)
     options = replace(config.loader_options(device), shuffle=True, drop_last=True)

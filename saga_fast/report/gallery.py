@@ -20,6 +20,7 @@ from saga_fast.loaders.decode import DecodeError, decode_image
 from saga_fast.loaders.true_boxes import TrueBoxes, find_true_boxes, true_boxes_file
 from saga_fast.report.heat import Heatmaps, checkpoint_heatmaps, overlay
 from saga_fast.report.runs import Run, short_path
+from saga_fast.runtime.address import as_location, is_address, redact
 
 IMAGES = 12
 RENEWALS = 5  # more boxes on one picture cannot be told apart
@@ -97,8 +98,8 @@ class _Overlays:
 def make_gallery(run: Run) -> Gallery | None:
     """The gallery of a run, None for a run without box tables.
 
-    If the images were deleted or changed since the run, the gallery is a note without pictures: the rest of the report
-    is still valid.
+    If the images were deleted or changed since the run, or are at an address, the gallery is a note without pictures:
+    the rest of the report is still valid. Nothing is fetched on behalf of a run folder, which may be a stranger's.
 
     Raises:
         SagaError: a box table or ``boxes.json`` that cannot be read.
@@ -109,7 +110,9 @@ def make_gallery(run: Run) -> Gallery | None:
         return None
     shown = spread(existing, RENEWALS)
     tables = [(record["epoch"], BoxTable.open(run.folder / record["table"])) for record in shown]
-    root = Path(str(run.setting("data.train") or "data.train"))
+    root = as_location(str(run.setting("data.train") or "data.train"))
+    if is_address(root):
+        return Gallery(name=run.name, note=f"No pictures: images at an address, {redact(root)}, are not fetched.")
     try:
         images = open_source(engines_for(root)[0], root)
         for _, table in tables:

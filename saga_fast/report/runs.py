@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from saga_fast.errors import SagaError
+from saga_fast.runtime.address import redact
 from saga_fast.runtime.files import read_file
 from saga_fast.runtime.metrics import read_metrics
 from saga_fast.runtime.strict_yaml import read_yaml
@@ -78,14 +79,14 @@ def points(records: Iterable[Record], key: str) -> list[Point]:
 
 
 def short_path(text: str) -> str:
-    """The last two parts of an absolute path; other text is returned unchanged.
+    """The last two parts of an absolute path, an address without its secrets; other text is returned unchanged.
 
     Reports are sent to other people, and full paths would show the author's user name.
     """
     for kind in (PurePosixPath, PureWindowsPath):
         if (path := kind(text)).is_absolute():
             return "/".join(["…", *path.parts[1:][-2:]])
-    return text
+    return redact(text)
 
 
 def public_config(value: Any) -> Any:

@@ -39,7 +39,7 @@ def measure_rates(config: TrainConfig, *, seconds: float) -> Rates:
     """
     rows = {row["name"]: row for row in profile_train(config, seconds=seconds)}
     source, val = (
-        open_source(config.data.engine, path, classes=config.data.classes)
+        open_source(config.data.engine, path, classes=config.data.classes, cache=config.data.cache)
         for path in (config.data.train, config.data.val or config.data.train)
     )
     device = choose_device(config.device)

@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,22 @@ def lock_file(path: Path) -> IO[bytes] | None:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # between its opening and its locking the holder removed it
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block, after waiting for other threads and processes that do.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while (lock := lock_file(path)) is None:
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()
 
 
 def read_file(path: Path, limit: int) -> bytes:

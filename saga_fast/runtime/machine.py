@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from saga_fast.runtime.address import redact
+
 PACKAGES = (
     *("torch", "torchvision", "triton", "timm", "numba", "numpy", "pillow"),
     *("simplejpeg", "ffcv", "nvidia-dali-cuda130", "grad-cam"),
@@ -74,11 +76,12 @@ def _output(command: list[str]) -> str:
 
 
 def command() -> str:
-    """The command line of this process, absolute paths cut to their last part because results are published."""
+    """The command line of this process as it may be published: absolute paths cut to their last part, no secrets."""
     program, *arguments = sys.argv
     name = Path(program).name
     start = "saga-fast" if name in ("saga-fast", "__main__.py") else f"python {program}"
-    return " ".join(Path(part).name if Path(part).is_absolute() else part for part in (*start.split(), *arguments))
+    parts = (Path(part).name if Path(part).is_absolute() else part for part in (*start.split(), *arguments))
+    return redact(" ".join(parts))
 
 
 def provenance() -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _check_parts(config: TrainConfig) -> None:
 
 
 def _open_source(config: TrainConfig, path: str) -> Source:
-    source = open_source(config.data.engine, path, classes=config.data.classes)
+    source = open_source(config.data.engine, path, classes=config.data.classes, cache=config.data.cache)
     check_same({"the data set": source.fingerprint})
     return source
 

@@ -49,7 +49,7 @@ def position(state: dict[str, Any]) -> str:
 
 def _result_config(config: TrainConfig) -> dict[str, Any]:
     """The config without the keys that do not change a run's result; the data set is compared by its fingerprint."""
-    data = replace(config.data, train="", val=None, threads=None, prefetch=0, max_bad_fraction=1.0)
+    data = replace(config.data, train="", val=None, cache=None, threads=None, prefetch=0, max_bad_fraction=1.0)
     return config_to_dict(
         replace(
             config,

@@ -251,7 +251,7 @@ def test_tables_are_not_kept(packed: dict[str, Path]) -> None:
 def test_more_records_than_16_bits_count(tmp_path: Path) -> None:
     from saga_fast.loaders.ffcv.beton import sidecar_path
     from saga_fast.loaders.ffcv.decoder import RAW
-    from saga_fast.loaders.ffcv.pack import write_sidecar
+    from saga_fast.loaders.ffcv.pack import PackedImages, write_sidecar
     from saga_fast.loaders.ffcv.writer import BetonWriter
 
     count, gone = 70_000, 123
@@ -263,14 +263,8 @@ def test_more_records_than_16_bits_count(tmp_path: Path) -> None:
         records = writer.finish()
     labels = [i % 1000 for i in range(count)]
     classes = [f"{i:03}" for i in range(1000)]
-    about: dict[str, Any] = {
-        "paths": paths,
-        "labels": labels,
-        "classes": classes,
-        "bad": {gone: "noise"},
-        "options": {},
-    }
-    write_sidecar(sidecar_path(path), path, records, **about)
+    images = PackedImages(paths=paths, labels=labels, classes=classes, bad={gone: "noise"}, options={})
+    write_sidecar(sidecar_path(path), path, records, images)
     table = make_table(count)
     loader = open_beton(path, CropPlan(size=1, seed=0, table=table), batch_size=10_000, shuffle=True)
     views, index, label = joined(loader)

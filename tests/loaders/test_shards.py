@@ -1,12 +1,12 @@
 """Shards: images in tar files, read where they lie, with the labels that come with them; nothing is extracted."""
 
-import io
+import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from tar_files import make_folder, make_jpeg, write_tar
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import (
@@ -21,31 +21,9 @@ from saga_fast.loaders import (
 )
 
 
-def make_jpeg(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 31, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes], *, mode: str = "w", style: int = tarfile.PAX_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode, format=style) as tar:  # type: ignore[call-overload]
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    root = tmp_path_factory.mktemp("images")
-    for number in range(23):
-        path = root / f"class {number % 3}" / f"{number:02}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(make_jpeg(number))
-    return ImageFolder(root)
+    return make_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -149,6 +127,25 @@ def test_a_folder_of_img2dataset_is_its_tars(tmp_path: Path) -> None:
     source = open_source("folder", tmp_path)
     assert isinstance(source, Shards)
     assert (source.paths, source.classes, source.labels.tolist()) == (["0.jpg", "1.jpg"], (), [-1, -1])
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves the file open
+@pytest.mark.parametrize("label", ["cls", "json"])
+def test_shards_of_webdataset(folder: ImageFolder, tmp_path: Path, label: str) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    path = tmp_path / "00000.tar"
+    with webdataset.TarWriter(str(path)) as writer:
+        for index, number in enumerate(folder.labels.tolist()):
+            value = number if label == "cls" else {"label": number, "caption": "a cat"}
+            writer.write({"__key__": f"part/sample {index:03}", "jpg": folder.read(index), label: value})
+    source = Shards(path)
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    assert len(source) == len(samples) == len(folder)
+    for index, sample in enumerate(samples):
+        assert source.read(index) == sample["jpg"] == folder.read(index)
+        read = json.loads(sample[label])
+        assert source.labels[index] == (read if label == "cls" else read["label"]) == folder.labels[index]
+    assert source.classes == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "X.TAR.GZ", "x.tar.bz2", "x.tar.zst"])

@@ -84,12 +84,16 @@ class DaliLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.options.threads, thread_name_prefix="saga-fast-dali")
-        batches = self._batches(CpuCrops(Epoch(self, self._memory), pool), pool)
+        epoch = Epoch(self, self._memory)
+        batches = self._batches(CpuCrops(epoch, pool), pool)
         try:
             with closing(batches), closing(_one_ahead(batches) if self._driver else batches) as ready:
-                for batch in ready:
-                    if len(batch.index):
-                        yield batch
+                try:
+                    for batch in ready:
+                        if len(batch.index):
+                            yield batch
+                finally:
+                    epoch.ahead.stop()  # before the driver and the threads end, which may wait for it
         finally:
             end_pool(pool)
 
@@ -137,7 +141,7 @@ class DaliLoader(Loader):
         by DALI's worker processes either, which would not see a new table.
         """
         ahead: deque[list[Future[_Read]]] = deque()
-        for indices in self.index_batches():
+        for indices in crops.epoch.ahead.lead(self.index_batches(), self.options.prefetch):
             parts = crops.epoch.tasks(len(indices))
             ahead.append([pool.submit(self._read, crops, indices[part]) for part in parts])
             if len(ahead) > min(self.options.prefetch, 1):
@@ -146,7 +150,9 @@ class DaliLoader(Loader):
             yield _join([task.result() for task in ahead.popleft()])
 
     def _read(self, crops: CpuCrops, indices: Int64) -> _Read:
-        files = [b"" if index in self._refused else _read_bytes(self.source, index) for index in indices.tolist()]
+        files = [
+            b"" if index in self._refused else _read_bytes(crops.epoch.source, index) for index in indices.tolist()
+        ]
         all_sizes = jpeg_sizes(files, self.options.max_pixels)
         rows, cropped_rows = np.flatnonzero(all_sizes[:, 0]), np.flatnonzero(all_sizes[:, 0] == 0)
         epoch = crops.epoch

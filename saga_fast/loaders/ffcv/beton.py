@@ -2,13 +2,15 @@
 
 The file has the fields image, label and index: FFCV's loader reads it too. A record's ``index`` is the
 image's position in the packed folder, so images that could not be decoded and have no record do not shift the others.
-The list (``X.beton.json``) holds the paths of all images, and so the fingerprint that box tables record.
+The list (``X.beton.json``) holds the paths of all images, and so the fingerprint that box tables record; that of a data
+set which is not told by its paths alone is ``dataset``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -76,7 +78,7 @@ class Beton:
         self.labels: Int64 = np.array(about["labels"], np.int64)
         self.classes: tuple[str, ...] = tuple(about["classes"])
         self.bad: dict[int, str] = dict(about["bad"])
-        self.fingerprint = fingerprint(self.paths)
+        self.fingerprint: str = about.get("dataset", about["fingerprint"])
         if classes is not None and tuple(sorted(_read_classes(Path(classes)))) != self.classes:
             raise SagaError(
                 f"{self.root} was packed with other classes than {classes} lists: pack again with --classes {classes}"
@@ -232,5 +234,6 @@ def _is_whole(about: dict[str, Any]) -> bool:
         and all(type(label) is int and -1 <= label < len(classes) for label in labels)
         and all(isinstance(row, list) and [type(item) for item in row] == [int, str] for row in bad)
         and about.get("fingerprint") == fingerprint(paths)
+        and re.fullmatch(rf"{len(paths)}-[0-9a-f]{{16}}", str(about.get("dataset", about["fingerprint"]))) is not None
         and about.get("contents_sha256") in (None, contents_digest(labels, classes, bad))
     )

@@ -59,9 +59,9 @@ class FfcvLoader(PrefetchLoader):
                 height, width = source.sizes[source.row[index]]
                 self.bad.add(index, f"{width} x {height} pixels are more than {options.max_pixels}")
 
-    def start_epoch(self, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
+    def start_epoch(self, epoch: Epoch, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
         """See :meth:`PrefetchLoader.start_epoch`."""
-        return _Crops(self, pool).start
+        return _Crops(self.source, epoch, pool).start
 
 
 class _Images:
@@ -82,11 +82,11 @@ class _Images:
 class _Crops:
     """Batches of one iteration, cropped on the CPU, or decoded whole and cropped on the GPU."""
 
-    def __init__(self, loader: FfcvLoader, pool: ThreadPoolExecutor) -> None:
-        self._source, self._epoch, self._pool = loader.source, Epoch(loader, loader.memory), pool
-        self._address = loader.source.address()
-        self._scratch = _Scratch(loader.source)
-        self._stream = ImageStream(loader.options.device)
+    def __init__(self, source: Beton, epoch: Epoch, pool: ThreadPoolExecutor) -> None:
+        self._source, self._epoch, self._pool = source, epoch, pool
+        self._address = source.address()
+        self._scratch = _Scratch(source)
+        self._stream = ImageStream(epoch.options.device)
 
     def start(self, indices: Int64) -> PendingBatch:
         """Draw the batch's windows and submit its tasks."""

@@ -1,4 +1,4 @@
-"""Packing of a folder of images into a .beton file and its list."""
+"""Packing of images into a .beton file and its list."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from saga_fast.loaders.ffcv.beton import (
 from saga_fast.loaders.ffcv.decoder import JPEG, PLANES, RAW, decodes
 from saga_fast.loaders.ffcv.writer import BetonWriter
 from saga_fast.loaders.ffcv.yuv420 import planes_of_jpeg, planes_of_pixels
-from saga_fast.loaders.image_folder import ImageFolder
-from saga_fast.loaders.source import fingerprint
+from saga_fast.loaders.read_ahead import ReadAhead
+from saga_fast.loaders.source import Source, fingerprint
 from saga_fast.runtime.files import replacing
 from saga_fast.version import __version__
 
@@ -96,8 +96,27 @@ class _Stored:
     data: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedImages:
+    """All images that were packed.
+
+    Attributes:
+        paths, labels, classes: as :class:`Source` has them.
+        bad: why images have no record, by index.
+        options: how the images were stored, for the reader's information.
+        dataset: the data set's fingerprint; None: that of ``paths``.
+    """
+
+    paths: Sequence[str]
+    labels: list[int]
+    classes: Sequence[str]
+    bad: Mapping[int, str]
+    options: Mapping[str, object]
+    dataset: str | None = None
+
+
 def pack(
-    source: ImageFolder,
+    source: Source,
     out: Path,
     options: PackOptions,
     *,
@@ -107,7 +126,7 @@ def pack(
     force: bool = False,
     progress: bool = False,
 ) -> BadImages:
-    """Pack a folder into a .beton file and its list, both whole or not at all, and return the bad images.
+    """Pack images into a .beton file and its list, both whole or not at all, and return the bad images.
 
     Args:
         source: the images.
@@ -144,16 +163,15 @@ def pack(
             if len(bad) == len(source):
                 raise SagaError(f"none of the {len(source)} images in {source.root} can be decoded: {reasons[0]}")
             records = writer.finish()
-        write_sidecar(
-            temporary_sidecar,
-            temporary,
-            records,
+        images = PackedImages(
             paths=source.paths,
             labels=source.labels.tolist(),
             classes=source.classes,
             bad=reasons,
             options=asdict(options),
+            dataset=source.fingerprint,
         )
+        write_sidecar(temporary_sidecar, temporary, records, images)
     return bad
 
 
@@ -171,51 +189,41 @@ def _check(out: Path, sidecar: Path, *, workers: int, chunk_size: int, force: bo
             raise SagaError(f"{name} must be at least 1, got {value}")
 
 
-def write_sidecar(
-    path: Path,
-    beton: Path,
-    records: npt.NDArray[Any],
-    *,
-    paths: Sequence[str],
-    labels: list[int],
-    classes: Sequence[str],
-    bad: Mapping[int, str],
-    options: Mapping[str, object],
-) -> None:
-    """Write the list of a .beton file, which :class:`Beton` reads.
+def write_sidecar(path: Path, beton: Path, records: npt.NDArray[Any], images: PackedImages) -> None:
+    """Write the list ``path`` of the complete file ``beton``, which :class:`Beton` reads.
 
     Args:
-        path: the list, ``sidecar_path(OUT)``.
-        beton: the file, complete.
         records: what :meth:`BetonWriter.finish` gave.
-        paths, labels, classes: of all images, as :class:`ImageFolder` has them.
-        bad: why images have no record, by index.
-        options: how the images were stored, for the reader's information.
     """
+    bad = sorted(images.bad.items())
     about = {
         "format": FORMAT,
         "version": VERSIONS[bool((records["f0"]["mode"] == PLANES).any())],
         "created_by": f"saga-fast {__version__}",
-        "fingerprint": fingerprint(paths),
+        "fingerprint": fingerprint(images.paths),
         "beton": {"bytes": beton.stat().st_size, "records_sha256": records_digest(records)},
-        "contents_sha256": contents_digest(labels, classes, sorted(bad.items())),
-        "options": options,
-        "bad": sorted(bad.items()),
-        "classes": classes,
-        "labels": labels,
-        "paths": list(paths),
+        "contents_sha256": contents_digest(images.labels, images.classes, bad),
+        "options": images.options,
+        "bad": bad,
+        "classes": images.classes,
+        "labels": images.labels,
+        "paths": list(images.paths),
     }
+    if images.dataset not in (None, about["fingerprint"]):
+        about["dataset"] = images.dataset
     # ASCII only: names that are not UTF-8 arrive as lone surrogates, which JSON can escape and UTF-8 cannot hold.
     path.write_text(json.dumps(about), encoding="ascii")
 
 
 def _stored_images(
-    source: ImageFolder, options: PackOptions, workers: int, chunk_size: int
+    source: Source, options: PackOptions, workers: int, chunk_size: int
 ) -> Iterator[tuple[int, _Stored | str]]:
     """Each index in order, with its stored image or the reason for none; at most two chunks per worker in memory."""
 
+    reads = ReadAhead(source)
+
     def read(indices: Sequence[int]) -> list[_Stored | str]:
-        return [_read(source, index, options) for index in indices]
+        return [_read(reads.source, index, options) for index in indices]
 
     chunks = iter([range(i, min(i + chunk_size, len(source))) for i in range(0, len(source), chunk_size)])
     pool = ThreadPoolExecutor(workers, thread_name_prefix="saga-fast-pack")
@@ -223,16 +231,18 @@ def _stored_images(
     try:
         while True:
             for chunk in islice(chunks, 2 * workers - len(ahead)):
+                reads.start(np.array(chunk))
                 ahead.append((chunk, pool.submit(read, chunk)))
             if not ahead:
                 return
             indices, stored = ahead.popleft()
             yield from zip(indices, stored.result(), strict=True)
     finally:
+        reads.stop()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(source: ImageFolder, index: int, options: PackOptions) -> _Stored | str:
+def _read(source: Source, index: int, options: PackOptions) -> _Stored | str:
     try:
         return _store(read_bytes(source, index), index, options)
     except DecodeError as error:

@@ -17,7 +17,6 @@ from saga_fast.loaders.loader import Int64
 class FolderLoader(PrefetchLoader):
     """See :func:`saga_fast.loaders.open_loader`."""
 
-    def start_epoch(self, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
+    def start_epoch(self, epoch: Epoch, pool: ThreadPoolExecutor) -> Callable[[Int64], PendingBatch]:
         """See :meth:`PrefetchLoader.start_epoch`."""
-        epoch = Epoch(self, self.memory)
         return DeviceCrops(epoch, pool).start if self.options.crop == "gpu" else CpuCrops(epoch, pool).start

@@ -1,0 +1,78 @@
+"""Copies of remote files in a folder of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders.remote.store import Stat, store_of
+from saga_fast.runtime.address import redact
+from saga_fast.runtime.distributed import is_main
+from saga_fast.runtime.files import locked, replacing
+
+CHUNK = 2**23
+"""Bytes of a request."""
+THREADS = 8
+"""Files that are downloaded at once, each with one request at a time: this bounds the memory."""
+
+
+def downloaded(addresses: Sequence[str], stats: Sequence[Stat], folder: Path) -> list[Path]:
+    """The paths of the files' copies, which are complete; those that are missing are downloaded.
+
+    A file's copy belongs to its address, size and version: one that changed on its server gets another copy. Processes
+    of a machine that want the same copy wait for the first.
+
+    Raises:
+        SagaError: a file cannot be read, or the copies do not fit on the disk.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = [folder / _name(address, stat) for address, stat in zip(addresses, stats, strict=True)]
+    missing = sum(stat.size for copy, stat in zip(copies, stats, strict=True) if not _is_complete(copy, stat))
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise SagaError(
+            f"the copies need {missing / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB free: name another"
+            " folder, or none"
+        )
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="saga-fast-download")
+    try:
+        done = pool.map(_download, addresses, stats, copies)
+        list(tqdm(done, total=len(copies), desc="download", unit=" files", disable=None if is_main() else True))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return copies
+
+
+def _name(address: str, stat: Stat) -> str:
+    key = hashlib.sha256(f"{address}\n{stat.size}\n{stat.version}".encode()).hexdigest()[:16]
+    return f"{key}-{PurePosixPath(redact(address)).name[-100:]}"
+
+
+def _is_complete(copy: Path, stat: Stat) -> bool:
+    return copy.is_file() and copy.stat().st_size == stat.size
+
+
+def _download(address: str, stat: Stat, copy: Path) -> None:
+    if _is_complete(copy, stat):
+        return
+    with locked(copy.with_name(f".{copy.name}.lock")):
+        if _is_complete(copy, stat):  # another process was faster
+            return
+        with replacing(copy) as temporary, temporary.open("wb") as file:
+            for begin in range(0, stat.size, CHUNK):
+                file.write(_read(address, begin, min(begin + CHUNK, stat.size)))
+
+
+def _read(address: str, begin: int, end: int) -> bytes:
+    store = store_of(address)
+    try:
+        return store.run(store.fetch(address, begin, end))
+    except OSError as error:
+        raise SagaError(f"cannot read {error}") from error

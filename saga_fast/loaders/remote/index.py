@@ -1,0 +1,130 @@
+"""The members of shards at addresses: found with ranged reads, and kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from tqdm import tqdm
+
+from saga_fast.errors import SagaError
+from saga_fast.loaders.remote.store import Stat, store_of
+from saga_fast.loaders.shards import Member, members, one_line_errors
+from saga_fast.runtime.address import redact
+from saga_fast.runtime.cache import cache_folder
+from saga_fast.runtime.distributed import is_main
+from saga_fast.runtime.files import locked, write_text
+
+BLOCK = 2**20
+"""Bytes of a request for headers: they take about as long as its round trip. Larger members are skipped."""
+THREADS = 16
+"""Shards that are read at once."""
+
+log = logging.getLogger(__name__)
+
+
+def members_of_all(addresses: Sequence[str], stats: Sequence[Stat]) -> list[list[Member]]:
+    """The images of each shard, from the kept index or from the shard's headers.
+
+    A kept index is used only for the size and version that it was made of; that of a file without a version is not
+    kept. Processes of a machine that want the same one wait for the first.
+
+    Raises:
+        SagaError: not a tar, one that is cut, one that cannot be read, or a label that is no number.
+    """
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="saga-fast-index")
+    try:
+        found = pool.map(_members, addresses, stats)
+        bar = tqdm(found, total=len(addresses), desc="index", unit=" shards", disable=None if is_main() else True)
+        return list(bar)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _members(address: str, stat: Stat) -> list[Member]:
+    entry = _entry(address, stat)
+    if entry is None:
+        return _read_headers(address, stat)
+    found = _load(entry, stat)
+    if found is not None:
+        return found
+    try:
+        with locked(entry.with_suffix(".lock")):
+            found = _load(entry, stat)  # another process may have made it meanwhile
+            if found is None:
+                found = _read_headers(address, stat)
+                write_text(entry, json.dumps(found))
+    except OSError as error:
+        _say_once(f"the index of remote shards is not kept in {entry.parent}: {error.strerror or error}")
+    return _read_headers(address, stat) if found is None else found
+
+
+def _read_headers(address: str, stat: Stat) -> list[Member]:
+    with one_line_errors(redact(address)), io.BufferedReader(_RemoteFile(address, stat.size), BLOCK) as file:
+        return list(members(file, redact(address)))
+
+
+def _entry(address: str, stat: Stat) -> Path | None:
+    """The file of a shard's index; None where there is no cache folder, or nothing tells the shard from its next."""
+    if not stat.version:
+        return None
+    try:
+        folder = cache_folder("index")
+    except SagaError as error:
+        _say_once(f"the index of remote shards is not kept: {error}")
+        return None
+    key = hashlib.sha256(f"{address}\n{stat.size}\n{stat.version}".encode()).hexdigest()
+    return folder / f"{key[:32]}.json"
+
+
+def _load(entry: Path, stat: Stat) -> list[Member] | None:
+    """The members in a file; None if it is missing or not what we write."""
+    try:
+        rows = json.loads(entry.read_bytes())
+        found = [(str(name), int(offset), int(size), int(label)) for name, offset, size, label in rows]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    inside = all(0 <= offset <= offset + size <= stat.size and label >= -1 for _, offset, size, label in found)
+    return found if inside else None
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file at an address, for reading."""
+
+    def __init__(self, address: str, size: int) -> None:
+        self._address, self._size, self._position = address, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        # At first not the whole file, even if it is small: a server that ignores ranges is noticed by what it sends.
+        last = self._size - 1 if self._position == 0 else self._size
+        end = max(min(self._position + len(buffer), last), self._position)
+        store = store_of(self._address)
+        data = store.run(store.fetch(self._address, self._position, end))
+        buffer[: len(data)] = data
+        self._position = end
+        return len(data)

@@ -1,0 +1,110 @@
+"""A web server on the loopback range whose answers can be made to fail."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Request(NamedTuple):
+    """What was asked for: bytes ``begin`` up to ``end`` of ``path``, which includes the query."""
+
+    method: str
+    path: str
+    begin: int
+    end: int
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves the files of a folder, ranges too.
+
+    Attributes:
+        requests: those that came, in order.
+        fault: called with each request; a status in place of the answer, "cut": half of the answer, "whole": the whole
+            file in place of a range, or None.
+        delay: seconds before each answer.
+        served: bytes of answers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.root = root
+        self.requests: list[Request] = []
+        self.fault: Callable[[Request], int | str | None] = lambda _: None
+        self.delay, self.served = 0.0, 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_: object) -> None:
+        """A client that has closed its connection is no error."""
+
+    def ranges(self) -> list[Request]:
+        """The requests for parts of files."""
+        return [request for request in self.requests if request.method == "GET"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: WebServer
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        file = self.server.root / self.path.partition("?")[0].lstrip("/")
+        if not file.is_file():
+            self.empty(404)
+            return
+        content, text = file.read_bytes(), self.headers.get("Range")
+        begin, last = (int(number) for number in text.removeprefix("bytes=").split("-")) if text else (0, len(content))
+        request = Request(self.command, self.path, begin, last + 1)
+        self.server.requests.append(request)
+        time.sleep(self.server.delay)
+        fault = self.server.fault(request)
+        if isinstance(fault, int):
+            self.empty(fault)
+            return
+        is_part = text is not None and fault != "whole"
+        data = content[begin : last + 1] if is_part else content
+        self.send_response(206 if is_part else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Last-Modified", formatdate(file.stat().st_mtime_ns // 10**9, usegmt=True))
+        self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+            self.server.served += len(data)
+        if fault == "cut":
+            self.close_connection = True
+
+    def empty(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[WebServer]:
+    """A server of a folder for the block."""
+    with WebServer(root) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
