@@ -162,6 +162,7 @@ def test_a_download_that_fails_leaves_no_part(server: WebServer, tmp_path: Path)
     assert not any(path.name.endswith("00002.tar") for path in (tmp_path / "copies").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, in processes with threads
 def test_a_forked_process_reads_too(server: WebServer) -> None:
     source = open_source("folder", f"{server.url}/{TARS}")
     image = source.read(3)
