@@ -57,7 +57,7 @@ class Shards:
         self.root: Location = Path(root) if files is None else root
         self._files = _tars(Path(root)) if files is None else list(files)
         folders: dict[str, int] = {}
-        identity = f"tars {Path(root).resolve() if files is None else root}"
+        identity = f"tars {Path(root).resolve() if files is None else files}"  # copies are named by their versions
         listing = make_listing(identity, self._rows(folders), lambda columns: classes_of(columns, folders))
         if not len(listing):
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")

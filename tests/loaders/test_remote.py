@@ -12,7 +12,7 @@ from tar_files import make_folder, make_jpeg, write_shards, write_tar
 from web_server import WebServer, serving
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import CropPlan, ImageFolder, LoaderOptions, Shards, WholePlan, open_loader, open_source
+from saga_fast.loaders import CropPlan, ImageFolder, LoaderOptions, Shards, WholePlan, listing, open_loader, open_source
 from saga_fast.loaders.remote.names import expand_braces
 from saga_fast.loaders.remote.shards import RemoteShards
 
@@ -67,6 +67,26 @@ def test_remote_tars_are_the_folder(
             assert batch.label.tolist() == other_batch.label.tolist()
             np.testing.assert_array_equal(batch.views, other_batch.views)
     assert bool(server.requests) is not has_copies
+
+
+@pytest.mark.parametrize("has_copies", [False, True], ids=["streamed", "copied"])
+def test_a_listing_that_is_mapped(
+    folder: ImageFolder, server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_copies: bool
+) -> None:
+    monkeypatch.setattr(listing, "MAPPED_BYTES", 0)
+    source = open_source("folder", f"{server.url}/{TARS}", cache=tmp_path / "copies" if has_copies else None)
+    assert len(list((tmp_path / "caches" / "listings").iterdir())) == 1
+    assert (source.paths, source.classes, source.labels.tolist()) == (
+        folder.paths,
+        folder.classes,
+        folder.labels.tolist(),
+    )
+    for batch, other in zip(
+        open_loader("folder", source, WholePlan(size=8), batch_size=8),
+        open_loader("folder", folder, WholePlan(size=8), batch_size=8),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(batch.views, other.views)
 
 
 def test_open_loader_takes_an_address(folder: ImageFolder, server: WebServer) -> None:

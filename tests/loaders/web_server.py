@@ -1,4 +1,4 @@
-"""A web server on the loopback range whose answers can be made to fail."""
+"""A web server on the loopback range whose answers can be made to fail; it passes for one of s3, too."""
 
 import threading
 import time
@@ -8,6 +8,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 
 class Request(NamedTuple):
@@ -63,6 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         file = self.server.root / self.path.partition("?")[0].lstrip("/")
+        if file.is_dir() and "list-type=2" in self.path:
+            self.list_bucket(file)
+            return
         if not file.is_file():
             self.empty(404)
             return
@@ -80,13 +84,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if is_part else 200)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Last-Modified", formatdate(file.stat().st_mtime_ns // 10**9, usegmt=True))
-        self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
+        self.send_header("ETag", etag(file))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
             self.server.served += len(data)
         if fault == "cut":
             self.close_connection = True
+
+    def list_bucket(self, folder: Path) -> None:
+        """The answer of s3: the names and sizes of a bucket's files."""
+        paths = sorted(folder.rglob("*.tar"))
+        names = [(path.relative_to(folder).as_posix(), path.stat().st_size, etag(path)) for path in paths]
+        prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
+        files = "".join(
+            f"<Contents><Key>{name}</Key><Size>{size}</Size><ETag>{tag}</ETag></Contents>"
+            for name, size, tag in names
+            if name.startswith(prefix)
+        )
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{files}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
     def empty(self, status: int) -> None:
         self.send_response(status)
@@ -95,6 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def etag(file: Path) -> str:
+    """What changes with a file's content."""
+    return f'"{file.stat().st_mtime_ns}"'
 
 
 @contextmanager

@@ -51,7 +51,8 @@ class RemoteShards:
         self._addresses = addresses
         folders: dict[str, int] = {}
         rows = (rows_of(shard, file, folders) for file, shard in enumerate(members_of_all(addresses, stats)))
-        listing = make_listing(f"tars {root}", rows, lambda columns: classes_of(columns, folders))
+        identity = f"tars {list(zip(addresses, stats, strict=True))}"
+        listing = make_listing(identity, rows, lambda columns: classes_of(columns, folders))
         if not len(listing):
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
         self.paths: Sequence[str] = listing.names

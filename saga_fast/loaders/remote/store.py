@@ -23,8 +23,8 @@ T = TypeVar("T")
 CONNECTIONS = 32
 """Requests at once, of a process and a scheme."""
 TRIES, READ_TRIES = 5, 10
-"""Of a question about a file, in 1.5 s if errors come at once; of reading bytes, in 40 s, so that a server may restart.
-An image that is not read then is a bad image for good.
+"""Of a question about a file, in 1.5 s if errors come at once; of reading bytes, in 40 s, so that a server may restart:
+an image that is not read then is a bad image for good. s3fs and gcsfs try again themselves, 8 s long: TRIES is 40 s.
 """
 FIRST_WAIT, LONGEST_WAIT = 0.1, 15.0
 """Seconds before the second try; each further wait is twice as long, times 0.5 to 1.5 so that processes spread out."""
@@ -60,6 +60,7 @@ class Store:
 
     def __init__(self, scheme: str) -> None:
         self._files = fsspec.filesystem(scheme)
+        self._is_web = scheme in ("http", "https")
         self._connections = asyncio.Semaphore(CONNECTIONS)
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -120,7 +121,8 @@ class Store:
             return data
 
         what = f"{redact(address)}, bytes {begin} to {end}"
-        return await self._retrying(read, what, PATIENCE + (end - begin) / SLOWEST, limit=READ_TRIES)
+        limit = READ_TRIES if self._is_web else TRIES
+        return await self._retrying(read, what, PATIENCE + (end - begin) / SLOWEST, limit=limit)
 
     async def _retrying(
         self, call: Callable[[], Awaitable[T]], what: str, timeout: float = PATIENCE, *, limit: int = TRIES
