@@ -32,7 +32,7 @@ from saga_fast.profile.figures import Row
 from saga_fast.runtime.cache import VARIABLE
 
 PER_CLASS = 10**6
-BATCH, BATCHES = 4096, 100
+BATCH, BATCHES = 4096, 10
 LIMIT = 2e9
 """Bytes of all processes: the target for a billion images and eight processes."""
 
@@ -74,8 +74,8 @@ def work(rank: int, processes: int, count: int, table: Path | None, results: Que
         begin = time.perf_counter()
 
     listing = make_listing(f"simulated {count}", names(count), no_classes)
-    digest = listing.names.sha256() if rank == 0 else ""
-    done("listing")
+    listing.names.sha256()
+    done("listing and fingerprint")
     opened = None if table is None else BoxTable.open(table)
     done("table")
     order = epoch_order(count, seed=0, epoch=1, shuffle=True, without=np.empty(0, np.int64))
@@ -90,7 +90,6 @@ def work(rank: int, processes: int, count: int, table: Path | None, results: Que
     done("first batches")
     order.close()
     done("second block of the order")
-    del digest
     results.put(phases)
 
 

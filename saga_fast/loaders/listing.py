@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import platform
 import shutil
 import time
@@ -79,7 +80,7 @@ def make_listing(identity: str, blocks: Iterable[Rows], finish: Finish) -> Listi
     if not parts:
         return Listing(Names.of([]), {}, ())
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return _listing(columns, finish(_without_names(columns)))
+    return Listing(Names(columns["text"], columns["end"]), _without_names(columns), finish(_without_names(columns)))
 
 
 def _encoded(blocks: Iterable[Rows]) -> Iterator[Columns]:
@@ -93,10 +94,6 @@ def _encoded(blocks: Iterable[Rows]) -> Iterator[Columns]:
 
 def _without_names(columns: Columns) -> Columns:
     return {name: column for name, column in columns.items() if name not in ("text", "end")}
-
-
-def _listing(columns: Columns, classes: tuple[str, ...], *, by_another: bool = False) -> Listing:
-    return Listing(Names(columns["text"], columns["end"]), _without_names(columns), classes, by_another)
 
 
 def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: float) -> Listing:
@@ -128,15 +125,18 @@ def _write(folder: Path, parts: Iterable[Columns], finish: Finish) -> None:
     folder.mkdir()
     files: dict[str, BinaryIO] = {}
     types: dict[str, str] = {}
+    digest = hashlib.sha256()
     with ExitStack() as stack:
         for part in parts:
+            digest.update(part["text"].data)
             for name, column in part.items():
                 if name not in files:
                     files[name] = stack.enter_context((folder / name).open("wb"))
                     types[name] = column.dtype.str
                 files[name].write(np.ascontiguousarray(column).data)
     columns: Columns = {name: np.memmap(folder / name, dtype, mode="r+") for name, dtype in types.items()}
-    about = {"types": types, "classes": finish(_without_names(columns)), "finished": time.time()}
+    classes = finish(_without_names(columns))
+    about = {"types": types, "classes": classes, "sha256": digest.hexdigest(), "finished": time.time()}
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -150,5 +150,14 @@ def _finished(folder: Path) -> float:
 
 def _read(folder: Path, *, by_another: bool) -> Listing:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    columns: Columns = {name: np.memmap(folder / name, dtype, mode="r") for name, dtype in about["types"].items()}
-    return _listing(columns, tuple(about["classes"]), by_another=by_another)
+    columns: Columns = {name: _map(folder / name, dtype) for name, dtype in about["types"].items()}
+    names = Names(columns["text"], columns["end"], about["sha256"])
+    return Listing(names, _without_names(columns), tuple(about["classes"]), by_another)
+
+
+def _map(path: Path, dtype: str) -> npt.NDArray[Any]:
+    """The column of a file. Shuffled reads of single rows would read 128 kB each, if the system were not told."""
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    memory.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(memory, dtype)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 Int64 = npt.NDArray[np.int64]
 Text = npt.NDArray[np.uint8]
 CHUNK = 2**24
-"""Bytes of text that are hashed at a time, or names that are decoded at a time."""
+"""Bytes of text that are decoded at a time, if a name has 64."""
 
 
 class Names(Sequence[str]):
@@ -21,10 +21,11 @@ class Names(Sequence[str]):
     Args:
         text: (bytes,) uint8, each name followed by a zero byte. Bytes that are not UTF-8 are kept as they are.
         ends: (N,) int64, where in ``text`` the next name begins.
+        digest: what :meth:`sha256` gives, if it is known.
     """
 
-    def __init__(self, text: Text, ends: Int64) -> None:
-        self._text, self._ends = text, ends
+    def __init__(self, text: Text, ends: Int64, digest: str | None = None) -> None:
+        self._text, self._ends, self._digest = text, ends, digest
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
@@ -67,10 +68,7 @@ class Names(Sequence[str]):
 
     def sha256(self) -> str:
         """The SHA-256 of the names, each followed by a zero byte, in hexadecimal."""
-        digest = hashlib.sha256()
-        for start in range(0, len(self._text), CHUNK):
-            digest.update(self._text[start : start + CHUNK].data)
-        return digest.hexdigest()
+        return hashlib.sha256(self._text.data).hexdigest() if self._digest is None else self._digest
 
 
 def encode_names(names: list[str]) -> tuple[Text, Int64]:

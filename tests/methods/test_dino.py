@@ -148,9 +148,9 @@ def test_four_steps_are_the_papers(
 
         update_step(trained)
         for name, gradient in gradients.items():
-            norm = math.sqrt((gradient**2).sum())
-            clipped += norm > CLIP
-            gradients[name] = gradient * min(1.0, CLIP / (norm + 1e-6))
+            length = math.sqrt((gradient**2).sum())
+            clipped += length > CLIP
+            gradients[name] = gradient * min(1.0, CLIP / (length + 1e-6))
         if step == 0:
             gradients = {name: gradient for name, gradient in gradients.items() if "prototypes" not in name}
         oracle.step(weights, gradients, LR, half_cosine(*DECAY, step, STEPS))
