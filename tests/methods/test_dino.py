@@ -101,9 +101,9 @@ def loss_loops(teacher: list[list[Tensor]], student: list[list[Tensor]], centre:
     return total / terms
 
 
-@pytest.mark.parametrize(("unit_prototypes", "norm"), [(True, "none"), (False, "none"), (True, "hidden")])
+@pytest.mark.parametrize(("unit_prototypes", "head"), [(True, "none"), (False, "none"), (True, "hidden")])
 def test_four_steps_are_the_papers(
-    unit_prototypes: bool, norm: str, monkeypatch: pytest.MonkeyPatch, tiny_values: Callable[[], dict[str, Any]]
+    unit_prototypes: bool, head: str, monkeypatch: pytest.MonkeyPatch, tiny_values: Callable[[], dict[str, Any]]
 ) -> None:
     """Loss, gradients, AdamW's weights, teacher and centre, in float64, to 1e-10.
 
@@ -112,7 +112,7 @@ def test_four_steps_are_the_papers(
     monkeypatch.setattr(Tensor, "float", Tensor.double)
     model = make(
         unit_prototypes=unit_prototypes,
-        projection_norm=norm,
+        projection_norm=head,
         teacher_temperature=0.07,
         warmup_temperature=0.04,
         warmup_epochs=3,
@@ -120,7 +120,7 @@ def test_four_steps_are_the_papers(
         centre_momentum=0.8,
     ).train()
     replace_encoder(model, "student_encoder", "encoder")
-    if norm == "hidden":
+    if head == "hidden":
         # Batch norm cancels these biases: AdamW would scale up the rounding errors that are their gradient.
         for bias in ("encoder.linear.bias", "projector.0.bias", "projector.3.bias"):
             model.get_parameter(f"student_{bias}").requires_grad_(False)
@@ -159,7 +159,7 @@ def test_four_steps_are_the_papers(
         logits = [row for rows in teacher for row in rows]
         weights["centre"] = 0.8 * weights["centre"] + 0.2 * torch.as_tensor(sum(logits)).detach() / len(logits)
         assert_equal(model.state_dict(), weights)
-    assert 0 < clipped <= 4 * len(gradients) - (norm == "none")  # with batch norm all gradients are clipped
+    assert 0 < clipped <= 4 * len(gradients) - (head == "none")  # with batch norm all gradients are clipped
 
 
 def test_loss_centre_and_gradient_are_lightlys() -> None:
