@@ -29,7 +29,7 @@ Rows = tuple[list[str], Columns]
 Finish = Callable[[Columns], tuple[str, ...]]
 """Completes whole columns in place, and returns the classes."""
 
-MAPPED_BYTES = 2**27
+MAPPED_BYTES = 2**26
 """Listings above it are mapped. ImageNet's takes 60 MB."""
 ABOUT = "listing.json"
 

@@ -16,8 +16,8 @@ from saga_fast.runtime.threads import end_pool
 
 Int64 = npt.NDArray[np.int64]
 
-BLOCK = 2**22
-"""Images of a block on average. A block takes 100 MB while it is sorted; ImageNet is one block."""
+BLOCK = 2**21
+"""Images of a block on average. A block takes 50 MB while it is sorted; ImageNet is one block."""
 
 
 class EpochOrder(ABC):
