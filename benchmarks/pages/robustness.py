@@ -12,7 +12,7 @@ IMAGENET = 1_281_167
 TABLE_ROW = 25
 """Bytes of an image in a box table: a box, found, the pseudo label and the score."""
 NAME_ROW = 56
-"""Bytes of an image in a listing: a name of 39 bytes with its end, where it ends and its label."""
+"""Bytes of an image in a listing: a name of 39 bytes with a zero byte, where it ends, and its label."""
 BANK_ROW = 512
 """Bytes of an image in a memory bank: 128 float32."""
 JPEG = 110_000
