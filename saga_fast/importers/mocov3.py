@@ -28,9 +28,9 @@ def read(draft: Draft) -> None:
         draft.dropped.append(f"momentum encoder and predictor ({count} tensors)")
     is_vit = tensors.has_prefix("base_encoder.patch_embed.")
     fields = draft.place_mlp(tensors.take(f"base_encoder.{'head' if is_vit else 'fc'}."), affine=False)
-    part = tensors.take("base_encoder.")
-    if is_vit and "patch_embed.proj.weight" not in part:
+    if tensors.has_prefix("base_encoder.patch_embed.proj.0."):
         raise draft.error("has a convolutional stem (vit_conv_small or vit_conv_base), which timm's ViT has not")
+    part = tensors.take("base_encoder.")
     width = part.need("patch_embed.proj.weight").tensor.shape[0] if is_vit else 0
     draft.place_backbone(part, heads=HEADS.get(width))
     tensors.finish("MoCo v3")
