@@ -53,8 +53,9 @@ def make_images(root: Path, images: int, links: int) -> None:
 
 @pytest.mark.parametrize(
     # An epoch that is kept weighs 3.5 MB of views in the first case, 1 MB of table and order in the second; without a
-    # leak, 0.2 MB in all were measured, and beside other processes up to 3 MB, in 25 epochs as in 115. Numba's threading layers are tried in this order. Where decoding threads enter
-    # a parallel kernel, tbb keeps some 40 KB of each thread that ends, and omp starts a team of threads for each.
+    # leak, 0.2 MB in all were measured, and beside other processes up to 3 MB, in 25 epochs as in 115. Numba's
+    # threading layers are tried in this order. Where decoding threads enter a parallel kernel, tbb keeps some 40 KB of
+    # each thread that ends, and omp starts a team of threads for each.
     ("images", "links", "stop", "layers"),
     [(64, 0, -1, "tbb omp workqueue"), (1, 29_999, 4, "omp tbb workqueue")],
     ids=["whole", "cut"],
