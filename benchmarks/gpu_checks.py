@@ -22,8 +22,10 @@ from saga_fast.kernels import (
     augment,
     bank_logits,
     crop_resize,
+    planes_to_rgb,
     sample_photometrics,
 )
+from saga_fast.kernels.planes_to_rgb import num_bytes
 from saga_fast.profile.figures import Row
 from saga_fast.profile.kernels import MEAN, MOCO_V2, STD
 
@@ -171,9 +173,21 @@ def check_bank_logits(bench: Bench) -> Iterator[Row]:
                 yield verdict(bench, f"bank_logits, {direction}", error, 1e-5, "relative error", facts)
 
 
+def check_planes_to_rgb(bench: Bench) -> Iterator[Row]:
+    """To the bit, on images of any sizes."""
+    shapes = [(1, 1), (5, 2), (17, 33)] if bench.small else [(1, 1), (5, 2), (17, 33), (375, 500), (500, 333)]
+    sizes = np.array(shapes)
+    planes = bench.put(bench.rng.integers(0, 256, int(num_bytes(*sizes.T).sum()), np.uint8))
+    with poisoned(bench):
+        pixels = planes_to_rgb(planes, sizes, impl=bench.impl)
+    apart = (pixels.int() - planes_to_rgb(planes, sizes, impl="reference").int()).abs()
+    yield verdict(bench, "planes_to_rgb", float(apart.max()), 0.5, "levels", {"images": len(sizes)})
+
+
 def checks(bench: Bench) -> Iterator[Row]:
     """The checks of all kernels."""
     yield from check_attention_boxes(bench)
     yield from check_crop_resize(bench)
     yield from check_augment(bench)
     yield from check_bank_logits(bench)
+    yield from check_planes_to_rgb(bench)

@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as tv
 from benchmarks.gpu_inputs import Photographs, draws, finished_views, located, photographs
 from benchmarks.gpu_timing import Bench, Way, against_bytes, rotation, time_ways
 from benchmarks.kernel_peers import DELTA, JITTER, VIEW, boxes_as_contrastive_crop, logits_by_bmm, peaks, upsampled
-from saga_fast.kernels import attention_boxes, augment, bank_logits, crop_resize
+from saga_fast.kernels import attention_boxes, augment, bank_logits, crop_resize, planes_to_rgb
+from saga_fast.kernels.planes_to_rgb import num_bytes
 from saga_fast.profile.figures import Row, Seconds, compare
 from saga_fast.profile.kernels import MEAN, STD
 
@@ -122,6 +123,18 @@ def time_crop_resize(bench: Bench) -> Iterator[Row]:
     facts: Row = {"views": count, "impl": bench.impl, "clock": bench.clock(ways["ours"])}
     yield against_bytes(bench, "crop_resize", ours, read + count * side * side * 3) | facts
     yield compare("crop_resize", ours, peer, against="torchvision v2 on the device, view by view") | facts
+
+
+def time_planes_to_rgb(bench: Bench) -> Iterator[Row]:
+    """A batch of ImageNet with a longer side of 256 pixels, as the ffcv engine converts it before the crops."""
+    batch, height, width = (2, 40, 53) if bench.small else (256, 192, 256)
+    sizes = np.tile([height, width], (batch, 1))
+    stored = int(num_bytes(height, width)) * batch
+    planes = [bench.put(torch.randint(256, (stored,), dtype=torch.uint8)) for _ in range(2)]
+    ways = {"ours": Way([partial(planes_to_rgb, each, sizes, impl=bench.impl) for each in planes], 4)}
+    ours = time_ways(bench, ways, repeats=20)["ours"]
+    facts: Row = {"images": batch, "impl": bench.impl, "clock": bench.clock(ways["ours"])}
+    yield against_bytes(bench, "planes_to_rgb", ours, stored + 3 * batch * height * width) | facts
 
 
 def time_augment(bench: Bench) -> Iterator[Row]:

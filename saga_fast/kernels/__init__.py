@@ -10,6 +10,7 @@ from saga_fast.kernels.augment import augment
 from saga_fast.kernels.bank_logits import bank_logits
 from saga_fast.kernels.crop_resize import crop_resize
 from saga_fast.kernels.jigsaw_patches import jigsaw_patches
+from saga_fast.kernels.planes_to_rgb import planes_to_rgb
 from saga_fast.kernels.rgb_to_lab import rgb_to_lab, rgb_to_ydbdr
 from saga_fast.kernels.sample_photometrics import PHOTOMETRIC_FIELDS, PhotometricRecipe, sample_photometrics
 from saga_fast.kernels.sample_windows import sample_windows
@@ -22,6 +23,7 @@ __all__ = [
     "bank_logits",
     "crop_resize",
     "jigsaw_patches",
+    "planes_to_rgb",
     "rgb_to_lab",
     "rgb_to_ydbdr",
     "sample_photometrics",

@@ -18,6 +18,7 @@ import simplejpeg
 import torch
 
 from saga_fast.errors import SagaError
+from saga_fast.kernels import planes_to_rgb
 from saga_fast.loaders.decode import Pixels
 
 Images = list[torch.Tensor | None]
@@ -87,11 +88,20 @@ class ImageStream:
         """(size,) uint8 on the CPU to be uploaded, not initialised; page-locked for a GPU."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._stream is not None)
 
-    def upload_memory(self, memory: torch.Tensor, sizes: Sequence[tuple[int, ...] | None]) -> DeviceImages:
-        """Upload images that lie one after the other in ``memory`` (n,) uint8: their heights and widths, or None."""
+    def upload_memory(
+        self, memory: torch.Tensor, sizes: Sequence[tuple[int, ...] | None], *, planes: bool = False
+    ) -> DeviceImages:
+        """Upload images that lie one after the other in ``memory`` (n,) uint8: their heights and widths, or None.
+
+        With ``planes`` they are 4:2:0 planes, which become pixels on the device.
+        """
 
         def upload() -> Images:
             uploaded, begin = memory.to(self._device, non_blocking=True), 0
+            if planes:
+                uploaded = planes_to_rgb(
+                    uploaded, np.array([size for size in sizes if size is not None]).reshape(-1, 2)
+                )
             images: Images = []
             for size in sizes:
                 if size is None:

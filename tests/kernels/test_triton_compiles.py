@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,7 +77,7 @@ class Recorder:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
     recorded_launches: list[Launch] = []
-    for op in ("attention_boxes", "augment", "crop_resize"):
+    for op in ("attention_boxes", "augment", "crop_resize", "planes_to_rgb"):
         module = import_module(f"saga_fast.kernels.{op}._triton")
         for name, value in list(vars(module).items()):
             if name.endswith("_kernel"):
@@ -103,6 +104,11 @@ def crop(planar: bool) -> None:
     op(table, new(BATCH, VIEWS, 4, dtype=torch.int32), SIDE, new(BATCH, VIEWS, dtype=torch.uint8))
 
 
+def planes() -> None:
+    op = import_module("saga_fast.kernels.planes_to_rgb._triton").planes_to_rgb_triton
+    op(new(BATCH * (192 * 256 + 2 * 96 * 128), dtype=torch.uint8), np.tile([192, 256], (BATCH, 1)))
+
+
 def augment(dtype: torch.dtype, last: bool, side: int = SIDE) -> None:
     op = import_module("saga_fast.kernels.augment._triton").augment_triton
     op(new(BATCH, VIEWS, side, side, 3, dtype=torch.uint8), new(BATCH, VIEWS, 13), *NORM, last, dtype)
@@ -119,6 +125,7 @@ CASES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     "boxes fp16 odd": (boxes, (BATCH, torch.float16, False, 9, 1001)),
     "crop": (crop, (False,)),
     "crop planar": (crop, (True,)),
+    "planes": (planes, ()),
     "augment fp32": (augment, (torch.float32, False)),
     "augment bf16 channels_last": (augment, (torch.bfloat16, True)),
     "augment fp16 odd": (augment, (torch.float16, False, 37)),

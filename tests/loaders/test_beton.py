@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from saga_fast.cli import main
 from saga_fast.errors import SagaError
@@ -201,6 +202,30 @@ def test_records_that_point_outside_are_refused(copy: Path) -> None:
         with pytest.raises(SagaError, match=r"records do not fit"):
             open_ffcv(copy)
         del records
+
+
+@pytest.mark.parametrize(("changed", "accepted"), [(0, True), (1, False), (3, True)])
+def test_a_file_holds_planes_or_other_images(tmp_path: Path, changed: int, accepted: bool) -> None:
+    # As planes, the bytes of a raw image are those of one twice as high.
+    from saga_fast.loaders.ffcv.beton import RECORD, RECORDS_BEGIN, records_digest
+    from saga_fast.loaders.ffcv.decoder import PLANES
+
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    path = tmp_path / "x.beton"
+    assert main(["pack", str(tmp_path / "images"), str(path), "--mode", "raw"]) == 0
+    content = bytearray(path.read_bytes())
+    records = np.frombuffer(content, RECORD, count=3, offset=RECORDS_BEGIN)
+    records["f0"]["mode"][:changed] = PLANES
+    records["f0"]["height"][:changed] = 12
+    path.write_bytes(content)
+    rewrite(path, lambda about: about["beton"].update(records_sha256=records_digest(records)))
+    if accepted:
+        assert len(open_ffcv(path)) == 3
+    else:
+        with pytest.raises(SagaError, match=r"records do not fit"):
+            open_ffcv(path)
 
 
 def test_a_file_that_is_cut_while_in_use_is_refused_at_the_next_iteration(copy: Path) -> None:

@@ -1,4 +1,4 @@
-"""4:2:0 planes become the pixels that libjpeg makes of the JPEG they are from, in any window."""
+"""4:2:0 planes become the pixels that libjpeg makes of the JPEG that they are from."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ import pytest
 import simplejpeg
 from test_ffcv_decoder import photograph
 
+from saga_fast.kernels import planes_to_rgb
+from saga_fast.kernels.planes_to_rgb import num_bytes
 from saga_fast.loaders.decode import DecodeError
 from saga_fast.loaders.engines import require_engine
 
@@ -28,13 +30,16 @@ def saturated(height: int, width: int) -> NDArray:
 @pytest.mark.parametrize("make", [photograph, saturated])
 @pytest.mark.parametrize("size", SIZES)
 def test_planes_of_a_jpeg_are_its_pixels(size: tuple[int, int], make: Any) -> None:
-    from saga_fast.loaders.ffcv.decoder import pixels_of_planes
-    from saga_fast.loaders.ffcv.yuv420 import num_bytes, planes_of_jpeg
+    from saga_fast.loaders.ffcv.yuv420 import planes_of_jpeg
 
     data = simplejpeg.encode_jpeg(make(*size), 90, "RGB", "420")
     planes = planes_of_jpeg(data, *size)
     assert len(planes) == num_bytes(*size)
-    np.testing.assert_array_equal(pixels_of_planes(planes, *size), simplejpeg.decode_jpeg(data, "RGB"))
+    pixels = simplejpeg.decode_jpeg(data, "RGB").ravel()
+    for impl in ("numba", "reference"):
+        np.testing.assert_array_equal(
+            planes_to_rgb(np.frombuffer(planes, np.uint8), np.array([size]), impl=impl), pixels
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -50,23 +55,6 @@ def test_planes_of_pixels_are_those_of_a_jpeg_without_loss(size: tuple[int, int]
     ours = np.frombuffer(planes_of_pixels(grey), np.uint8)
     np.testing.assert_array_equal(ours[: grey[:, :, 0].size], grey[:, :, 0].ravel())
     assert (ours[grey[:, :, 0].size :] == 128).all()
-
-
-def test_any_window_has_the_pixels_of_the_whole() -> None:
-    from saga_fast.loaders.ffcv.decoder import pixels_of_planes
-    from saga_fast.loaders.ffcv.yuv420 import planes_of_jpeg, planes_to_rgb
-
-    planes = planes_of_jpeg(simplejpeg.encode_jpeg(photograph(31, 45), 85, "RGB", "420"), 31, 45)
-    whole = pixels_of_planes(planes, 31, 45)
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        (top, bottom), (left, right) = (np.sort(rng.choice(side + 1, 2, replace=False)) for side in (31, 45))
-        pixels = np.full((31, 45, 3), 7, np.uint8)
-        planes_to_rgb(np.frombuffer(planes, np.uint8), pixels, top, bottom, left, right)
-        inside = np.zeros((31, 45), np.bool_)
-        inside[top:bottom, left:right] = True
-        np.testing.assert_array_equal(pixels[inside], whole[inside])
-        assert (pixels[~inside] == 7).all()
 
 
 def test_a_damaged_jpeg_has_no_planes() -> None:

@@ -22,9 +22,9 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
 
 from saga_fast.errors import SagaError
+from saga_fast.kernels.planes_to_rgb import num_bytes, planes_to_rgb
 from saga_fast.loaders.decode import MAX_PIXELS
-from saga_fast.loaders.ffcv.decoder import JPEG, PLANES, RAW, pixels_of_planes
-from saga_fast.loaders.ffcv.yuv420 import num_bytes
+from saga_fast.loaders.ffcv.decoder import JPEG, PLANES, RAW
 from saga_fast.loaders.image_folder import _read_classes
 from saga_fast.loaders.names import Names
 from saga_fast.loaders.source import fingerprint
@@ -57,6 +57,7 @@ class Beton:
         begins, lengths: (M,) int64, position and size of the record's image in the file, bytes.
         sizes: (M, 2) int64, height and width.
         modes: (M,) uint8, JPEG, RAW or PLANES.
+        planes: whether all images are PLANES; otherwise none is.
         scratch_bytes: memory to decode any image of up to MAX_PIXELS: the pixels of the largest, raw ones aside, and
             the bytes of the longest JPEG.
 
@@ -88,6 +89,7 @@ class Beton:
         self.row[records["f2"]] = np.arange(len(records))
         self.sizes: Int64 = np.stack([records["f0"]["height"], records["f0"]["width"]], 1).astype(np.int64)
         self.modes: npt.NDArray[np.uint8] = records["f0"]["mode"].astype(np.uint8)
+        self.planes = bool((self.modes == PLANES).any())
         pixels, lengths = self.sizes[self.modes != RAW].prod(1), self.lengths[self.modes == JPEG]
         self.scratch_bytes = 3 * int(pixels[pixels <= MAX_PIXELS].max(initial=0)) + int(lengths.max(initial=0))
         with self.root.open("rb") as file:
@@ -110,8 +112,9 @@ class Beton:
         if self.modes[row] == JPEG:
             return stored
         height, width = self.sizes[row].tolist()
-        pixels = pixels_of_planes(stored, height, width).tobytes() if self.modes[row] == PLANES else stored
-        return b"P6\n%d %d\n255\n" % (width, height) + pixels
+        if self.modes[row] == PLANES:
+            stored = planes_to_rgb(np.frombuffer(stored, np.uint8), self.sizes[row : row + 1]).tobytes()
+        return b"P6\n%d %d\n255\n" % (width, height) + stored
 
     def address(self) -> int:
         """The address of the file in this process's memory, valid as long as this object.
@@ -167,6 +170,8 @@ class Beton:
             | ((image["mode"] == RAW) & (self.lengths == pixel_bytes))
             | ((image["mode"] == PLANES) & (self.lengths == plane_bytes))
         )
+        planes = image["mode"] == PLANES
+        good &= planes.all() | ~planes
         without = set(range(len(self.paths))) - set(records["f2"].tolist())
         good &= records["f1"] == self.labels[np.clip(records["f2"], 0, len(self.paths) - 1)]
         if not good.all() or without != set(self.bad) or len(without) + count != len(self.paths):

@@ -15,6 +15,7 @@ from numba import carray  # type: ignore[attr-defined]
 
 from saga_fast.kernels._jit import jit
 from saga_fast.kernels.crop_resize import crop_resize_image
+from saga_fast.kernels.planes_to_rgb import planes_to_rgb_image
 from saga_fast.loaders.ffcv.turbojpeg import (
     RGB,
     WILL_NEED,
@@ -27,7 +28,6 @@ from saga_fast.loaders.ffcv.turbojpeg import (
     pointer,
     read_header,
 )
-from saga_fast.loaders.ffcv.yuv420 import planes_to_rgb
 
 JPEG, RAW, PLANES = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"]), 2
 """A record's ``mode``: FFCV has the first two."""
@@ -46,7 +46,7 @@ class Stored(NamedTuple):
     lengths: npt.NDArray[np.int64]
     """(n,), bytes of each image."""
     modes: npt.NDArray[np.uint8]
-    """(n,): JPEG; RAW pixels, which are cropped in place; or PLANES (:mod:`saga_fast.loaders.ffcv.yuv420`)."""
+    """(n,): JPEG; RAW pixels, which are cropped in place; or PLANES (:mod:`saga_fast.kernels.planes_to_rgb`)."""
     sizes: npt.NDArray[np.int64]
     """(n, 2), height and width."""
 
@@ -148,45 +148,37 @@ def decode_and_crop(base: Any, stored: Any, windows: Any, sides: Any, scratch: A
                 handle, source, stored.lengths[n], height, width, bottom, scratch
             )
         elif stored.modes[n] == PLANES:
-            planes_to_rgb(carray(pointer(source), (stored.lengths[n],)), pixels, *_union(windows[n]))
+            planes_to_rgb_image(carray(pointer(source), (stored.lengths[n],)), pixels, *_union(windows[n]))
         if good[n]:
             crop_resize_image(pixels, windows[n], sides, views[n])
     destroy(handle)
 
 
 @jit()
-def decode_whole(base: Any, stored: Any, pixels: Any, good: Any) -> None:
-    """Decode images one after the other into ``pixels``, (n,) uint8; those that cannot be decoded keep their place.
+def decode_whole(base: Any, stored: Any, decoded: Any, good: Any) -> None:
+    """Write JPEGs as pixels, and raw pixels and planes as they are, one after the other into ``decoded``, (n,) uint8.
 
-    The remaining arguments are those of :func:`decode_and_crop`.
+    Those that cannot be decoded keep their place. The remaining arguments are those of :func:`decode_and_crop`.
     """
     _announce(base, stored)
     handle, header = init_decompress(), np.empty(4, np.int32)
     begin: Any = 0
     for n in range(stored.begins.shape[0]):
         height, width = stored.sizes[n, 0], stored.sizes[n, 1]
-        source, end = base + stored.begins[n], begin + height * width * 3
+        source = base + stored.begins[n]
         good[n] = True
         if stored.modes[n] == JPEG:
-            target = pixels[begin:end].ctypes.data
+            end = begin + height * width * 3
+            target = decoded[begin:end].ctypes.data
             good[n] = (
                 _has_size(handle, source, stored.lengths[n], height, width, header)
                 and decompress(handle, source, stored.lengths[n], target, width, 0, height, RGB, 0) == 0
             )
-        elif stored.modes[n] == PLANES:
-            planes = carray(pointer(source), (stored.lengths[n],))
-            planes_to_rgb(planes, pixels[begin:end].reshape(height, width, 3), 0, height, 0, width)
         else:
-            pixels[begin:end] = carray(pointer(source), (height * width * 3,))
+            end = begin + stored.lengths[n]
+            decoded[begin:end] = carray(pointer(source), (stored.lengths[n],))
         begin = end
     destroy(handle)
-
-
-def pixels_of_planes(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) of planes."""
-    pixels = np.empty((height, width, 3), np.uint8)
-    planes_to_rgb(np.frombuffer(data, np.uint8), pixels, 0, height, 0, width)
-    return pixels
 
 
 def decodes(data: bytes, height: int, width: int) -> bool:

@@ -32,7 +32,7 @@ from saga_fast.loaders.core import Epoch, PendingBatch, PrefetchLoader
 from saga_fast.loaders.decode import Pixels
 from saga_fast.loaders.device_images import DeviceImages, ImageStream
 from saga_fast.loaders.ffcv.beton import Beton
-from saga_fast.loaders.ffcv.decoder import Stored, decode_and_crop, decode_whole
+from saga_fast.loaders.ffcv.decoder import JPEG, Stored, decode_and_crop, decode_whole
 from saga_fast.loaders.loader import Int64, ResolvedOptions
 from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.source import Source
@@ -104,7 +104,7 @@ class _Crops:
         return self._batch(indices, views, good)
 
     def _start_whole(self, indices: Int64) -> PendingBatch:
-        """Decode the images whole; the threads also upload them."""
+        """Decode the images whole; the threads also upload them, planes as they are stored."""
         images = _Images(self._source, self._epoch, indices)
         tasks = [self._pool.submit(self._upload, images, part) for part in self._epoch.tasks(len(indices))]
         return partial(self._finish_whole, indices, images, tasks)
@@ -135,12 +135,11 @@ class _Crops:
     def _upload(self, images: _Images, run: slice) -> tuple[DeviceImages, Good]:
         self._source.check_length()
         stored = images.stored(run)
-        memory, good = (
-            self._stream.new_memory(3 * int(stored.sizes.prod(1).sum())),
-            np.empty(len(stored.sizes), np.bool_),
-        )
+        size = np.where(stored.modes == JPEG, 3 * stored.sizes.prod(1), stored.lengths).sum()
+        memory, good = self._stream.new_memory(int(size)), np.empty(len(stored.sizes), np.bool_)
         decode_whole(self._address, stored, memory.numpy(), good)
-        return self._stream.upload_memory(memory, [(height, width) for height, width in stored.sizes.tolist()]), good
+        sizes = [(height, width) for height, width in stored.sizes.tolist()]
+        return self._stream.upload_memory(memory, sizes, planes=self._source.planes), good
 
 
 class _Scratch(threading.local):
