@@ -5,7 +5,7 @@ FFCV is imported in fixtures and tests only: where it is missing, they fail with
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from packed_images import CROPS, OPTIONS, PLACES, SIZE, N, joined, make_folder, open_beton
 from PIL import Image
+from same_batches import assert_same_batches
 
 from saga_fast.cli import main
-from saga_fast.loaders import Batch, BoxTable, CropPlan, LoaderOptions, Place, Plan, WholePlan, open_loader
+from saga_fast.loaders import BoxTable, CropPlan, LoaderOptions, Place, Plan, WholePlan, open_loader
 from saga_fast.loaders.engines import require_engine
 
 
@@ -51,13 +52,6 @@ def make_table(n: int, *, seed: int = 0) -> BoxTable:
     return BoxTable(boxes, np.ones(n, np.bool_), np.zeros(n, np.int32), np.zeros(n, np.float32))
 
 
-def assert_same(ours: Iterable[Batch], expected: Iterable[Batch]) -> None:
-    for one, other in zip(ours, expected, strict=True):
-        assert one.index.tolist() == other.index.tolist()
-        assert one.label.tolist() == other.label.tolist()
-        np.testing.assert_array_equal(one.views.numpy(), other.views.numpy())
-
-
 def engine_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("saga-fast")]
 
@@ -86,7 +80,7 @@ def test_batches_are_the_folder_engines(
         for loader in (ours, expected):
             loader.set_plan(plan(epoch))
             loader.set_epoch(epoch)
-        assert_same(ours, expected)
+        assert_same_batches(ours, expected)
 
 
 def test_cropping_for_a_gpu_without_one_is_said_once(packed: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -156,10 +150,10 @@ def test_plan_and_epoch_are_taken_by_the_next_iteration(packed: dict[str, Path])
     loader.set_plan(plan)
     loader.set_epoch(4)
     batches.extend(running)
-    assert_same(batches, old)  # the epoch under way stays itself
+    assert_same_batches(batches, old)  # the epoch under way stays itself
     fresh = open_beton(packed["jpg"], plan, shuffle=True)
     fresh.set_epoch(4)
-    assert_same(loader, fresh)
+    assert_same_batches(loader, fresh)
 
 
 @pytest.mark.parametrize("crop", PLACES)
@@ -168,7 +162,7 @@ def test_an_epoch_can_be_entered_at_any_batch(packed: dict[str, Path], crop: Pla
     loader.set_epoch(3)
     expected = list(loader)
     loader.set_epoch(3, start_batch=5)
-    assert_same(loader, expected[5:])
+    assert_same_batches(loader, expected[5:])
 
 
 def test_two_iterations_at_once_do_not_disturb_each_other(packed: dict[str, Path]) -> None:
@@ -176,7 +170,7 @@ def test_two_iterations_at_once_do_not_disturb_each_other(packed: dict[str, Path
     expected = list(loader)
     pairs = list(zip(loader, loader, strict=True))
     for side in range(2):
-        assert_same([pair[side] for pair in pairs], expected)
+        assert_same_batches([pair[side] for pair in pairs], expected)
 
 
 def test_stopping_early_leaves_no_thread_and_the_loader_usable(packed: dict[str, Path]) -> None:
@@ -192,7 +186,7 @@ def test_stopping_early_leaves_no_thread_and_the_loader_usable(packed: dict[str,
         for batch in loader:
             len(batch.index) / 0
     assert not engine_threads()
-    assert_same(loader, expected)
+    assert_same_batches(loader, expected)
     assert not engine_threads()
 
 
@@ -219,7 +213,7 @@ def test_a_batch_stays_valid_and_may_be_written_to(packed: dict[str, Path]) -> N
         for tensor in (batch.views, batch.index, batch.label):
             tensor.fill_(77)
     assert all((batch.views == copy).all() for batch, copy in zip(held, copies, strict=True))
-    assert_same(loader, held)
+    assert_same_batches(loader, held)
 
 
 def test_nothing_is_compiled_for_a_table_a_plan_or_a_loader(packed: dict[str, Path]) -> None:

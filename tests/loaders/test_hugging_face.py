@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from same_batches import assert_same_epochs
 from tar_files import make_folder
 
 from saga_fast.cli import main
@@ -101,13 +102,7 @@ def test_the_rows_are_the_folder(folder: ImageFolder, tmp_path: Path, engine: st
     options = LoaderOptions(batch_size=5, shuffle=True, threads=2)
     ours = open_loader(engine, path, CropPlan(size=9, seed=0), options)
     base = open_loader("folder", folder, CropPlan(size=9, seed=0), options)
-    for epoch in range(2):
-        ours.set_epoch(epoch)
-        base.set_epoch(epoch)
-        for batch, other in zip(ours, base, strict=True):
-            assert batch.index.tolist() == other.index.tolist()
-            assert batch.label.tolist() == other.label.tolist()
-            np.testing.assert_array_equal(batch.views, other.views)
+    assert_same_epochs(ours, base)
 
 
 def test_the_converted_file_lies_in_the_cache(folder: ImageFolder, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from same_batches import assert_same_epochs
 from tar_files import make_folder, make_jpeg, write_shards, write_tar
 from web_server import WebServer, serving
 
@@ -58,14 +59,7 @@ def test_remote_tars_are_the_folder(
     options = LoaderOptions(batch_size=5, shuffle=True, threads=2)
     ours = open_loader(engine, source, CropPlan(size=9, seed=0), options)
     base = open_loader("folder", folder, CropPlan(size=9, seed=0), options)
-    for epoch in range(2):
-        ours.set_epoch(epoch)
-        base.set_epoch(epoch)
-        for batch, other_batch in zip(ours, base, strict=True):
-            assert batch.views.shape[1] == 2
-            assert batch.index.tolist() == other_batch.index.tolist()
-            assert batch.label.tolist() == other_batch.label.tolist()
-            np.testing.assert_array_equal(batch.views, other_batch.views)
+    assert_same_epochs(ours, base)
     assert bool(server.requests) is not has_copies
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 import s3fs
+from same_batches import assert_same_batches
 from tar_files import make_folder, write_shards, write_tar
 from web_server import WebServer, serving
 
@@ -50,8 +50,7 @@ def test_the_images_are_the_folder(folder: ImageFolder, server: WebServer, patte
     options = LoaderOptions(batch_size=5, shuffle=True, threads=2)
     ours = open_loader("folder", source, CropPlan(size=9, seed=0), options)
     base = open_loader("folder", folder, CropPlan(size=9, seed=0), options)
-    for batch, other in zip(ours, base, strict=True):
-        np.testing.assert_array_equal(batch.views, other.views)
+    assert_same_batches(ours, base)
     server.requests.clear()
     assert open_source("folder", f"s3://b/{pattern}").fingerprint == folder.fingerprint
     assert server.ranges() == []  # the kept index
