@@ -67,11 +67,7 @@ def build_box_table(
     """
     options = attention_pass or AttentionPass(size=loader.plan.size)
     check_attention(model, replace(options, size=loader.plan.size))
-    options = replace(
-        _chosen_forward(model, loader, options),
-        delta=options.delta if delta is None else delta,
-        size=options.size if size is None else size,
-    )
+    options = _with_forward(model, loader, _with_box(options, delta, size))
     strings = {**table_metadata(loader.source, options), **(metadata or {})}
     facts = {"the data set" if name == "dataset" else name: value for name, value in strings.items()}
     check_same(facts | {"the forward pass": options.forward})
@@ -95,7 +91,13 @@ def build_box_table(
     return replace(table, metadata=strings)
 
 
-def _chosen_forward(model: Method, loader: Loader, options: AttentionPass) -> AttentionPass:
+def _with_box(options: AttentionPass, delta: float | None, size: int | None) -> AttentionPass:
+    """The options with another threshold or heatmap size, if given."""
+    delta = options.delta if delta is None else delta
+    return replace(options, delta=delta, size=options.size if size is None else size)
+
+
+def _with_forward(model: Method, loader: Loader, options: AttentionPass) -> AttentionPass:
     """The options with a forward pass in place of ``auto``."""
     images = len(loader.source) if loader.images is None else len(loader.images)
     passes = images * (2 if options.mirror else 1)

@@ -122,26 +122,17 @@ def linear_probe(
         ValueError: ``loaders.train`` has another batch size than the protocol, or is for another number of processes.
     """
     frozen.model.eval()
-    train, val, cached = loaders.train, loaders.val, loaders.cached
-    _check_labels(train, val)
+    train, epochs = loaders.train, config.phase.epochs
+    _check_labels(train, loaders.val)
     _check_parts(train, config)
-    facts = {**asdict(config), "cached": cached is not None, "seed": seed, **(identity or {})}
+    facts = {**asdict(config), "cached": loaders.cached is not None, "seed": seed, **(identity or {})}
     file = None if out is None else ProbeFile(out / "probe.pt", facts)
-    dim = feature_dim(frozen, val)
+    dim = feature_dim(frozen, loaders.val)
     state = _start(config, dim, len(train.source.classes), seed, frozen.device)
-    if file is not None and (saved := file.read(state.classifier.state_dict())) is not None:
-        state.load(saved)
-        train.bad.update(dict.fromkeys(saved["bad"], FOUND_EARLIER))  # an epoch's order leaves them out
-    check_same({"probe.pt": f"epoch {state.epoch}"})  # a network file system may show an older one for some seconds
-    epochs = config.phase.epochs
+    _restore(state, file, train)
     if state.epoch >= epochs:
         return state.history
-    if cached is not None:
-        batches = cached_batches(frozen, cached, config.batch_size, seed=seed, progress=progress)
-        tests = cached_val_batches(frozen, val, train, progress=progress)
-    else:
-        batches = augmented_batches(frozen, train, dim, flip=config.flip, seed=seed)
-        tests = val_batches(frozen, val, train)
+    batches, tests = _batches(frozen, loaders, config, dim, seed, progress)
     network = data_parallel(state.classifier, frozen.device)
     disable = None if progress and is_main() else True
     with tqdm(total=epochs, initial=state.epoch, desc="probe", unit="epoch", disable=disable) as bar:
@@ -151,7 +142,6 @@ def linear_probe(
             state.epoch += 1
             if state.epoch % every == 0 or state.epoch == epochs:
                 state.history.append(_test(state, tests, loss))
-                log.info("probe epoch %d: top-1 %.1f %%", state.epoch, 100 * state.history[-1].top1)
             if file is not None and is_main():
                 file.save(state.content() | {"bad": train.bad.indices.tolist()})
             bar.set_postfix(loss=f"{loss:.3f}")
@@ -193,6 +183,31 @@ def _start(config: ProbeConfig, dim: int, classes: int, seed: int, device: torch
     return _State(classifier, optimizer)
 
 
+def _restore(state: _State, file: ProbeFile | None, train: Loader) -> None:
+    """Go on from the probe file, if there is one.
+
+    Raises:
+        SagaError: the ranks have read different ones.
+    """
+    if file is not None and (saved := file.read(state.classifier.state_dict())) is not None:
+        state.load(saved)
+        train.bad.update(dict.fromkeys(saved["bad"], FOUND_EARLIER))  # an epoch's order leaves them out
+    check_same({"probe.pt": f"epoch {state.epoch}"})  # a network file system may show an older one for some seconds
+
+
+def _batches(
+    frozen: FrozenModel, loaders: ProbeLoaders, config: ProbeConfig, dim: int, seed: int, progress: bool
+) -> tuple[Batches, Batches]:
+    """The features and labels of the training and of the validation images."""
+    train, val = loaders.train, loaders.val
+    if loaders.cached is None:
+        return augmented_batches(frozen, train, dim, flip=config.flip, seed=seed), val_batches(frozen, val, train)
+    return (
+        cached_batches(frozen, loaders.cached, config.batch_size, seed=seed, progress=progress),
+        cached_val_batches(frozen, val, train, progress=progress),
+    )
+
+
 def _train_epoch(state: _State, network: nn.Module, config: ProbeConfig, batches: Batches, images: int) -> float:
     """Train ``network``, the classifier that averages gradients over ranks, on ``images``; the mean of the losses."""
     scale, size = config.peak_lr / config.phase.lr, config.batch_size
@@ -224,4 +239,5 @@ def _test(state: _State, tests: Batches, loss: float) -> Accuracy:
         first, fifth, images = first + int(ranked[:, 0].sum()), fifth + int(ranked.any(1).sum()), images + len(labels)
     first, fifth, images = total(torch.tensor([first, fifth, images])).tolist()
     top5 = fifth / images if classes > 5 else None
+    log.info("probe epoch %d: top-1 %.1f %%", state.epoch, 100 * first / images)
     return Accuracy(epoch=state.epoch, top1=first / images, top5=top5, images=images, loss=loss)

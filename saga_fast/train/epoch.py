@@ -87,14 +87,8 @@ def train_epoch(
     undo = Undo(model) if config.skip_nonfinite else None
     rate = learning_rate(at.phase, at.phase_epoch + (count - 1) / count) if steps.done == count else 0.0
     mark = time.perf_counter()
-    bar = tqdm(
-        loader,
-        desc=f"epoch {at.epoch + 1}",
-        total=count,
-        initial=steps.done,
-        unit="batch",
-        disable=None if progress else True,
-    )
+    disable = None if progress else True
+    bar = tqdm(loader, f"epoch {at.epoch + 1}", total=count, initial=steps.done, unit="batch", disable=disable)
     for batch in bar:
         steps.waited += time.perf_counter() - mark
         epochs = at.phase_epoch + steps.done / count
