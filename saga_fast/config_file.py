@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from saga_fast.config import TrainConfig
 from saga_fast.errors import SagaError
 from saga_fast.methods import METHODS, MethodConfig
-from saga_fast.runtime.address import is_address, redact
+from saga_fast.runtime.address import is_address, public_address, redact
 from saga_fast.runtime.strict_yaml import apply_override, read_yaml
 
 
@@ -69,11 +69,11 @@ def _with_home(values: Mapping[str, Any], *, where: str) -> Mapping[str, Any]:
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Nested mappings of plain YAML types; addresses of images are without their secrets, see :func:`redact`."""
+    """Nested mappings of plain YAML types; addresses of images as :func:`public_address` has them."""
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(asdict(config), sort_keys=False))
     for key in ("train", "val"):
         if isinstance(address := plain["data"][key], str) and is_address(address):
-            plain["data"][key] = redact(address)
+            plain["data"][key] = public_address(address)
     return plain
 
 

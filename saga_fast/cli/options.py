@@ -17,7 +17,7 @@ from saga_fast.loaders import ENGINES, LoaderOptions, Place, Source, engines_for
 from saga_fast.loaders.config import DataConfig
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.true_boxes import true_boxes_file
-from saga_fast.runtime.address import Location, is_address, redact
+from saga_fast.runtime.address import Location, is_address, public_address
 from saga_fast.runtime.device import choose_device
 from saga_fast.runtime.files import check_writable, is_stream
 
@@ -42,7 +42,9 @@ def user_path(text: str) -> Path:
         ArgumentTypeError: an address.
     """
     if is_address(text):
-        raise argparse.ArgumentTypeError(f"{redact(text)} is an address, and a path of this machine is expected")
+        raise argparse.ArgumentTypeError(
+            f"{public_address(text)} is an address, and a path of this machine is expected"
+        )
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser fails without a home folder
 
 
@@ -138,7 +140,7 @@ def chosen_source(options: argparse.Namespace, data: DataConfig) -> tuple[str, S
         engine = chosen_engine(options, options.data)
         return engine, open_source(engine, options.data, cache=options.cache)
     if is_address(data.train):
-        address = redact(data.train)
+        address = public_address(data.train)
         raise SagaError(f"the checkpoint's images are at {address}: if you trust it, name it with --data")
     engine = options.engine or data.engine
     return engine, open_source(engine, data.train, classes=data.classes, cache=options.cache)

@@ -35,7 +35,7 @@ from saga_fast.profile.kernels import profile_kernels
 from saga_fast.profile.loaders import LoadersProfile, describe_bottleneck, profile_loaders, recommend
 from saga_fast.profile.rebuild import Cluster, predict
 from saga_fast.profile.train import profile_train
-from saga_fast.runtime.address import redact
+from saga_fast.runtime.address import public_address
 from saga_fast.runtime.device import choose_device
 from saga_fast.runtime.terminal import say
 from saga_fast.runtime.threads import usable_cores
@@ -144,7 +144,7 @@ def run_loaders(options: argparse.Namespace) -> None:
     engines = options.engine or list(ENGINES)
     data = [(engine, path) for path in options.data for engine in engines_for(path) if engine in engines]
     if not data:
-        names = ", ".join(redact(str(path)) for path in options.data)
+        names = ", ".join(public_address(path) for path in options.data)
         raise SagaError(f"none of the engines {', '.join(engines)} reads {names}")
     profile = LoadersProfile(
         data=data,

@@ -19,7 +19,7 @@ from saga_fast.reproduce.plan import Reproduction, plan
 from saga_fast.reproduce.results import write_results, write_runs_report
 from saga_fast.reproduce.step import Step
 from saga_fast.reproduce.targets import TARGETS
-from saga_fast.runtime.address import is_address, redact
+from saga_fast.runtime.address import is_address, public_address
 from saga_fast.runtime.distributed import barrier, broadcast, is_main, world_size
 from saga_fast.runtime.machine import hardware
 from saga_fast.runtime.terminal import say
@@ -125,7 +125,7 @@ def _reproduction(options: argparse.Namespace) -> Reproduction:
             raise SagaError(f"--ckpt {text!r} must be METHOD=PT with a method of {', '.join(methods)}")
         ckpts[method] = user_path(path)
     if is_address(options.data):
-        raise SagaError(f"--data {redact(options.data)} is an address: name a folder with train/ and val/")
+        raise SagaError(f"--data {public_address(options.data)} is an address: name a folder with train/ and val/")
     data = None if options.data == DEMO else user_path(options.data)
     return Reproduction(
         name=options.target,

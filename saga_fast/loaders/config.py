@@ -8,7 +8,7 @@ from typing import Literal
 
 from saga_fast.loaders.decode import MAX_PIXELS
 from saga_fast.loaders.loader import Place
-from saga_fast.runtime.address import is_address, redact
+from saga_fast.runtime.address import is_address, public_address
 
 MAX_SIDE = 16384
 """Of views and images, pixels."""
@@ -105,8 +105,9 @@ class DataConfig:
     """Larger images count as undecodable; at most the default."""
 
     def __post_init__(self) -> None:
-        if self.generate is not None and is_address(self.train):
-            raise ValueError(f"data.generate makes images in a folder, and train is an address: {redact(self.train)}")
+        if is_address(self.train) and (self.generate is not None or self.true_boxes):
+            key = "generate" if self.generate is not None else "true_boxes"
+            raise ValueError(f"data.{key} needs a folder, and train is an address: {public_address(self.train)}")
         if not 1 <= self.max_pixels <= MAX_PIXELS:
             raise ValueError(f"max_pixels must be in 1 to {MAX_PIXELS}, got {self.max_pixels}")
         if not 0.0 <= self.max_bad_fraction <= 1.0:

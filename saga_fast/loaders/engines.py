@@ -22,7 +22,7 @@ from saga_fast.loaders.plan import Plan
 from saga_fast.loaders.remote.open import open_remote
 from saga_fast.loaders.shards import Shards, is_shards
 from saga_fast.loaders.source import Source
-from saga_fast.runtime.address import Location, as_location, is_address, redact
+from saga_fast.runtime.address import Location, as_location, is_address, public_address
 from saga_fast.runtime.threads import usable_cores
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def open_source(
     if entry.suffix or not (is_address(path) or _is_listed(path)):
         return cast(Source, _load(entry.source)(path, classes=classes))
     if classes:
-        raise SagaError(f"a class list ({classes}) goes with a folder of images, which {redact(str(path))} is not")
+        raise SagaError(f"a class list ({classes}) goes with a folder of images, which {public_address(path)} is not")
     folder = None if cache is None else Path(cache)
     if is_address(path):
         return open_remote(path, cache=folder)
@@ -231,7 +231,9 @@ def _check_form(name: str, engine: Engine, path: Location) -> None:
     if is_address(path):
         if engine.suffix:
             readers = " or ".join(engines_for(path))
-            raise SagaError(f"engine {name} reads files of this machine, {redact(path)} is for --engine {readers}")
+            raise SagaError(
+                f"engine {name} reads files of this machine, {public_address(path)} is for --engine {readers}"
+            )
         return
     path = Path(path)
     by_suffix = {entry.suffix: key for key, entry in ENGINES.items() if entry.suffix}

@@ -8,6 +8,7 @@ path or address that a data set names is opened.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import re
@@ -139,7 +140,8 @@ def _open(root: Path, files: Sequence[Path] | None, cache: Path | None) -> tuple
             dataset = datasets.Dataset.load_from_disk(str(root))
         else:
             assert files is not None
-            names, folder = [str(file.resolve()) for file in files], None if cache is None else str(cache)
+            # datasets takes a name for a pattern.
+            names, folder = [glob.escape(str(file.resolve())) for file in files], None if cache is None else str(cache)
             dataset = datasets.Dataset.from_parquet(names, cache_dir=folder)
     except MemoryError:
         raise
@@ -266,7 +268,11 @@ def _classes(table: Any, features: Mapping[str, Any], root: Location) -> tuple[t
     name = found[0]
     if len(named) > 1:
         log.info("%s: the labels are column %s, and not %s", root, name, ", ".join(found[1:]))
-    values = pyarrow.compute.fill_null(table.column(name), -1).to_numpy().astype(np.int64)
+    try:
+        column = table.column(name).cast(pyarrow.int64())
+    except pyarrow.ArrowInvalid as error:
+        raise SagaError(f"a label of {root} is too large: column {name}: {error}") from error
+    values = pyarrow.compute.fill_null(column, -1).to_numpy()
     names = features[name].names if named else None
     most = 2**20 if names is None else len(names)
     if values.min() < -1 or values.max() >= most:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from saga_fast.errors import SagaError
-from saga_fast.runtime.address import Location, is_address, redact
+from saga_fast.runtime.address import Location, is_address, public_address
 from saga_fast.runtime.files import read_file, write_text
 
 Float32 = npt.NDArray[np.float32]
@@ -32,7 +32,9 @@ def true_boxes_file(source_root: Location) -> Path:
         SagaError: a data set at an address.
     """
     if is_address(source_root):
-        raise SagaError(f"true boxes are read from a file of this machine, and the images are at {redact(source_root)}")
+        raise SagaError(
+            f"true boxes are read from a file of this machine, and the images are at {public_address(source_root)}"
+        )
     source_root = Path(source_root)
     return source_root.with_suffix(".boxes.json") if source_root.suffix == ".beton" else source_root / "boxes.json"
 

@@ -20,7 +20,7 @@ from saga_fast.loaders.decode import DecodeError, decode_image
 from saga_fast.loaders.true_boxes import TrueBoxes, find_true_boxes, true_boxes_file
 from saga_fast.report.heat import Heatmaps, checkpoint_heatmaps, overlay
 from saga_fast.report.runs import Run, short_path
-from saga_fast.runtime.address import as_location, is_address, redact
+from saga_fast.runtime.address import as_location, is_address, public_address
 
 IMAGES = 12
 RENEWALS = 5  # more boxes on one picture cannot be told apart
@@ -112,7 +112,9 @@ def make_gallery(run: Run) -> Gallery | None:
     tables = [(record["epoch"], BoxTable.open(run.folder / record["table"])) for record in shown]
     root = as_location(str(run.setting("data.train") or "data.train"))
     if is_address(root):
-        return Gallery(name=run.name, note=f"No pictures: images at an address, {redact(root)}, are not fetched.")
+        return Gallery(
+            name=run.name, note=f"No pictures: images at an address, {public_address(root)}, are not fetched."
+        )
     try:
         images = open_source(engines_for(root)[0], root)
         for _, table in tables:

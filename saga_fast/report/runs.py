@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from saga_fast.errors import SagaError
-from saga_fast.runtime.address import redact
+from saga_fast.runtime.address import public_address
 from saga_fast.runtime.files import read_file
 from saga_fast.runtime.metrics import read_metrics
 from saga_fast.runtime.strict_yaml import read_yaml
@@ -86,7 +86,7 @@ def short_path(text: str) -> str:
     for kind in (PurePosixPath, PureWindowsPath):
         if (path := kind(text)).is_absolute():
             return "/".join(["…", *path.parts[1:][-2:]])
-    return redact(text)
+    return public_address(text)
 
 
 def public_config(value: Any) -> Any:

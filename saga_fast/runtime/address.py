@@ -9,12 +9,14 @@ from typing import TypeGuard
 Location = Path | str
 """A path, or an address as text: ``Path`` would make one slash of its two."""
 
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>]*)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_WITHIN_TEXT = re.compile(_SCHEME.pattern + r"[^\s<>]*?(?=['\"),.;:\]}]*(?:[\s<>]|$))")
+"""An address up to the next space, without the punctuation at its end. Quotes within it may be a part of a secret."""
 
 
 def is_address(location: Location) -> TypeGuard[str]:
     """Whether a text is an address: a scheme and ``://``, and not a path of this machine."""
-    return isinstance(location, str) and _ADDRESS.match(location) is not None
+    return isinstance(location, str) and _SCHEME.match(location) is not None
 
 
 def as_location(text: Location) -> Location:
@@ -27,19 +29,29 @@ def scheme_of(address: str) -> str:
     return address.partition("://")[0].lower()
 
 
-def redact(text: str) -> str:
-    """The text with each address in it without what may be secret: ``user:password@``, and the query.
+def public_address(location: Location) -> str:
+    """An address without what may be secret, ``user:password@`` and the query; a path as it is.
 
     In an address of s3 or gs a ``?`` is part of a pattern.
-
-    Everything that is printed, listed or written of an address goes through here.
     """
-    return _ADDRESS.sub(_public, text)
-
-
-def _public(address: re.Match[str]) -> str:
-    scheme, rest = address[1], address[2]
+    text = str(location)
+    if not _SCHEME.match(text):
+        return text
+    scheme, _, rest = text.partition("://")
     if scheme.lower() not in ("s3", "gs"):
         rest = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    host = host.rpartition("@")[2]
+    if re.fullmatch(r"[^:]*(:\d*)?|\[.*", host):
+        return f"{scheme}://{host}{slash}{path}"
+    # What follows the colon is no port: a password with a "/" or "?" in it, which ends at an "@" if at all.
+    return f"{scheme}://{rest.rpartition('@')[2]}" if "@" in rest else f"{scheme}://..."
+
+
+def redact(text: str) -> str:
+    """The text with each address in it as :func:`public_address` has it, as far as the next space.
+
+    All text that is printed, listed or written goes through here, for the addresses that libraries put into messages;
+    what is known to be one address goes through :func:`public_address`.
+    """
+    return _WITHIN_TEXT.sub(lambda match: public_address(match[0]), text)

@@ -19,7 +19,7 @@ from saga_fast.errors import SagaError
 from saga_fast.evaluate.boxes import box_quality, chance_agreement
 from saga_fast.loaders import BoxTable, Loader, Source, WholePlan
 from saga_fast.loaders.boxes import box_iou
-from saga_fast.loaders.true_boxes import read_true_boxes, true_boxes_file
+from saga_fast.loaders.true_boxes import TrueBoxes, read_true_boxes, true_boxes_file
 from saga_fast.methods import Method
 from saga_fast.runtime.distributed import barrier, broadcast, is_main
 from saga_fast.runtime.files import sha256
@@ -60,6 +60,9 @@ class Renewals:
 
     Attributes:
         table: D^att, or None before the first renewal.
+
+    Raises:
+        SagaError: ``data.true_boxes``, and there are none, or none that can be read.
     """
 
     def __init__(
@@ -70,6 +73,13 @@ class Renewals:
         self._entries: list[dict[str, str]] = []  # names and hashes of the last two tables
         self._before: BoxTable | None = None  # the table before the last one
         self.table: BoxTable | None = None
+        if config.attention is not None:
+            self._true_boxes()  # a missing file is an error now, and not after all plain epochs
+
+    def _true_boxes(self) -> TrueBoxes | None:
+        if not self._config.data.true_boxes:
+            return None
+        return read_true_boxes(true_boxes_file(self._source.root), self._source.paths)
 
     def is_due(self, phase_epoch: int) -> bool:
         """Whether D^att is renewed before this epoch of the SAGA phase; boxes that never change are made once."""
@@ -96,10 +106,8 @@ class Renewals:
         barrier()
         digest = broadcast(sha256(self._folder / name) if is_main() else "")
         self._entries = [*self._entries, {"name": name, "sha256": digest}][-2:]
-        quality: dict[str, Any] = {}
-        if self._config.data.true_boxes:
-            truths = read_true_boxes(true_boxes_file(self._source.root), self._source.paths)
-            quality = box_quality(table, self._source.paths, truths)
+        truths = self._true_boxes()
+        quality: dict[str, Any] = {} if truths is None else box_quality(table, self._source.paths, truths)
         return RenewalFigures(
             table=name,
             found_fraction=table.found_fraction,

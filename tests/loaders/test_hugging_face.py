@@ -204,6 +204,19 @@ def test_labels_out_of_range(folder: ImageFolder, tmp_path: Path, labels: list[i
     refused(path, "must be in 0 to 1048575, or -1 for none: column label has", str(min(*labels, 0) or max(labels)))
 
 
+@pytest.mark.parametrize("kind", [pyarrow.uint8(), pyarrow.uint64(), pyarrow.int8()])
+def test_labels_of_any_integers(folder: ImageFolder, tmp_path: Path, kind: Any) -> None:
+    labels = pyarrow.array([1, None, 0], kind)
+    path = write_table(tmp_path / "x[1].parquet", {"image": [folder.read(0)] * 3, "label": labels})
+    source = open_source("folder", path)
+    assert source.labels.tolist() == [1, -1, 0] and source.labels.dtype == np.int64
+
+
+def test_a_label_beyond_64_bits(folder: ImageFolder, tmp_path: Path) -> None:
+    labels = pyarrow.array([2**64 - 1], pyarrow.uint64())
+    refused(write_table(tmp_path / "x.parquet", {"image": [folder.read(0)], "label": labels}), "too large", "label")
+
+
 def test_labels_beyond_the_names(folder: ImageFolder, tmp_path: Path) -> None:
     data = write(folder, tmp_path / "x.parquet")
     table = pyarrow.parquet.read_table(data)

@@ -181,6 +181,15 @@ def test_true_boxes_are_scored(tiny_yaml: Path, images: Path, tmp_path: Path) ->
     assert 0.0 < row["corloc"] < 1.0
 
 
+def test_missing_true_boxes_are_said_before_the_first_step(tiny_yaml: Path, images: Path, tmp_path: Path) -> None:
+    config = load_config(tiny_yaml, [f"out={tmp_path}", f"data={{train: {images / 'train'}, true_boxes: true}}"])
+    with pytest.raises(SagaError, match=r"boxes\.json"):
+        train(config)
+    assert not (tmp_path / "last.pt").exists()
+    with pytest.raises(SagaError, match=r"data\.true_boxes needs a folder, and train is an address: s3:"):
+        load_config(tiny_yaml, ["data={train: 's3://b/x.tar', true_boxes: true}"])
+
+
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     sides = [max(min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]), 0.0) for i in (0, 1)]
     shared = sides[0] * sides[1]
