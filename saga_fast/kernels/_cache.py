@@ -96,7 +96,8 @@ class _FunctionCache(caching.FunctionCache):
         except MemoryError:
             raise
         except Exception as error:  # damaged bytes make pickle raise anything
-            log.warning("the compiled kernel in %s cannot be read (%s): compiling it", self.cache_path, error)
+            folder = Path(self.cache_path).parent
+            _say_once(f"compiled kernels in {folder} cannot be read ({error}): compiling them")
             try:
                 self.flush()
             except OSError:
