@@ -1,8 +1,9 @@
 """A run's share of a busy machine: training beside processes that only loop, and beside other torch processes.
 
 ``saga-fast profile train`` runs demo.yaml's network alone and beside k busy processes. A fair share is the rate alone
-over k + 1; ``ratio`` is the rate over it. Arms: ``passive``, as the command line sets it (``OMP_WAIT_POLICY``), and
-``spinning``, GNU OpenMP's default. The rounds take turns, and each row is the median of its rounds.
+over k + 1; ``ratio`` is the rate over it. Arms: ``watched``, as the commands do (:mod:`saga_fast.runtime.spinning`);
+``sleeping``, with ``OMP_WAIT_POLICY=PASSIVE``; and ``spinning``, GNU OpenMP's default. The rounds take turns, and each
+row is the median of its rounds.
 
 Run it on an idle machine as ``PYTHONPATH=. python benchmarks/bench_busy.py --out FILE``.
 """
@@ -24,7 +25,7 @@ from saga_fast.demo.data import make_demo_data
 from saga_fast.loaders.config import DemoDataConfig
 from saga_fast.profile.figures import Row
 
-SPIN = {"passive": {}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
+ARMS = {"watched": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
 """Environment of each arm; 300,000 is the count of libgomp where no wait policy is set."""
 BUSY = {
     "loop": "while True: pass",
@@ -50,7 +51,7 @@ def rate(data: Path, arm: str, seconds: float) -> float:
         out = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "saga_fast", "profile", "train", "--config", str(CONFIG)]
         command += ["--seconds", str(seconds), "--json", str(out), "--set", f"data.train={data / 'train'}"]
-        environment = {**os.environ, **SPIN[arm]}
+        environment = {**os.environ, **ARMS[arm]}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         rows: list[Row] = json.loads(out.read_text())["rows"]
     return float(next(row["images_per_second"] for row in rows if row["name"] == "train"))
@@ -63,7 +64,7 @@ def measure(data: Path, *, counts: list[int], rounds: int, seconds: float) -> It
     for _ in range(rounds):
         for kind, count in places:
             with busy(kind, count) if count else ExitStack():
-                for arm in SPIN:
+                for arm in ARMS:
                     rates.setdefault((arm, kind, count), []).append(rate(data, arm, seconds))
     for (arm, kind, count), values in rates.items():
         alone = statistics.median(rates[arm, "none", 0])

@@ -33,17 +33,17 @@ def torture() -> str:
 
 
 def busy() -> str:
-    """The rate of a run beside busy processes, as a part of its fair share, with both of OpenMP's wait policies."""
+    """The rate of a run beside busy processes, as a part of its fair share, by what OpenMP's threads do at barriers."""
+    arms = ("watched", "sleeping", "spinning")
     shares = {row["name"]: row for row in rows_of("bench_busy")}
-    places = [name.removeprefix("passive, ") for name in shares if name.startswith("passive, ")]
+    places = [name.removeprefix("watched, ") for name in shares if name.startswith("watched, ")]
     lines = []
     for place in places:
-        passive, spinning = (shares[f"{arm}, {place}"] for arm in ("passive", "spinning"))
-        rates = [f"{row['images_per_second']:.0f}" for row in (passive, spinning)]
-        ratios = ["", ""] if place == "alone" else [times(row["ratio"]) for row in (passive, spinning)]
-        lines.append([place, *rates, *ratios])
-    heads = ["training the demo's network", "images/s, sleeping", "spinning", "of a fair share, sleeping", "spinning"]
-    return table(heads, lines)
+        rows = [shares[f"{arm}, {place}"] for arm in arms]
+        rates = [f"{row['images_per_second']:.0f}" for row in rows]
+        lines.append([place, *rates, *(["", "", ""] if place == "alone" else [times(row["ratio"]) for row in rows])])
+    heads = ["training the demo's network", "images/s, as the commands do", "sleeping", "spinning"]
+    return table([*heads, "of a fair share, as the commands do", "sleeping", "spinning"], lines)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The processor cores that this process gets, and threads that do not hold them while they wait."""
+"""The processor cores that this process gets, and how many threads it starts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def configure_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let OpenMP's threads sleep at a barrier instead of spinning, and start no more of them than there are cores.
+    """Start no more of OpenMP's threads than there are cores, and let them share these with other processes.
 
-    Call it before torch is imported. Values that the user has set are kept.
-
-    A training step has hundreds of short parallel regions. By default GNU's OpenMP spins at the end of each: where
-    another process wants the core too, the spinning thread holds the core that the thread it waits for would need
-    (benchmarks/bench_busy.py). Torch counts a machine's cores where a container's quota grants fewer.
+    Call it before torch is imported. Values that the user has set are kept. Torch counts a machine's cores where a
+    container's quota grants fewer; threads that spin at a barrier would use up the quota.
     """
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # GNU's OpenMP, torch's on Linux
-    environment.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
+    environment.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's OpenMP, whose threads always sleep
     if (cores := usable_cores()) < _affinity():
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         environment.setdefault("OMP_NUM_THREADS", str(cores))
         environment.setdefault("NUMBA_NUM_THREADS", str(cores))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from saga_fast.runtime import threads
 from saga_fast.runtime.threads import configure_threads, usable_cores
 
 CORES = len(os.sched_getaffinity(0))
@@ -39,20 +40,19 @@ def test_affinity_counts() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "1\n"
 
 
-def test_values_of_the_user_are_kept() -> None:
-    environment = {"OMP_WAIT_POLICY": "ACTIVE"}
+def test_values_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "7"}
+    monkeypatch.setattr(threads, "usable_cores", lambda: 0)  # a quota
     configure_threads(environment)
-    assert environment["OMP_WAIT_POLICY"] == "ACTIVE"
-    assert environment["KMP_BLOCKTIME"] == "0"
-    empty: dict[str, str] = {}
-    configure_threads(empty)
-    assert empty["OMP_WAIT_POLICY"] == "PASSIVE"
+    expected = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "7", "NUMBA_NUM_THREADS": "0", "KMP_BLOCKTIME": "0"}
+    assert environment == expected
 
 
-def test_the_command_line_waits_passively() -> None:
-    """Set before torch is imported, which reads it once."""
-    script = "import sys, saga_fast.__main__ as m, os; sys.argv = ['saga-fast', '--version']; m.main();"
-    script += "print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert run.stdout.splitlines()[-1] == "PASSIVE", run.stderr
+def test_threads_sleep_where_there_is_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: dict[str, str] = {}
+    configure_threads(alone)
+    assert "OMP_WAIT_POLICY" not in alone
+    monkeypatch.setattr(threads, "usable_cores", lambda: 0)
+    limited: dict[str, str] = {}
+    configure_threads(limited)
+    assert limited["OMP_WAIT_POLICY"] == "PASSIVE"
