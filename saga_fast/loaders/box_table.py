@@ -15,16 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from saga_fast.errors import SagaError
-from saga_fast.runtime.files import read_file, replacing
+from saga_fast.runtime.files import map_file, read_file, replacing
 from saga_fast.version import __version__
 
 FORMAT = "saga-fast/box-table"
 VERSION = "2"
 WITHOUT_DIGEST = "1"
 """An older version that is read too: it has no digest."""
-MAX_BYTES = 2**37
 MAPPED_BYTES = 2**28
 """Larger files are mapped: ImageNet's table has 32 MB."""
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of safetensors itself."""
 CHUNK = 2**20
 """Boxes that are checked at a time."""
 COLUMNS = {"boxes": np.float32, "found": np.uint8, "pseudo_label": np.int32, "score": np.float32}
@@ -200,11 +201,11 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
         SagaError, SafetensorError, OSError, TypeError, KeyError: no file that can be read.
     """
     if path.stat().st_size <= MAPPED_BYTES:
-        content = read_file(path, MAX_BYTES)
+        content = read_file(path, MAPPED_BYTES)
         metadata = _metadata(content)
         _check_format(metadata, path)
         return metadata, load(content)
-    data = np.memmap(path, np.uint8, "r")
+    data = np.frombuffer(map_file(path, writable=True), np.uint8)
     metadata = _metadata(data)
     _check_format(metadata, path)
     with safe_open(path, framework="numpy") as file:  # checks that the columns fill the file and do not overlap
@@ -228,9 +229,10 @@ def _metadata(data: bytes | npt.NDArray[np.uint8]) -> dict[str, str]:
     Raises:
         SafetensorError: not such a file.
     """
-    end = 8 + int.from_bytes(bytes(data[:8]), "little")
+    size = int.from_bytes(bytes(data[:8]), "little")
     try:
-        metadata = json.loads(bytes(data[8:end])).get("__metadata__", {}) if 8 < end <= len(data) else None
+        fits = 0 < size <= min(len(data) - 8, MAX_HEADER_BYTES)
+        metadata = json.loads(bytes(data[8 : 8 + size])).get("__metadata__", {}) if fits else None
     except (ValueError, AttributeError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):

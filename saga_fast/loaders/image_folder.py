@@ -67,7 +67,7 @@ class ImageFolder:
             unlabelled = {"label": np.full(len(outside), -1, np.int64)}
             listing = make_listing(f"images in {self.root.resolve()}", [(outside, unlabelled)], self._finish)
             left_out.update(_unread_ending(file) for file in files)
-        if not listing.by_another:
+        if not listing.listed_elsewhere:
             self._warn_of(left_out)
         if not len(listing):
             tars = next((f", or tar files such as {name} alone" for name in files if name.endswith(".tar")), "")

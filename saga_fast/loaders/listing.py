@@ -7,13 +7,16 @@ import json
 import mmap
 import platform
 import shutil
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +24,7 @@ import numpy.typing as npt
 from saga_fast.errors import SagaError
 from saga_fast.loaders.names import Names, encode_names
 from saga_fast.runtime.cache import VARIABLE, cache_folder
-from saga_fast.runtime.files import locked
+from saga_fast.runtime.files import lock_file, locked, map_file, write_text
 
 Columns = dict[str, npt.NDArray[Any]]
 Rows = tuple[list[str], Columns]
@@ -32,6 +35,9 @@ Finish = Callable[[Columns], tuple[str, ...]]
 MAPPED_BYTES = 2**26
 """Listings above it are mapped. ImageNet's takes 60 MB."""
 ABOUT = "listing.json"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+Moment = tuple[str, float]
+"""A start of a machine and seconds on its monotonic clock: setting the date does not move it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,13 @@ class Listing:
         names: N names.
         columns: arrays of N numbers.
         classes: names of the classes.
-        by_another: whether another process has made it, after this one began.
+        listed_elsewhere: whether a process that ran at the same time made it.
     """
 
     names: Names
     columns: Mapping[str, npt.NDArray[Any]]
     classes: tuple[str, ...]
-    by_another: bool = False
+    listed_elsewhere: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,10 +73,10 @@ def make_listing(identity: str, blocks: Iterable[Rows], finish: Finish) -> Listi
         finish: called with the columns of all rows.
 
     Raises:
-        SagaError: the files cannot be written.
+        SagaError: the files cannot be written. Errors of ``blocks`` and ``finish`` are raised as they are.
         ValueError: a name that holds a zero byte.
     """
-    begun, encoded = time.time(), _encoded(blocks)
+    begun, encoded = _now(), _encoded(blocks)
     parts, size = [], 0
     for part in encoded:
         parts.append(part)
@@ -96,68 +102,136 @@ def _without_names(columns: Columns) -> Columns:
     return {name: column for name, column in columns.items() if name not in ("text", "end")}
 
 
-def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: float) -> Listing:
+def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: Moment) -> Listing:
     """
     Args:
         begun: a listing that another process has finished later is taken instead.
     """
+    # Machines that share a home each have a folder: replacing files that another machine has mapped breaks its map.
     key = hashlib.sha256(f"{platform.node()} {identity}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     base = cache_folder("listings")
-    folder, new = base / key, base / f"{key}.new"
-    try:
-        with locked(base / f"{key}.lock"):
-            by_another = _finished(folder) >= begun
-            if not by_another:
-                shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
-                _write(new, parts, finish)
-                shutil.rmtree(folder, ignore_errors=True)  # processes that have mapped it keep its content
+    folder, lock = base / key, base / f"{key}.lock"
+    with ExitStack() as stack:
+        with _cache_errors(base):
+            stack.enter_context(locked(lock))
+            if (listing := _finished_since(begun, folder)) is not None:
+                return listing
+            if _refuses_others(lock):
+                for leftover in base.glob(f".{key}.*"):  # of processes that were killed
+                    shutil.rmtree(leftover, ignore_errors=True)
+            # Where locks do not work, other processes write at the same time: each in a folder of its own.
+            scratch = tempfile.TemporaryDirectory(prefix=f".{key}.", dir=base, ignore_cleanup_errors=True)
+            new, old = Path(scratch.name) / "new", Path(scratch.name) / "old"
+            stack.enter_context(scratch)
+            new.mkdir()
+        _write(base, new, parts, finish)
+        with _cache_errors(base):
+            listing = _read(new, _about(new))  # mapped, it keeps its content when another process replaces the files
+            with suppress(FileNotFoundError):
+                folder.rename(old)  # removing it in its place fails on NFS while a process has mapped it
+            with suppress(OSError):  # without locks another process's may have come there meanwhile
                 new.rename(folder)
-            return _read(folder, by_another=by_another)
+        return listing
+
+
+@contextmanager
+def _cache_errors(base: Path) -> Iterator[None]:
+    """
+    Raises:
+        SagaError: in place of the OSErrors of writing to the cache folder.
+    """
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
         raise SagaError(
             f"the names of a large data set cannot be kept in {base}: {error.strerror or error};"
             f" {VARIABLE} chooses another folder"
         ) from error
 
 
-def _write(folder: Path, parts: Iterable[Columns], finish: Finish) -> None:
-    folder.mkdir()
-    files: dict[str, BinaryIO] = {}
+def _refuses_others(lock: Path) -> bool:
+    """Whether the lock file, which this process holds, is really locked: some file systems have no locks."""
+    second = lock_file(lock)
+    if second is not None:
+        second.close()
+    return second is None
+
+
+def _write(base: Path, folder: Path, parts: Iterable[Columns], finish: Finish) -> None:
+    """
+    Raises:
+        SagaError: the files cannot be written.
+    """
+    files: dict[str, FileIO] = {}
     types: dict[str, str] = {}
+    lengths: dict[str, int] = {}
     digest = hashlib.sha256()
     with ExitStack() as stack:
         for part in parts:
             digest.update(part["text"].data)
-            for name, column in part.items():
-                if name not in files:
-                    files[name] = stack.enter_context((folder / name).open("wb"))
-                    types[name] = column.dtype.str
-                files[name].write(np.ascontiguousarray(column).data)
-    columns: Columns = {name: np.memmap(folder / name, dtype, mode="r+") for name, dtype in types.items()}
+            with _cache_errors(base):
+                for name, column in part.items():
+                    if name not in files:
+                        # Without a buffer, closing does not write, and so does not fail a second time on a full disk.
+                        files[name] = stack.enter_context((folder / name).open("wb", buffering=0))
+                        types[name], lengths[name] = column.dtype.str, 0
+                    _append(files[name], column)
+                    lengths[name] += len(column)
+    with _cache_errors(base):
+        columns: Columns = {name: np.memmap(folder / name, dtype, mode="r+") for name, dtype in types.items()}
     classes = finish(_without_names(columns))
-    about = {"types": types, "classes": classes, "sha256": digest.hexdigest(), "finished": time.time()}
-    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    about = {"types": types, "lengths": lengths, "classes": classes, "sha256": digest.hexdigest(), "finished": _now()}
+    with _cache_errors(base):
+        write_text(folder / ABOUT, json.dumps(about))  # synced, before the folder gets its name
 
 
-def _finished(folder: Path) -> float:
-    """When a listing was finished, seconds since 1970; 0 if there is none."""
+def _append(file: FileIO, column: npt.NDArray[Any]) -> None:
+    data = np.ascontiguousarray(column).view(np.uint8).data
+    while data:
+        data = data[file.write(data) :]  # at most 2 GB at a time
+
+
+def _now() -> Moment:
     try:
-        return float(json.loads((folder / ABOUT).read_text(encoding="utf-8"))["finished"])
-    except FileNotFoundError:
-        return 0.0
+        return BOOT_ID.read_text(encoding="ascii").strip(), time.monotonic()
+    except OSError:  # not Linux: a start that equals no other, so that no process takes another's listing
+        return uuid.uuid4().hex, time.monotonic()
 
 
-def _read(folder: Path, *, by_another: bool) -> Listing:
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    columns: Columns = {name: _map(folder / name, dtype) for name, dtype in about["types"].items()}
+def _finished_since(begun: Moment, folder: Path) -> Listing | None:
+    """The listing in a folder, if a process of this machine has finished it after ``begun``; None if it is damaged."""
+    try:
+        about = _about(folder)
+        start, seconds = about["finished"]
+        if start != begun[0] or seconds < begun[1]:
+            return None
+        listing = _read(folder, about, listed_elsewhere=True)
+        # Without locks the folder may be replaced between two columns; the moment differs then.
+        return listing if _about(folder) == about else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return about
+
+
+def _read(folder: Path, about: Mapping[str, Any], *, listed_elsewhere: bool = False) -> Listing:
+    """
+    Raises:
+        OSError, ValueError, KeyError, TypeError: a column is missing or damaged.
+    """
+    columns: Columns = {}
+    for name, dtype in about["types"].items():
+        columns[name] = _map(folder / name, dtype, writable=name not in ("text", "end"))
+        if len(columns[name]) != about["lengths"][name]:
+            raise ValueError(f"{folder / name} holds {len(columns[name])} numbers, not {about['lengths'][name]}")
     names = Names(columns["text"], columns["end"], about["sha256"])
-    return Listing(names, _without_names(columns), tuple(about["classes"]), by_another)
+    return Listing(names, _without_names(columns), tuple(about["classes"]), listed_elsewhere)
 
 
-def _map(path: Path, dtype: str) -> npt.NDArray[Any]:
-    """The column of a file. Shuffled reads of single rows would read 128 kB each, if the system were not told."""
-    with path.open("rb") as file:
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    memory.madvise(mmap.MADV_RANDOM)
+def _map(path: Path, dtype: str, *, writable: bool) -> npt.NDArray[Any]:
+    memory = map_file(path, writable=writable)
+    memory.madvise(mmap.MADV_RANDOM)  # otherwise shuffled reads of single rows read 128 kB each
     return np.frombuffer(memory, dtype)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 Text = npt.NDArray[np.uint8]
-CHUNK = 2**24
-"""Bytes of text that are decoded at a time, if a name has 64."""
+NAMES_AT_ONCE = 2**18
+"""Names that are decoded at a time: 16 MB, if a name has 64 bytes."""
 
 
 class Names(Sequence[str]):
@@ -51,9 +51,9 @@ class Names(Sequence[str]):
         return self._text[start : int(self._ends[place]) - 1].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), CHUNK // 64):
+        for first in range(0, len(self), NAMES_AT_ONCE):
             start = int(self._ends[first - 1]) if first else 0
-            end = int(self._ends[min(first + CHUNK // 64, len(self)) - 1])
+            end = int(self._ends[min(first + NAMES_AT_ONCE, len(self)) - 1])
             yield from self._text[start:end].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
 
     def __eq__(self, other: object) -> bool:

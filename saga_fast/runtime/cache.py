@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import tempfile
@@ -11,12 +12,15 @@ from saga_fast.errors import SagaError
 
 VARIABLE = "SAGA_FAST_CACHE"
 
+log = logging.getLogger(__name__)
+_said: set[Path] = set()
+
 
 def cache_folder(name: str) -> Path:
     """A folder of this user for cached files, which exists: in ``$SAGA_FAST_CACHE``, or where caches are kept.
 
     Without either of ``$XDG_CACHE_HOME`` and a home folder that can be written, it lies in the temporary folder and is
-    this user's alone.
+    this user's alone; a warning says so once.
 
     Raises:
         SagaError: none of these folders can be written.
@@ -27,9 +31,12 @@ def cache_folder(name: str) -> Path:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check(folder)
-            return folder
         except OSError as error:
             problems.append(f"{folder}: {error.strerror or error}")
+            continue
+        if base == _temporary() and not os.environ.get(VARIABLE):
+            _warn_once(base, "; ".join(problems) or "there is no home folder")
+        return folder
     raise SagaError(f"no folder for cached files ({'; '.join(problems)}): set {VARIABLE} to one")
 
 
@@ -37,8 +44,18 @@ def _bases() -> list[Path]:
     if os.environ.get(VARIABLE):
         return [Path(os.environ[VARIABLE]).expanduser()]
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    mine = Path(tempfile.gettempdir()) / f"saga-fast-{os.geteuid()}"
-    return [*([home / "saga-fast"] if home.is_absolute() else []), mine]
+    return [*([home / "saga-fast"] if home.is_absolute() else []), _temporary()]
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir()) / f"saga-fast-{os.geteuid()}"
+
+
+def _warn_once(base: Path, reason: str) -> None:
+    """Warn of the temporary folder, which may lie in memory: the names of a billion images are 56 GB."""
+    if base not in _said:
+        _said.add(base)
+        log.warning("cached files are kept in %s (%s): %s chooses another folder", base, reason, VARIABLE)
 
 
 def _check(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -100,6 +101,21 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         lock.close()
+
+
+def map_file(path: Path, *, writable: bool = False) -> mmap.mmap:
+    """A file as memory, whose pages processes share.
+
+    Args:
+        writable: PyTorch warns of arrays that are not. The file is not changed: a process copies the pages that it
+            writes to.
+    """
+    with path.open("rb") as file:
+        if not writable:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # MAP_NORESERVE, which Python 3.11 has no name for: Linux refuses other maps that are larger than the memory.
+        flags = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)
+        return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def read_file(path: Path, limit: int) -> bytes:

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from saga_fast.loaders.names import CHUNK, Names
+from saga_fast.loaders.names import NAMES_AT_ONCE, Names
 from saga_fast.loaders.source import fingerprint
 
 STRINGS = ["a/1.jpg", "a/b c.jpg", "ü/ß.jpg", "not utf-8 \udcff.jpg", "", "z.jpg"]
@@ -26,7 +26,7 @@ def test_names_are_the_strings() -> None:
 
 
 def test_more_names_than_are_decoded_at_a_time() -> None:
-    strings = [f"{number}.jpg" for number in range(CHUNK // 64 + 10)]
+    strings = [f"{number}.jpg" for number in range(NAMES_AT_ONCE + 10)]
     assert list(Names.of(strings)) == strings
 
 

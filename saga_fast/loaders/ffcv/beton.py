@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from saga_fast.loaders.ffcv.decoder import JPEG, PLANES, RAW
 from saga_fast.loaders.image_folder import _read_classes
 from saga_fast.loaders.names import Names
 from saga_fast.loaders.source import fingerprint
-from saga_fast.runtime.files import read_file
+from saga_fast.runtime.files import map_file, read_file
 
 FORMAT = "saga-fast/beton"
 VERSIONS = {False: 1, True: 2}
@@ -92,8 +91,7 @@ class Beton:
         self.planes = bool((self.modes == PLANES).any())
         pixels, lengths = self.sizes[self.modes != RAW].prod(1), self.lengths[self.modes == JPEG]
         self.scratch_bytes = 3 * int(pixels[pixels <= MAX_PIXELS].max(initial=0)) + int(lengths.max(initial=0))
-        with self.root.open("rb") as file:
-            self._memory = mmap(file.fileno(), 0, access=ACCESS_READ)
+        self._memory = map_file(self.root)
         self._bytes = len(self._memory)
 
     def __len__(self) -> int:
