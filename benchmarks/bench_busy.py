@@ -1,7 +1,7 @@
 """A run's share of a busy machine: training beside processes that only loop, and beside other torch processes.
 
 ``saga-fast profile train`` runs demo.yaml's network alone and beside k busy processes. A fair share is the rate alone
-over k + 1; ``ratio`` is the rate over it. Arms: ``watched``, as the commands do (:mod:`saga_fast.runtime.spinning`);
+over k + 1; ``ratio`` is the rate over it. Arms: ``adaptive``, as the commands do (:mod:`saga_fast.runtime.spinning`);
 ``sleeping``, with ``OMP_WAIT_POLICY=PASSIVE``; and ``spinning``, GNU OpenMP's default. The rounds take turns, and each
 row is the median of its rounds.
 
@@ -25,7 +25,7 @@ from saga_fast.demo.data import make_demo_data
 from saga_fast.loaders.config import DemoDataConfig
 from saga_fast.profile.figures import Row
 
-ARMS = {"watched": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
+ARMS = {"adaptive": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
 """Environment of each arm; 300,000 is the count of libgomp where no wait policy is set."""
 BUSY = {
     "loop": "while True: pass",

@@ -4,7 +4,7 @@ import os
 import sys
 
 from saga_fast.runtime.signals import handle_signals
-from saga_fast.runtime.spinning import watch_cores
+from saga_fast.runtime.spinning import adapt_spinning
 from saga_fast.runtime.terminal import flush, open_standard_streams
 from saga_fast.runtime.threads import configure_threads
 
@@ -13,7 +13,7 @@ def main() -> int:
     """Run the command of ``sys.argv`` in this process, and return its exit code."""
     handle_signals()  # before the imports, which take seconds
     configure_threads()
-    watch_cores()
+    adapt_spinning()
     open_standard_streams()
     os.environ["MPLBACKEND"] = "agg"  # no command opens a window, and a notebook's back end may not be installed here
     from saga_fast.cli import main as run_command

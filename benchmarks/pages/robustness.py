@@ -34,9 +34,9 @@ def torture() -> str:
 
 def busy() -> str:
     """The rate of a run beside busy processes, as a part of its fair share, by what OpenMP's threads do at barriers."""
-    arms = ("watched", "sleeping", "spinning")
+    arms = ("adaptive", "sleeping", "spinning")
     shares = {row["name"]: row for row in rows_of("bench_busy")}
-    places = [name.removeprefix("watched, ") for name in shares if name.startswith("watched, ")]
+    places = [name.removeprefix("adaptive, ") for name in shares if name.startswith("adaptive, ")]
     lines = []
     for place in places:
         rows = [shares[f"{arm}, {place}"] for arm in arms]

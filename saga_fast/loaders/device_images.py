@@ -22,6 +22,8 @@ from saga_fast.kernels import planes_to_rgb
 from saga_fast.loaders.decode import Pixels
 
 Images = list[torch.Tensor | None]
+Size = tuple[int, int]
+"""Height and width, pixels."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,39 @@ class DeviceImages:
             for image in arrived:
                 image.record_stream(stream)
         return self.images
+
+
+@dataclass(frozen=True)
+class DevicePlanes:
+    """Images that arrive on a device as 4:2:0 planes.
+
+    Attributes:
+        planes: one tensor (n,) uint8, of all images.
+        sizes: their heights and widths.
+    """
+
+    planes: DeviceImages
+    sizes: Sequence[Size]
+
+    def received(self) -> Images:
+        """The images (H, W, 3), converted in the caller's stream. Call it once."""
+        (planes,) = self.planes.received()
+        assert planes is not None
+        return _images_in(planes_to_rgb(planes, np.array(self.sizes).reshape(-1, 2)), self.sizes)
+
+
+def _images_in(memory: torch.Tensor, sizes: Sequence[Size | None]) -> Images:
+    """The images (H, W, 3) that lie one after the other in ``memory`` (n,) uint8."""
+    begin = 0
+    images: Images = []
+    for size in sizes:
+        if size is None:
+            images.append(None)
+            continue
+        end = begin + 3 * size[0] * size[1]
+        images.append(memory[begin:end].view(*size, 3))
+        begin = end
+    return images
 
 
 @lru_cache
@@ -82,37 +117,20 @@ class ImageStream:
             if image is not None:
                 values[begin : begin + image.size] = image.reshape(-1)
                 begin += image.size
-        return self.upload_memory(memory, [None if image is None else image.shape[:2] for image in images])
+        sizes = [None if image is None else (image.shape[0], image.shape[1]) for image in images]
+        return self.upload_memory(memory, sizes)
 
     def new_memory(self, size: int) -> torch.Tensor:
         """(size,) uint8 on the CPU to be uploaded, not initialised; page-locked for a GPU."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._stream is not None)
 
-    def upload_memory(
-        self, memory: torch.Tensor, sizes: Sequence[tuple[int, ...] | None], *, planes: bool = False
-    ) -> DeviceImages:
-        """Upload images that lie one after the other in ``memory`` (n,) uint8: their heights and widths, or None.
+    def upload_memory(self, memory: torch.Tensor, sizes: Sequence[Size | None]) -> DeviceImages:
+        """Upload images that lie one after the other in ``memory`` (n,) uint8: their heights and widths, or None."""
+        return self.run(lambda: _images_in(memory.to(self._device, non_blocking=True), sizes))
 
-        With ``planes`` they are 4:2:0 planes, which become pixels on the device.
-        """
-
-        def upload() -> Images:
-            uploaded, begin = memory.to(self._device, non_blocking=True), 0
-            if planes:
-                uploaded = planes_to_rgb(
-                    uploaded, np.array([size for size in sizes if size is not None]).reshape(-1, 2)
-                )
-            images: Images = []
-            for size in sizes:
-                if size is None:
-                    images.append(None)
-                    continue
-                end = begin + 3 * size[0] * size[1]
-                images.append(uploaded[begin:end].view(size[0], size[1], 3))
-                begin = end
-            return images
-
-        return self.run(upload)
+    def upload_planes(self, memory: torch.Tensor, sizes: Sequence[Size]) -> DevicePlanes:
+        """Upload images that lie one after the other in ``memory`` (n,) uint8 as 4:2:0 planes."""
+        return DevicePlanes(self.run(lambda: [memory.to(self._device, non_blocking=True)]), sizes)
 
     def decode(self, files: Sequence[torch.Tensor]) -> DeviceImages:
         """Decode JPEG files (n,) uint8 by nvJPEG, planes apart; None for files that it refuses."""

@@ -140,7 +140,7 @@ def _open(root: Path, files: Sequence[Path] | None, cache: Path | None) -> tuple
             dataset = datasets.Dataset.load_from_disk(str(root))
         else:
             assert files is not None
-            # datasets takes a name for a pattern.
+            # datasets takes brackets in a name for a pattern.
             names, folder = [glob.escape(str(file.resolve())) for file in files], None if cache is None else str(cache)
             dataset = datasets.Dataset.from_parquet(names, cache_dir=folder)
     except MemoryError:
@@ -272,7 +272,7 @@ def _classes(table: Any, features: Mapping[str, Any], root: Location) -> tuple[t
         column = table.column(name).cast(pyarrow.int64())
     except pyarrow.ArrowInvalid as error:
         raise SagaError(f"a label of {root} is too large: column {name}: {error}") from error
-    values = pyarrow.compute.fill_null(column, -1).to_numpy()
+    values = pyarrow.compute.fill_null(column, -1).to_numpy().copy()  # PyTorch warns of arrays that are read-only
     names = features[name].names if named else None
     most = 2**20 if names is None else len(names)
     if values.min() < -1 or values.max() >= most:

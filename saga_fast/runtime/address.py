@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from pathlib import Path
 from typing import TypeGuard
 
@@ -10,8 +11,8 @@ Location = Path | str
 """A path, or an address as text: ``Path`` would make one slash of its two."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_WITHIN_TEXT = re.compile(_SCHEME.pattern + r"[^\s<>]*?(?=['\"),.;:\]}]*(?:[\s<>]|$))")
-"""An address up to the next space, without the punctuation at its end. Quotes within it may be a part of a secret."""
+_SPACE = re.compile(r"([\s<>])")
+_SCHEME_CHARACTERS = f"{string.ascii_letters}{string.digits}+.-"
 
 
 def is_address(location: Location) -> TypeGuard[str]:
@@ -49,9 +50,27 @@ def public_address(location: Location) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with each address in it as :func:`public_address` has it, as far as the next space.
+    """The text with each address in it as :func:`public_address` has it, as far as the next space or the next address.
 
     All text that is printed, listed or written goes through here, for the addresses that libraries put into messages;
     what is known to be one address goes through :func:`public_address`.
     """
-    return _WITHIN_TEXT.sub(lambda match: public_address(match[0]), text)
+    first, *rests = text.split("://")
+    if not rests:
+        return text
+    before, scheme = _split_scheme(first)
+    result = [before]
+    for number, rest in enumerate(rests):
+        body, next_scheme = _split_scheme(rest) if number < len(rests) - 1 else (rest, "")
+        address, space, behind = _SPACE.split(body, 1) if _SPACE.search(body) else (body, "", "")
+        bare = address.rstrip("'\"),.;:]}")
+        shown = public_address(f"{scheme}://{bare}")
+        result += [shown, address[len(bare) :], space, behind]
+        scheme = next_scheme
+    return "".join(result)
+
+
+def _split_scheme(text: str) -> tuple[str, str]:
+    """The text, and the scheme at its end."""
+    rest = text.rstrip(_SCHEME_CHARACTERS)
+    return rest, text[len(rest) :]

@@ -19,8 +19,10 @@ def configure_threads(environment: MutableMapping[str, str] = os.environ) -> Non
     container's quota grants fewer; threads that spin at a barrier would use up the quota.
     """
     environment.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's OpenMP, whose threads always sleep
-    if (cores := usable_cores()) < _affinity():
+    quota = _quota(CGROUP)
+    if quota is not None and quota < _affinity():
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if (cores := usable_cores()) < _affinity():
         environment.setdefault("OMP_NUM_THREADS", str(cores))
         environment.setdefault("NUMBA_NUM_THREADS", str(cores))
 

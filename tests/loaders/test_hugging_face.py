@@ -209,7 +209,7 @@ def test_labels_of_any_integers(folder: ImageFolder, tmp_path: Path, kind: Any) 
     labels = pyarrow.array([1, None, 0], kind)
     path = write_table(tmp_path / "x[1].parquet", {"image": [folder.read(0)] * 3, "label": labels})
     source = open_source("folder", path)
-    assert source.labels.tolist() == [1, -1, 0] and source.labels.dtype == np.int64
+    assert source.labels.tolist() == [1, -1, 0] and source.labels.dtype == np.int64 and source.labels.flags.writeable
 
 
 def test_a_label_beyond_64_bits(folder: ImageFolder, tmp_path: Path) -> None:

@@ -33,3 +33,20 @@ def test_paths_stay_as_they_are() -> None:
 @pytest.mark.parametrize("text", ["{}", "cannot read {}: gone?", "url='{}', status=404", "got [{}]", "<{}>", "{}, {}."])
 def test_addresses_in_a_text(text: str, address: str) -> None:
     assert redact(text.replace("{}", address)) == text.replace("{}", ADDRESSES[address])
+
+
+def test_texts_with_several_addresses() -> None:
+    assert redact("s3://b/a,https://h/c?sig=SECRET x") == "s3://b/a,https://h/c x"
+    shown = redact('{"a":"https://h/a","b":"https://u:SECRET@h/b","c":"https://h/c?t=SECRET"}')
+    assert shown == '{"a":"https://h/a","b":"https://h/b","c":"https://h/c"}'
+    assert redact("https://h/a|https://u:SECRET@h/b") == "https://h/a|https://h/b"
+
+
+def test_texts_without_an_address() -> None:
+    for text in ("", "nothing", "a: b", "://", "1://x y", "a://", " :// "):
+        assert redact(text) == text
+
+
+def test_long_texts() -> None:
+    text = "a://" + 100_000 * "." + "x" + 100_000 * "." + "y z" + 100_000 * "b"
+    assert redact(text) == text

@@ -40,19 +40,18 @@ def test_affinity_counts() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "1\n"
 
 
-def test_values_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "7"}
-    monkeypatch.setattr(threads, "usable_cores", lambda: 0)  # a quota
+@pytest.mark.parametrize(("quota", "sleeps", "limit"), [(None, False, None), (7.5, True, None), (2.0, True, "2")])
+def test_threads_under_a_quota(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, sleeps: bool, limit: str | None
+) -> None:
+    """They sleep under any quota: spinning would use it up."""
+    monkeypatch.setattr(threads, "_affinity", lambda: 8)
+    monkeypatch.setattr(threads, "_quota", lambda _: quota)
+    environment: dict[str, str] = {}
     configure_threads(environment)
-    expected = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "7", "NUMBA_NUM_THREADS": "0", "KMP_BLOCKTIME": "0"}
-    assert environment == expected
-
-
-def test_threads_sleep_where_there_is_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone: dict[str, str] = {}
-    configure_threads(alone)
-    assert "OMP_WAIT_POLICY" not in alone
-    monkeypatch.setattr(threads, "usable_cores", lambda: 0)
-    limited: dict[str, str] = {}
-    configure_threads(limited)
-    assert limited["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert ("OMP_WAIT_POLICY" in environment) is sleeps
+    assert environment.get("OMP_NUM_THREADS") == environment.get("NUMBA_NUM_THREADS") == limit
+    chosen = {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "7", "NUMBA_NUM_THREADS": "6", "KMP_BLOCKTIME": "5"}
+    environment = dict(chosen)
+    configure_threads(environment)
+    assert environment == chosen

@@ -30,7 +30,7 @@ from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.core import Epoch, PendingBatch, PrefetchLoader
 from saga_fast.loaders.decode import Pixels
-from saga_fast.loaders.device_images import DeviceImages, ImageStream
+from saga_fast.loaders.device_images import DeviceImages, DevicePlanes, ImageStream
 from saga_fast.loaders.ffcv.beton import Beton
 from saga_fast.loaders.ffcv.decoder import JPEG, Stored, decode_and_crop, decode_whole
 from saga_fast.loaders.loader import Int64, ResolvedOptions
@@ -109,7 +109,9 @@ class _Crops:
         tasks = [self._pool.submit(self._upload, images, part) for part in self._epoch.tasks(len(indices))]
         return partial(self._finish_whole, indices, images, tasks)
 
-    def _finish_whole(self, indices: Int64, images: _Images, tasks: list[Future[tuple[DeviceImages, Good]]]) -> Batch:
+    def _finish_whole(
+        self, indices: Int64, images: _Images, tasks: list[Future[tuple[DeviceImages | DevicePlanes, Good]]]
+    ) -> Batch:
         parts = [task.result() for task in tasks]
         good = np.concatenate([part for _, part in parts])
         decoded = [image for arriving, _ in parts for image in arriving.received() if image is not None]
@@ -132,14 +134,15 @@ class _Crops:
         decode_and_crop(self._address, stored, images.windows[run], self._epoch.sides, scratch, views, good)
         return good
 
-    def _upload(self, images: _Images, run: slice) -> tuple[DeviceImages, Good]:
+    def _upload(self, images: _Images, run: slice) -> tuple[DeviceImages | DevicePlanes, Good]:
         self._source.check_length()
         stored = images.stored(run)
         size = np.where(stored.modes == JPEG, 3 * stored.sizes.prod(1), stored.lengths).sum()
         memory, good = self._stream.new_memory(int(size)), np.empty(len(stored.sizes), np.bool_)
         decode_whole(self._address, stored, memory.numpy(), good)
         sizes = [(height, width) for height, width in stored.sizes.tolist()]
-        return self._stream.upload_memory(memory, sizes, planes=self._source.planes), good
+        upload = self._stream.upload_planes if self._source.planes else self._stream.upload_memory
+        return upload(memory, sizes), good
 
 
 class _Scratch(threading.local):
