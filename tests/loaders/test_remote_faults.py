@@ -106,6 +106,19 @@ def test_a_server_that_ignores_ranges_is_an_error_at_once(server: WebServer) -> 
     assert max(Counter(server.requests).values()) == 1
 
 
+@pytest.mark.parametrize("has_copies", [False, True], ids=["streamed", "copied"])
+def test_a_file_that_comes_whole_in_place_of_a_range_is_not_read(
+    server: WebServer, tmp_path: Path, has_copies: bool
+) -> None:
+    with (server.root / "x.tar").open("wb") as file:
+        file.truncate(2**26)
+    server.fault = lambda request: "whole" if request.method == "GET" else None
+    with pytest.raises(SagaError, match=r"x\.tar.*: 67108864 bytes in place of \d+: the server ignores ranges$"):
+        open_source("folder", f"{server.url}/x.tar", cache=tmp_path / "copies" if has_copies else None)
+    assert len(server.ranges()) == 1
+    assert server.served == 0  # the connection is closed
+
+
 def test_an_answer_that_stays_short_has_a_reason(server: WebServer) -> None:
     source = open_source("folder", f"{server.url}/{TARS}")
     server.fault = lambda _: "cut"
