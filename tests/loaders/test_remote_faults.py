@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -220,6 +221,25 @@ def test_secrets_are_sent_and_not_shown(
     texts.append(str(error.value))
     assert all("://127.0.0.1" in text for text in texts)
     for text in (*texts, caplog.text, *map(str, (tmp_path / "copies").iterdir())):
+        assert not any(secret in text for secret in SECRETS), text
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_tracebacks_show_no_secrets(server: WebServer, tmp_path: Path, status: int, method: str) -> None:
+    address = secret_address(server)
+    source = open_source("folder", address.replace(TARS, "00000.tar"))
+    server.fault = lambda request: status if request.method in (method, "GET") else None
+    reads: list[Callable[[], object]] = [
+        lambda: source.read(0),
+        lambda: open_source("folder", address.replace(TARS, "00001.tar")),
+        lambda: open_source("folder", address, cache=tmp_path / "copies"),
+    ]
+    for read in reads:
+        with pytest.raises((OSError, SagaError)) as error:
+            read()
+        text = "".join(traceback.format_exception(error.value))
+        assert f"127.0.0.1:{server.server_port}/0000" in text
         assert not any(secret in text for secret in SECRETS), text
 
 

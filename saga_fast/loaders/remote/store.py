@@ -156,7 +156,7 @@ class Store:
             except Exception as raised:  # file systems raise what their libraries trip over; callers need one kind
                 error = _cause(raised)
                 if tries == limit or not _may_pass(error):
-                    raise _as_oserror(error, what, tries, timeout) from raised
+                    raise _as_oserror(error, what, tries, timeout) from None  # its address may hold secrets
             wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
