@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from web_server import WebServer, serving
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import CropPlan, ImageFolder, LoaderOptions, Shards, WholePlan, listing, open_loader, open_source
+from saga_fast.loaders.remote import index
 from saga_fast.loaders.remote.names import expand_braces
 from saga_fast.loaders.remote.shards import RemoteShards
+from saga_fast.loaders.remote.store import Stat
+from saga_fast.loaders.shards import Member
 
 TARS = "{00000..00002}.tar"
 
@@ -173,6 +177,30 @@ def test_copies_belong_to_a_version_of_a_file(server: WebServer, tmp_path: Path)
     short = next(copies.glob("*-00000.tar"))
     short.write_bytes(short.read_bytes()[:100])
     assert open_source("folder", f"{server.url}/{TARS}", cache=copies).read(0) == make_jpeg(0)
+
+
+class Found(list[Member]):
+    """The images of a shard, of which a weak reference can be taken."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def test_the_members_of_few_shards_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive, most = WeakSet[Found](), 0
+
+    def members(*_: object) -> Found:
+        nonlocal most
+        found = Found((f"{number}.jpg", 512, 10, -1) for number in range(3))
+        alive.add(found)
+        most = max(most, len(alive))
+        return found
+
+    monkeypatch.setattr(index, "_members", members)
+    addresses = [f"http://h/{number}.tar" for number in range(300)]
+    source = RemoteShards("http://h/{0..299}.tar", addresses, [Stat(1, "")] * 300)
+    assert len(source) == 900
+    assert source.paths[899] == "2.jpg"
+    assert most <= 2 * index.THREADS + 1  # and that of which rows are made
 
 
 def test_neighbours_are_one_request(server: WebServer) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-
-from tqdm import tqdm
+from threading import Event
 
 from saga_fast.errors import SagaError
+from saga_fast.loaders.remote.in_order import in_order
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.runtime.address import redact
-from saga_fast.runtime.distributed import is_main
 from saga_fast.runtime.files import locked, replacing
 
 CHUNK = 2**23
@@ -41,13 +39,8 @@ def downloaded(addresses: Sequence[str], stats: Sequence[Stat], folder: Path) ->
             f"the copies need {missing / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB free: name another"
             " folder, or none"
         )
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="saga-fast-download")
-    try:
-        done = pool.map(_download, addresses, stats, copies)
-        list(tqdm(done, total=len(copies), desc="download", unit=" files", disable=None if is_main() else True))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return copies
+    jobs = list(zip(addresses, stats, copies, strict=True))
+    return list(in_order(_download, jobs, threads=THREADS, name="download", unit="files"))
 
 
 def _name(address: str, stat: Stat) -> str:
@@ -59,20 +52,22 @@ def _is_complete(copy: Path, stat: Stat) -> bool:
     return copy.is_file() and copy.stat().st_size == stat.size
 
 
-def _download(address: str, stat: Stat, copy: Path) -> None:
+def _download(job: tuple[str, Stat, Path], stopped: Event) -> Path:
+    address, stat, copy = job
     if _is_complete(copy, stat):
-        return
+        return copy
     with locked(copy.with_name(f".{copy.name}.lock")):
         if _is_complete(copy, stat):  # another process was faster
-            return
+            return copy
         with replacing(copy) as temporary, temporary.open("wb") as file:
             for begin in range(0, stat.size, CHUNK):
-                file.write(_read(address, begin, min(begin + CHUNK, stat.size)))
+                file.write(_read(address, begin, min(begin + CHUNK, stat.size), stopped))
+    return copy
 
 
-def _read(address: str, begin: int, end: int) -> bytes:
+def _read(address: str, begin: int, end: int, stopped: Event) -> bytes:
     store = store_of(address)
     try:
-        return store.run(store.fetch(address, begin, end))
+        return store.run(store.fetch(address, begin, end), stopped)
     except OSError as error:
         raise SagaError(f"cannot read {error}") from error

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import closing
 from functools import cached_property
 
 import numpy as np
@@ -50,9 +51,10 @@ class RemoteShards:
         self.root: Location = root
         self._addresses = addresses
         folders: dict[str, int] = {}
-        rows = (rows_of(shard, file, folders) for file, shard in enumerate(members_of_all(addresses, stats)))
         identity = f"tars {list(zip(addresses, stats, strict=True))}"
-        listing = make_listing(identity, rows, lambda columns: classes_of(columns, folders))
+        with closing(members_of_all(addresses, stats)) as shards:
+            rows = (rows_of(shard, file, folders) for file, shard in enumerate(shards))
+            listing = make_listing(identity, rows, lambda columns: classes_of(columns, folders))
         if not len(listing):
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
         self.paths: Sequence[str] = listing.names

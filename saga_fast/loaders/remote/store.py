@@ -7,9 +7,10 @@ import errno
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cache
+from threading import Event
 from typing import Any, TypeVar
 
 import aiohttp
@@ -71,9 +72,19 @@ class Store:
         """Start a coroutine; cancelling its future ends its requests."""
         return asyncio.run_coroutine_threadsafe(work, self._files.loop)
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result."""
-        return self.submit(work).result()
+    def run(self, work: Coroutine[Any, Any, T], stopped: Event | None = None) -> T:
+        """Run a coroutine and return its result.
+
+        Raises:
+            CancelledError: ``stopped`` is set; the coroutine's requests are ended.
+        """
+        future = self.submit(work)
+        while stopped is not None and not future.done():
+            if stopped.is_set():
+                future.cancel()
+            else:
+                wait([future], timeout=0.1)
+        return future.result()
 
     async def find(self, pattern: str) -> list[str]:
         """The sorted addresses of the files that a pattern with ``*``, ``?`` or ``[]`` matches.
@@ -157,8 +168,8 @@ class Store:
                 error = _cause(raised)
                 if tries == limit or not _may_pass(error):
                     raise _as_oserror(error, what, tries, timeout) from None  # its address may hold secrets
-            wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
-            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+            pause = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
 
 
