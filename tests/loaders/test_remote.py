@@ -18,6 +18,7 @@ from saga_fast.loaders import CropPlan, ImageFolder, LoaderOptions, Shards, Whol
 from saga_fast.loaders.remote import index
 from saga_fast.loaders.remote.names import expand_braces
 from saga_fast.loaders.remote.shards import RemoteShards
+from saga_fast.loaders.remote.signed import unsigned
 from saga_fast.loaders.remote.store import Stat
 from saga_fast.loaders.shards import Member
 
@@ -128,7 +129,7 @@ def test_a_kept_index_spares_the_headers(server: WebServer, caches: Path) -> Non
 
 
 @pytest.mark.parametrize("change", ["version", "size"])
-def test_the_index_of_a_changed_file_is_not_used(server: WebServer, change: str) -> None:
+def test_the_index_of_a_changed_file_is_not_used(server: WebServer, caches: Path, change: str) -> None:
     open_source("folder", f"{server.url}/{TARS}")
     tar = server.root / "00001.tar"
     before = tar.stat()
@@ -140,17 +141,65 @@ def test_the_index_of_a_changed_file_is_not_used(server: WebServer, change: str)
     source = open_source("folder", f"{server.url}/{TARS}")
     assert source.paths[10] == "new/a.jpg"
     assert source.read(10) == make_jpeg(50)
+    assert len(list(caches.iterdir())) == 3  # it is replaced
 
 
-CONTENTS = ["", "{", "[1]", '[["a.jpg", 0, 99999999, 0]]', '[["a.jpg", -5, 1, 0]]', "[" * 10**5, '{"a": 1}']
+SIGNATURES = {
+    "X-Amz-Algorithm=A&X-Amz-Credential=k%2Fr&X-Amz-Date={0}&X-Amz-Expires=9&X-Amz-SignedHeaders=host"
+    "&X-Amz-Security-Token={0}&X-Amz-Signature={0}": "",
+    "versionId=5&X-Amz-Credential=k&X-Amz-Signature={0}": "?versionId=5",
+    "X-Goog-Algorithm=A&X-Goog-Credential=k&X-Goog-Date={0}&X-Goog-Signature={0}": "",
+    "AWSAccessKeyId=k&Signature={0}&Expires={0}": "",
+    "GoogleAccessId=k&Expires={0}&Signature={0}": "",
+    "Policy={0}&Signature={0}&Key-Pair-Id=k&file=7": "?file=7",
+    "sv=2024&se={0}&sr=b&sp=r&sig={0}&snapshot=3": "?snapshot=3",
+    "signature=3": "?signature=3",
+    "sig=3&sr=4": "?sig=3&sr=4",
+    "id=1": "?id=1",
+}
 
 
-@pytest.mark.parametrize("content", CONTENTS, ids=lambda content: content[:20])
-def test_a_damaged_index_is_made_anew(server: WebServer, caches: Path, content: str) -> None:
+@pytest.mark.parametrize("query", SIGNATURES)
+def test_only_a_signature_is_no_part_of_an_address(query: str) -> None:
+    assert {unsigned(f"https://h/a?{query.format(n)}") for n in range(3)} == {f"https://h/a{SIGNATURES[query]}"}
+    assert unsigned(f"s3://b/a?{query}") == f"s3://b/a?{query}"
+
+
+def test_signed_anew_it_is_the_same_file(
+    server: WebServer, tmp_path: Path, caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MAPPED_BYTES", 0)
+    for number in range(3):
+        server.requests.clear()
+        address = f"{server.url}/{TARS}?X-Amz-Credential=k&X-Amz-Signature={number}"
+        assert len(open_source("folder", address)) == 23
+        open_source("folder", address, cache=tmp_path / "copies")
+        assert all(request.path.endswith(f"Signature={number}") for request in server.requests)
+    assert {request.method for request in server.requests} == {"HEAD"}
+    assert len(list(caches.iterdir())) == len(list((tmp_path / "copies").iterdir())) == 3
+    assert len(list((tmp_path / "caches" / "listings").iterdir())) == 2  # streamed, and of the copies
+
+
+def test_files_that_differ_by_their_query(server: WebServer, caches: Path) -> None:
+    for name in "ab":
+        tar = write_tar(server.root / f"x.tar?id={name}", {f"{name}.jpg": make_jpeg(0)})
+        os.utime(tar, (0, 0))  # their sizes and ETags are the same
+    for _ in range(2):
+        assert [open_source("folder", f"{server.url}/x.tar?id={name}").paths for name in "ab"] == [["a.jpg"], ["b.jpg"]]
+    assert len(list(caches.iterdir())) == 2
+
+
+CONTENTS = ["", "{", "[1]", "[" * 10**5, '{"a": 1}']
+IMAGES: list[object] = [[["a.jpg", 0, 99999999, 0]], [["a.jpg", -5, 1, 0]], [["a.jpg"]], [1], 1, None]
+
+
+@pytest.mark.parametrize("content", [*CONTENTS, *IMAGES], ids=lambda content: str(content)[:20])
+def test_a_damaged_index_is_made_anew(server: WebServer, caches: Path, content: object) -> None:
     first = open_source("folder", f"{server.url}/{TARS}")
     entries = {entry: entry.read_bytes() for entry in caches.iterdir()}
     for entry in entries:
-        entry.write_text(content)
+        kept = json.loads(entry.read_bytes())
+        entry.write_text(content if isinstance(content, str) else json.dumps(kept | {"images": content}))
     again = open_source("folder", f"{server.url}/{TARS}")
     assert again.fingerprint == first.fingerprint
     assert {entry: entry.read_bytes() for entry in caches.iterdir()} == entries
@@ -289,7 +338,7 @@ def test_the_index_does_not_hold_what_a_hostile_tar_names_as_paths(server: WebSe
     write_tar(server.root / "x.tar", {name: make_jpeg(0) for name in names})
     assert open_source("folder", f"{server.url}/x.tar").paths == names
     assert re.fullmatch(r"[0-9a-f]{32}\.json", next(caches.iterdir()).name)
-    assert [row[0] for row in json.loads(next(caches.iterdir()).read_bytes())] == names
+    assert [row[0] for row in json.loads(next(caches.iterdir()).read_bytes())["images"]] == names
 
 
 @pytest.mark.parametrize(("address", "package"), [("http://h/x.tar", "aiohttp"), ("s3://b/x.tar", "s3fs")])

@@ -10,6 +10,7 @@ from threading import Event
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.remote.in_order import in_order
+from saga_fast.loaders.remote.signed import version_key
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.runtime.address import redact
 from saga_fast.runtime.files import locked, replacing
@@ -23,8 +24,8 @@ THREADS = 8
 def downloaded(addresses: Sequence[str], stats: Sequence[Stat], folder: Path) -> list[Path]:
     """The paths of the files' copies, which are complete; those that are missing are downloaded.
 
-    A file's copy belongs to its address, size and version: one that changed on its server gets another copy. Processes
-    of a machine that want the same copy wait for the first.
+    A file's copy belongs to its address without a signature, its size and its version: one that changed on its server
+    gets another copy. Processes of a machine that want the same copy wait for the first.
 
     Raises:
         SagaError: a file cannot be read, or the copies do not fit on the disk.
@@ -44,7 +45,7 @@ def downloaded(addresses: Sequence[str], stats: Sequence[Stat], folder: Path) ->
 
 
 def _name(address: str, stat: Stat) -> str:
-    key = hashlib.sha256(f"{address}\n{stat.size}\n{stat.version}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(version_key(address, stat).encode()).hexdigest()[:16]
     return f"{key}-{PurePosixPath(redact(address)).name[-100:]}"
 
 

@@ -7,12 +7,14 @@ import io
 import json
 import logging
 from collections.abc import Generator, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from threading import Event
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.remote.in_order import in_order
+from saga_fast.loaders.remote.signed import unsigned
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.loaders.shards import Member, members, one_line_errors
 from saga_fast.runtime.address import redact
@@ -30,8 +32,8 @@ log = logging.getLogger(__name__)
 def members_of_all(addresses: Sequence[str], stats: Sequence[Stat]) -> Generator[list[Member]]:
     """The images of each shard, from the kept index or from the shard's headers: those of 2 * THREADS are in memory.
 
-    A kept index is used only for the size and version that it was made of; that of a file without a version is not
-    kept. Processes of a machine that want the same one wait for the first.
+    A kept index is used only for the size and version that it was made of, and replaced when the shard has another;
+    that of a file without a version is not kept. Processes of a machine that want the same one wait for the first.
 
     Raises:
         SagaError: not a tar, one that is cut, one that cannot be read, or a label that is no number.
@@ -53,7 +55,7 @@ def _members(job: tuple[str, Stat], stopped: Event) -> list[Member]:
             found = _load(entry, stat)  # another process may have made it meanwhile
             if found is None:
                 found = _read_headers(address, stat, stopped)
-                write_text(entry, json.dumps(found))
+                write_text(entry, json.dumps({**asdict(stat), "images": found}))
     except OSError as error:
         _say_once(f"the index of remote shards is not kept in {entry.parent}: {error.strerror or error}")
     return _read_headers(address, stat, stopped) if found is None else found
@@ -74,16 +76,18 @@ def _entry(address: str, stat: Stat) -> Path | None:
     except SagaError as error:
         _say_once(f"the index of remote shards is not kept: {error}")
         return None
-    key = hashlib.sha256(f"{address}\n{stat.size}\n{stat.version}".encode()).hexdigest()
+    key = hashlib.sha256(unsigned(address).encode()).hexdigest()
     return folder / f"{key[:32]}.json"
 
 
 def _load(entry: Path, stat: Stat) -> list[Member] | None:
-    """The members in a file; None if it is missing or not what we write."""
+    """The members in a file; None if it is missing, of another version of the shard, or not what we write."""
     try:
-        rows = json.loads(entry.read_bytes())
-        found = [(str(name), int(offset), int(size), int(label)) for name, offset, size, label in rows]
-    except (OSError, ValueError, TypeError, RecursionError):
+        kept = json.loads(entry.read_bytes())
+        if Stat(kept["size"], kept["version"]) != stat:
+            return None
+        found = [(str(name), int(offset), int(size), int(label)) for name, offset, size, label in kept["images"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     inside = all(0 <= offset <= offset + size <= stat.size and label >= -1 for _, offset, size, label in found)
     return found if inside else None
