@@ -1,8 +1,5 @@
 """Tar and parquet files at addresses: the images of the same files on this machine, to the byte."""
 
-import json
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,72 +106,6 @@ def test_members_that_are_larger_than_a_block_are_skipped(server: WebServer) -> 
     assert server.served < 3 * 2**20
 
 
-def test_a_kept_index_spares_the_headers(server: WebServer, caches: Path) -> None:
-    first = open_source("folder", f"{server.url}/{TARS}")
-    assert {request.method for request in server.requests} == {"HEAD", "GET"}
-    assert len(list(caches.glob("*.json"))) == 3
-    assert {path.suffix for path in caches.iterdir()} == {".json"}  # no lock is left
-    server.requests.clear()
-    second = open_source("folder", f"{server.url}/{TARS}")
-    assert sorted((request.method, request.path) for request in server.requests) == [
-        ("HEAD", f"/0000{number}.tar") for number in range(3)
-    ]
-    assert (second.paths, second.classes, second.fingerprint) == (first.paths, first.classes, first.fingerprint)
-    assert second.read(15) == first.read(15)
-
-
-@pytest.mark.parametrize("change", ["version", "size"])
-def test_the_index_of_a_changed_file_is_not_used(server: WebServer, change: str) -> None:
-    open_source("folder", f"{server.url}/{TARS}")
-    tar = server.root / "00001.tar"
-    before = tar.stat()
-    members = {"new/a.jpg": make_jpeg(50)} | ({"more": bytes(2**14)} if change == "size" else {})
-    write_tar(tar, members)
-    if change == "size":
-        os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert (tar.stat().st_size == before.st_size) is (change == "version")
-    source = open_source("folder", f"{server.url}/{TARS}")
-    assert source.paths[10] == "new/a.jpg"
-    assert source.read(10) == make_jpeg(50)
-
-
-CONTENTS = ["", "{", "[1]", '[["a.jpg", 0, 99999999, 0]]', '[["a.jpg", -5, 1, 0]]', "[" * 10**5, '{"a": 1}']
-
-
-@pytest.mark.parametrize("content", CONTENTS, ids=lambda content: content[:20])
-def test_a_damaged_index_is_made_anew(server: WebServer, caches: Path, content: str) -> None:
-    first = open_source("folder", f"{server.url}/{TARS}")
-    entries = {entry: entry.read_bytes() for entry in caches.iterdir()}
-    for entry in entries:
-        entry.write_text(content)
-    again = open_source("folder", f"{server.url}/{TARS}")
-    assert again.fingerprint == first.fingerprint
-    assert {entry: entry.read_bytes() for entry in caches.iterdir()} == entries
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(
-    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SAGA_FAST_CACHE", str(tmp_path / "file"))
-    assert len(open_source("folder", f"{server.url}/{TARS}")) == 23
-    assert caplog.text.count("the index of remote shards is not kept") == 1
-
-
-def test_copies_belong_to_a_version_of_a_file(server: WebServer, tmp_path: Path) -> None:
-    copies = tmp_path / "copies"
-    open_source("folder", f"{server.url}/{TARS}", cache=copies)
-    assert len(list(copies.iterdir())) == 3  # no lock or part of a file is left
-    server.requests.clear()
-    open_source("folder", f"{server.url}/{TARS}", cache=copies)
-    assert {request.method for request in server.requests} == {"HEAD"}
-    write_tar(server.root / "00001.tar", {"new/a.jpg": make_jpeg(50)})
-    assert open_source("folder", f"{server.url}/{TARS}", cache=copies).read(10) == make_jpeg(50)
-    short = next(copies.glob("*-00000.tar"))
-    short.write_bytes(short.read_bytes()[:100])
-    assert open_source("folder", f"{server.url}/{TARS}", cache=copies).read(0) == make_jpeg(0)
-
-
 def test_neighbours_are_one_request(server: WebServer) -> None:
     members = {f"{number}.jpg": make_jpeg(number) for number in range(6)}
     write_tar(server.root / "x.tar", {**members, "gap.bin": bytes(2**17), "6.jpg": make_jpeg(6)})
@@ -254,14 +185,6 @@ def test_what_is_no_tar_of_images(server: WebServer, content: bytes) -> None:
     with pytest.raises(SagaError, match=r"x\.tar") as error:
         open_source("folder", f"{server.url}/x.tar")
     assert "\n" not in str(error.value)
-
-
-def test_the_index_does_not_hold_what_a_hostile_tar_names_as_paths(server: WebServer, caches: Path) -> None:
-    names = ["/etc/passwd.jpg", "../../outside.jpg", "a\nb.jpg"]
-    write_tar(server.root / "x.tar", {name: make_jpeg(0) for name in names})
-    assert open_source("folder", f"{server.url}/x.tar").paths == names
-    assert re.fullmatch(r"[0-9a-f]{32}\.json", next(caches.iterdir()).name)
-    assert [row[0] for row in json.loads(next(caches.iterdir()).read_bytes())] == names
 
 
 @pytest.mark.parametrize(("address", "package"), [("http://h/x.tar", "aiohttp"), ("s3://b/x.tar", "s3fs")])

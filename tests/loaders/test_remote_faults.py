@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -104,6 +105,19 @@ def test_a_server_that_ignores_ranges_is_an_error_at_once(server: WebServer) -> 
         open_source("folder", f"{server.url}/{TARS}")
     assert "\n" not in str(error.value)
     assert max(Counter(server.requests).values()) == 1
+
+
+@pytest.mark.parametrize("has_copies", [False, True], ids=["streamed", "copied"])
+def test_a_file_that_comes_whole_in_place_of_a_range_is_not_read(
+    server: WebServer, tmp_path: Path, has_copies: bool
+) -> None:
+    with (server.root / "x.tar").open("wb") as file:
+        file.truncate(2**26)
+    server.fault = lambda request: "whole" if request.method == "GET" else None
+    with pytest.raises(SagaError, match=r"x\.tar.*: 67108864 bytes in place of \d+: the server ignores ranges$"):
+        open_source("folder", f"{server.url}/x.tar", cache=tmp_path / "copies" if has_copies else None)
+    assert len(server.ranges()) == 1
+    assert server.served == 0  # the connection is closed
 
 
 def test_an_answer_that_stays_short_has_a_reason(server: WebServer) -> None:
@@ -207,6 +221,25 @@ def test_secrets_are_sent_and_not_shown(
     texts.append(str(error.value))
     assert all("://127.0.0.1" in text for text in texts)
     for text in (*texts, caplog.text, *map(str, (tmp_path / "copies").iterdir())):
+        assert not any(secret in text for secret in SECRETS), text
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_tracebacks_show_no_secrets(server: WebServer, tmp_path: Path, status: int, method: str) -> None:
+    address = secret_address(server)
+    source = open_source("folder", address.replace(TARS, "00000.tar"))
+    server.fault = lambda request: status if request.method in (method, "GET") else None
+    reads: list[Callable[[], object]] = [
+        lambda: source.read(0),
+        lambda: open_source("folder", address.replace(TARS, "00001.tar")),
+        lambda: open_source("folder", address, cache=tmp_path / "copies"),
+    ]
+    for read in reads:
+        with pytest.raises((OSError, SagaError)) as error:
+            read()
+        text = "".join(traceback.format_exception(error.value))
+        assert f"127.0.0.1:{server.server_port}/0000" in text
         assert not any(secret in text for secret in SECRETS), text
 
 

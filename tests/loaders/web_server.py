@@ -21,7 +21,7 @@ class Request(NamedTuple):
 
 
 class WebServer(ThreadingHTTPServer):
-    """Serves the files of a folder, ranges too.
+    """Serves the files of a folder, ranges too. A query chooses a file whose name ends with it, if there is one.
 
     Attributes:
         requests: those that came, in order.
@@ -63,7 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self) -> None:
-        file = self.server.root / self.path.partition("?")[0].lstrip("/")
+        file = self.server.root / self.path.lstrip("/")
+        if not file.is_file():
+            file = self.server.root / self.path.partition("?")[0].lstrip("/")
         if file.is_dir() and "list-type=2" in self.path:
             self.list_bucket(file)
             return

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-
-from tqdm import tqdm
+from threading import Event
 
 from saga_fast.errors import SagaError
+from saga_fast.loaders.remote.in_order import in_order
+from saga_fast.loaders.remote.signed import version_key
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.runtime.address import redact
-from saga_fast.runtime.distributed import is_main
 from saga_fast.runtime.files import locked, replacing
 
 CHUNK = 2**23
@@ -25,8 +24,8 @@ THREADS = 8
 def downloaded(addresses: Sequence[str], stats: Sequence[Stat], folder: Path) -> list[Path]:
     """The paths of the files' copies, which are complete; those that are missing are downloaded.
 
-    A file's copy belongs to its address, size and version: one that changed on its server gets another copy. Processes
-    of a machine that want the same copy wait for the first.
+    A file's copy belongs to its address without a signature, its size and its version: one that changed on its server
+    gets another copy. Processes of a machine that want the same copy wait for the first.
 
     Raises:
         SagaError: a file cannot be read, or the copies do not fit on the disk.
@@ -41,17 +40,12 @@ def downloaded(addresses: Sequence[str], stats: Sequence[Stat], folder: Path) ->
             f"the copies need {missing / 1e9:.1f} GB more in {folder}, which has {free / 1e9:.1f} GB free: name another"
             " folder, or none"
         )
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="saga-fast-download")
-    try:
-        done = pool.map(_download, addresses, stats, copies)
-        list(tqdm(done, total=len(copies), desc="download", unit=" files", disable=None if is_main() else True))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return copies
+    jobs = list(zip(addresses, stats, copies, strict=True))
+    return list(in_order(_download, jobs, threads=THREADS, name="download", unit="files"))
 
 
 def _name(address: str, stat: Stat) -> str:
-    key = hashlib.sha256(f"{address}\n{stat.size}\n{stat.version}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(version_key(address, stat).encode()).hexdigest()[:16]
     return f"{key}-{PurePosixPath(redact(address)).name[-100:]}"
 
 
@@ -59,20 +53,22 @@ def _is_complete(copy: Path, stat: Stat) -> bool:
     return copy.is_file() and copy.stat().st_size == stat.size
 
 
-def _download(address: str, stat: Stat, copy: Path) -> None:
+def _download(job: tuple[str, Stat, Path], stopped: Event) -> Path:
+    address, stat, copy = job
     if _is_complete(copy, stat):
-        return
+        return copy
     with locked(copy.with_name(f".{copy.name}.lock")):
         if _is_complete(copy, stat):  # another process was faster
-            return
+            return copy
         with replacing(copy) as temporary, temporary.open("wb") as file:
             for begin in range(0, stat.size, CHUNK):
-                file.write(_read(address, begin, min(begin + CHUNK, stat.size)))
+                file.write(_read(address, begin, min(begin + CHUNK, stat.size), stopped))
+    return copy
 
 
-def _read(address: str, begin: int, end: int) -> bytes:
+def _read(address: str, begin: int, end: int, stopped: Event) -> bytes:
     store = store_of(address)
     try:
-        return store.run(store.fetch(address, begin, end))
+        return store.run(store.fetch(address, begin, end), stopped)
     except OSError as error:
         raise SagaError(f"cannot read {error}") from error

@@ -6,19 +6,19 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-
-from tqdm import tqdm
+from threading import Event
 
 from saga_fast.errors import SagaError
+from saga_fast.loaders.remote.in_order import in_order
+from saga_fast.loaders.remote.signed import unsigned
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.loaders.shards import Member, members, one_line_errors
 from saga_fast.runtime.address import redact
 from saga_fast.runtime.cache import cache_folder
-from saga_fast.runtime.distributed import is_main
 from saga_fast.runtime.files import locked, write_text
 
 BLOCK = 2**20
@@ -29,28 +29,24 @@ THREADS = 16
 log = logging.getLogger(__name__)
 
 
-def members_of_all(addresses: Sequence[str], stats: Sequence[Stat]) -> list[list[Member]]:
-    """The images of each shard, from the kept index or from the shard's headers.
+def members_of_all(addresses: Sequence[str], stats: Sequence[Stat]) -> Generator[list[Member]]:
+    """The images of each shard, from the kept index or from the shard's headers: those of 2 * THREADS are in memory.
 
-    A kept index is used only for the size and version that it was made of; that of a file without a version is not
-    kept. Processes of a machine that want the same one wait for the first.
+    A kept index is used only for the size and version that it was made of, and replaced when the shard has another;
+    that of a file without a version is not kept. Processes of a machine that want the same one wait for the first.
 
     Raises:
         SagaError: not a tar, one that is cut, one that cannot be read, or a label that is no number.
     """
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="saga-fast-index")
-    try:
-        found = pool.map(_members, addresses, stats)
-        bar = tqdm(found, total=len(addresses), desc="index", unit=" shards", disable=None if is_main() else True)
-        return list(bar)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    jobs = list(zip(addresses, stats, strict=True))
+    return in_order(_members, jobs, threads=THREADS, name="index", unit="shards")
 
 
-def _members(address: str, stat: Stat) -> list[Member]:
+def _members(job: tuple[str, Stat], stopped: Event) -> list[Member]:
+    address, stat = job
     entry = _entry(address, stat)
     if entry is None:
-        return _read_headers(address, stat)
+        return _read_headers(address, stat, stopped)
     found = _load(entry, stat)
     if found is not None:
         return found
@@ -58,15 +54,16 @@ def _members(address: str, stat: Stat) -> list[Member]:
         with locked(entry.with_suffix(".lock")):
             found = _load(entry, stat)  # another process may have made it meanwhile
             if found is None:
-                found = _read_headers(address, stat)
-                write_text(entry, json.dumps(found))
+                found = _read_headers(address, stat, stopped)
+                write_text(entry, json.dumps({**asdict(stat), "images": found}))
     except OSError as error:
         _say_once(f"the index of remote shards is not kept in {entry.parent}: {error.strerror or error}")
-    return _read_headers(address, stat) if found is None else found
+    return _read_headers(address, stat, stopped) if found is None else found
 
 
-def _read_headers(address: str, stat: Stat) -> list[Member]:
-    with one_line_errors(redact(address)), io.BufferedReader(_RemoteFile(address, stat.size), BLOCK) as file:
+def _read_headers(address: str, stat: Stat, stopped: Event) -> list[Member]:
+    remote = _RemoteFile(address, stat.size, stopped)
+    with one_line_errors(redact(address)), io.BufferedReader(remote, BLOCK) as file:
         return list(members(file, redact(address)))
 
 
@@ -79,16 +76,18 @@ def _entry(address: str, stat: Stat) -> Path | None:
     except SagaError as error:
         _say_once(f"the index of remote shards is not kept: {error}")
         return None
-    key = hashlib.sha256(f"{address}\n{stat.size}\n{stat.version}".encode()).hexdigest()
+    key = hashlib.sha256(unsigned(address).encode()).hexdigest()
     return folder / f"{key[:32]}.json"
 
 
 def _load(entry: Path, stat: Stat) -> list[Member] | None:
-    """The members in a file; None if it is missing or not what we write."""
+    """The members in a file; None if it is missing, of another version of the shard, or not what we write."""
     try:
-        rows = json.loads(entry.read_bytes())
-        found = [(str(name), int(offset), int(size), int(label)) for name, offset, size, label in rows]
-    except (OSError, ValueError, TypeError, RecursionError):
+        kept = json.loads(entry.read_bytes())
+        if Stat(kept["size"], kept["version"]) != stat:
+            return None
+        found = [(str(name), int(offset), int(size), int(label)) for name, offset, size, label in kept["images"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     inside = all(0 <= offset <= offset + size <= stat.size and label >= -1 for _, offset, size, label in found)
     return found if inside else None
@@ -100,10 +99,10 @@ def _say_once(message: str) -> None:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file at an address, for reading."""
+    """A file at an address, for reading until ``stopped`` is set."""
 
-    def __init__(self, address: str, size: int) -> None:
-        self._address, self._size, self._position = address, size, 0
+    def __init__(self, address: str, size: int, stopped: Event) -> None:
+        self._address, self._size, self._position, self._stopped = address, size, 0, stopped
 
     def readable(self) -> bool:
         return True
@@ -124,7 +123,7 @@ class _RemoteFile(io.RawIOBase):
         last = self._size - 1 if self._position == 0 else self._size
         end = max(min(self._position + len(buffer), last), self._position)
         store = store_of(self._address)
-        data = store.run(store.fetch(self._address, self._position, end))
+        data = store.run(store.fetch(self._address, self._position, end), self._stopped)
         buffer[: len(data)] = data
         self._position = end
         return len(data)

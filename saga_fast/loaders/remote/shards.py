@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import closing
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +17,7 @@ from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.listing import make_listing
 from saga_fast.loaders.remote.index import members_of_all
+from saga_fast.loaders.remote.signed import version_key
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.loaders.shards import classes_of, rows_of
 from saga_fast.loaders.source import fingerprint
@@ -50,9 +52,11 @@ class RemoteShards:
         self.root: Location = root
         self._addresses = addresses
         folders: dict[str, int] = {}
-        rows = (rows_of(shard, file, folders) for file, shard in enumerate(members_of_all(addresses, stats)))
-        identity = f"tars {list(zip(addresses, stats, strict=True))}"
-        listing = make_listing(identity, rows, lambda columns: classes_of(columns, folders))
+        # The versions too: a process that lists at the same time may have seen others, whose offsets differ.
+        identity = f"tars {[version_key(*file) for file in zip(addresses, stats, strict=True)]}"
+        with closing(members_of_all(addresses, stats)) as shards:
+            rows = (rows_of(shard, file, folders) for file, shard in enumerate(shards))
+            listing = make_listing(identity, rows, lambda columns: classes_of(columns, folders))
         if not len(listing):
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
         self.paths: Sequence[str] = listing.names

@@ -7,9 +7,10 @@ import errno
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cache
+from threading import Event
 from typing import Any, TypeVar
 
 import aiohttp
@@ -47,8 +48,12 @@ class Stat:
     version: str
 
 
-class WrongLengthError(OSError):
-    """An answer of another length than asked for."""
+class ShortAnswerError(OSError):
+    """An answer that is shorter than asked for."""
+
+
+class RangeIgnoredError(OSError):
+    """An answer that is longer than asked for."""
 
 
 class Store:
@@ -67,9 +72,19 @@ class Store:
         """Start a coroutine; cancelling its future ends its requests."""
         return asyncio.run_coroutine_threadsafe(work, self._files.loop)
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result."""
-        return self.submit(work).result()
+    def run(self, work: Coroutine[Any, Any, T], stopped: Event | None = None) -> T:
+        """Run a coroutine and return its result.
+
+        Raises:
+            CancelledError: ``stopped`` is set; the coroutine's requests are ended.
+        """
+        future = self.submit(work)
+        while stopped is not None and not future.done():
+            if stopped.is_set():
+                future.cancel()
+            else:
+                wait([future], timeout=0.1)
+        return future.result()
 
     async def find(self, pattern: str) -> list[str]:
         """The sorted addresses of the files that a pattern with ``*``, ``?`` or ``[]`` matches.
@@ -112,17 +127,33 @@ class Store:
         if begin == end:
             return b""
 
+        read_range = self._read_web if self._is_web else self._files._cat_file
+
         async def read() -> bytes:
-            data: bytes = await self._files._cat_file(address, start=begin, end=end)
+            data: bytes = await read_range(address, start=begin, end=end)
             if len(data) > end - begin:
-                raise WrongLengthError(f"{len(data)} bytes in place of {end - begin}: the server ignores ranges")
+                raise _range_ignored(str(len(data)), end - begin)
             if len(data) < end - begin:
-                raise WrongLengthError(f"{len(data)} bytes in place of {end - begin}")
+                raise ShortAnswerError(f"{len(data)} bytes in place of {end - begin}")
             return data
 
         what = f"{redact(address)}, bytes {begin} to {end}"
         limit = READ_TRIES if self._is_web else TRIES
         return await self._retrying(read, what, PATIENCE + (end - begin) / SLOWEST, limit=limit)
+
+    async def _read_web(self, address: str, start: int, end: int) -> bytes:
+        # fsspec reads an answer before it checks any of it: all of a tar, if the server ignores ranges.
+        options = dict(self._files.kwargs)
+        headers = options.pop("headers", {}) | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        session = await self._files.set_session()
+        async with session.get(self._files.encode_url(address), headers=headers, **options) as answer:
+            answer.raise_for_status()
+            length = answer.content_length
+            is_range = answer.status == 206 or (start == 0 and length == end - start)  # 200 if it is the whole file
+            if not is_range or (length or 0) > end - start:
+                raise _range_ignored("all" if length is None else str(length), end - start)
+            content: bytes = await answer.read()
+            return content
 
     async def _retrying(
         self, call: Callable[[], Awaitable[T]], what: str, timeout: float = PATIENCE, *, limit: int = TRIES
@@ -136,9 +167,9 @@ class Store:
             except Exception as raised:  # file systems raise what their libraries trip over; callers need one kind
                 error = _cause(raised)
                 if tries == limit or not _may_pass(error):
-                    raise _as_oserror(error, what, tries, timeout) from raised
-            wait = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
-            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+                    raise _as_oserror(error, what, tries, timeout) from None  # its address may hold secrets
+            pause = min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         raise AssertionError("the last try returns or raises")
 
 
@@ -158,6 +189,10 @@ os.register_at_fork(after_in_child=store_of.cache_clear)
 os.register_at_fork(after_in_child=_store.cache_clear)
 
 
+def _range_ignored(length: str, expected: int) -> RangeIgnoredError:
+    return RangeIgnoredError(f"{length} bytes in place of {expected}: the server ignores ranges")
+
+
 def _cause(error: Exception) -> Exception:
     """The error itself; fsspec's web files make "file not found" of any error of a first request."""
     cause = error.__cause__
@@ -169,9 +204,9 @@ def _may_pass(error: Exception) -> bool:
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
-    if isinstance(error, WrongLengthError):
-        return "ignores" not in str(error)
-    if isinstance(error, aiohttp.InvalidURL | FileNotFoundError | PermissionError | IsADirectoryError):
+    if isinstance(
+        error, RangeIgnoredError | aiohttp.InvalidURL | FileNotFoundError | PermissionError | IsADirectoryError
+    ):
         return False
     return isinstance(error, OSError | aiohttp.ClientError)  # a TimeoutError is an OSError
 
@@ -188,7 +223,7 @@ def _as_oserror(error: Exception, what: str, tries: int, timeout: float) -> OSEr
         reason = f"{status} {error.message}"
     elif isinstance(error, FileNotFoundError):
         reason = "no such file"
-    elif isinstance(error, WrongLengthError):
+    elif isinstance(error, ShortAnswerError | RangeIgnoredError):
         reason = str(error)
     elif isinstance(error, TimeoutError) and not str(error):
         reason = f"no answer in {timeout:.0f} s"
