@@ -12,7 +12,7 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders.remote.in_order import in_order
 from saga_fast.loaders.remote.signed import version_key
 from saga_fast.loaders.remote.store import Stat, store_of
-from saga_fast.runtime.address import redact
+from saga_fast.runtime.address import public_address
 from saga_fast.runtime.files import locked, replacing
 
 CHUNK = 2**23
@@ -46,7 +46,7 @@ def downloaded(addresses: Sequence[str], stats: Sequence[Stat], folder: Path) ->
 
 def _name(address: str, stat: Stat) -> str:
     key = hashlib.sha256(version_key(address, stat).encode()).hexdigest()[:16]
-    return f"{key}-{PurePosixPath(redact(address)).name[-100:]}"
+    return f"{key}-{PurePosixPath(public_address(address)).name[-100:]}"
 
 
 def _is_complete(copy: Path, stat: Stat) -> bool:

@@ -17,7 +17,7 @@ from saga_fast.loaders.remote.in_order import in_order
 from saga_fast.loaders.remote.signed import unsigned
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.loaders.shards import Member, members, one_line_errors
-from saga_fast.runtime.address import redact
+from saga_fast.runtime.address import public_address
 from saga_fast.runtime.cache import cache_folder
 from saga_fast.runtime.files import locked, write_text
 
@@ -63,8 +63,8 @@ def _members(job: tuple[str, Stat], stopped: Event) -> list[Member]:
 
 def _read_headers(address: str, stat: Stat, stopped: Event) -> list[Member]:
     remote = _RemoteFile(address, stat.size, stopped)
-    with one_line_errors(redact(address)), io.BufferedReader(remote, BLOCK) as file:
-        return list(members(file, redact(address)))
+    with one_line_errors(public_address(address)), io.BufferedReader(remote, BLOCK) as file:
+        return list(members(file, public_address(address)))
 
 
 def _entry(address: str, stat: Stat) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from saga_fast.errors import SagaError
-from saga_fast.runtime.address import redact
+from saga_fast.runtime.address import public_address
 
 MAX_SHARDS = 10**6
 _GROUP = re.compile(r"\{([^{}]*)\}")
@@ -26,7 +26,7 @@ def expand_braces(pattern: str) -> list[str]:
     parts = [_choices(part, pattern) if number % 2 else [part] for number, part in enumerate(_GROUP.split(pattern))]
     count = math.prod(len(part) for part in parts)
     if not 0 < count <= MAX_SHARDS:
-        raise SagaError(f"{redact(pattern)} stands for {count} files: expected 1 to {MAX_SHARDS}")
+        raise SagaError(f"{public_address(pattern)} stands for {count} files: expected 1 to {MAX_SHARDS}")
     return ["".join(each) for each in product(*parts)]
 
 
@@ -34,10 +34,12 @@ def _choices(group: str, pattern: str) -> Sequence[str]:
     if bounds := _RANGE.fullmatch(group):
         first, last = bounds[1], bounds[2]
         if int(last) - int(first) >= MAX_SHARDS:
-            raise SagaError(f"{redact(pattern)} stands for more than {MAX_SHARDS} files")
+            raise SagaError(f"{public_address(pattern)} stands for more than {MAX_SHARDS} files")
         is_padded = any(len(bound) > 1 and bound.startswith("0") for bound in (first, last))
         width = max(len(first), len(last)) if is_padded else 0
         return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     if "," not in group:
-        raise SagaError(f"{{{group}}} in {redact(pattern)}: braces hold a range, {{000..099}}, or a list, {{a,b}}")
+        raise SagaError(
+            f"{{{group}}} in {public_address(pattern)}: braces hold a range, {{000..099}}, or a list, {{a,b}}"
+        )
     return group.split(",")

@@ -11,7 +11,7 @@ from saga_fast.loaders.packages import require_packages
 from saga_fast.loaders.remote.names import expand_braces
 from saga_fast.loaders.shards import COMPRESSED, Shards
 from saga_fast.loaders.source import Source
-from saga_fast.runtime.address import redact, scheme_of
+from saga_fast.runtime.address import public_address, scheme_of
 
 if TYPE_CHECKING:
     from saga_fast.loaders.remote.store import Store
@@ -32,7 +32,7 @@ def open_remote(address: str, *, cache: Path | None = None) -> Source:
         SagaError: another scheme, a package that is not installed, a file that cannot be read, parquet without
             ``cache``, or what :class:`Shards` or :class:`HuggingFaceImages` refuses.
     """
-    scheme, root = scheme_of(address), redact(address)
+    scheme, root = scheme_of(address), public_address(address)
     if scheme not in PACKAGES:
         raise SagaError(f"{root}: addresses begin with {', '.join(f'{name}://' for name in PACKAGES)}")
     require_packages(f"{scheme}://", ("fsspec", "aiohttp", PACKAGES[scheme]), "pip install 'saga-fast[remote]'")
@@ -69,16 +69,16 @@ async def _addresses(address: str, store: Store) -> list[str]:
     found: list[str] = []
     for pattern in expand_braces(address):
         is_web = scheme_of(pattern) in ("http", "https")
-        if is_web and "*" in redact(pattern):
+        if is_web and "*" in public_address(pattern):
             raise SagaError(
-                f"{redact(pattern)}: web servers have no listing, name the files as {{000..099}} or {{a,b}}"
+                f"{public_address(pattern)}: web servers have no listing, name the files as {{000..099}} or {{a,b}}"
             )
         if is_web or not any(sign in pattern for sign in "*?["):
             found.append(pattern)
             continue
         matching = await store.find(pattern)
         if not matching:
-            raise SagaError(f"no file matches {redact(pattern)}")
+            raise SagaError(f"no file matches {public_address(pattern)}")
         found += matching
     return found
 
@@ -88,7 +88,7 @@ def _are_parquet(addresses: Sequence[str]) -> bool:
     Raises:
         SagaError: a compressed tar, or files of both kinds.
     """
-    names = [redact(address) for address in addresses]
+    names = [public_address(address) for address in addresses]
     for name in names:
         if name.lower().endswith(COMPRESSED):
             raise SagaError(f"{name} is compressed, and images are read from tar files where they lie: decompress it")

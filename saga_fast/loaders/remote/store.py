@@ -17,7 +17,7 @@ import aiohttp
 import fsspec
 
 from saga_fast.loaders.decode import EXHAUSTED
-from saga_fast.runtime.address import redact, scheme_of
+from saga_fast.runtime.address import public_address, redact, scheme_of
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Store:
         Raises:
             OSError: they cannot be listed.
         """
-        names = await self._retrying(lambda: self._files._glob(pattern), redact(pattern))
+        names = await self._retrying(lambda: self._files._glob(pattern), public_address(pattern))
         return sorted(str(self._files.unstrip_protocol(name)) for name in names)
 
     async def stat(self, address: str) -> Stat:
@@ -100,9 +100,9 @@ class Store:
         Raises:
             OSError: no such file, one that may not be read, or one of unknown size.
         """
-        info = await self._retrying(lambda: self._files._info(address), redact(address))
+        info = await self._retrying(lambda: self._files._info(address), public_address(address))
         if info.get("size") is None:
-            raise OSError(f"{redact(address)}: the server does not say its size")
+            raise OSError(f"{public_address(address)}: the server does not say its size")
         return Stat(int(info["size"]), next((str(info[name]) for name in VERSIONS if info.get(name)), ""))
 
     async def stats(self, addresses: Sequence[str]) -> list[Stat]:
@@ -137,7 +137,7 @@ class Store:
                 raise ShortAnswerError(f"{len(data)} bytes in place of {end - begin}")
             return data
 
-        what = f"{redact(address)}, bytes {begin} to {end}"
+        what = f"{public_address(address)}, bytes {begin} to {end}"
         limit = READ_TRIES if self._is_web else TRIES
         return await self._retrying(read, what, PATIENCE + (end - begin) / SLOWEST, limit=limit)
 
