@@ -60,7 +60,7 @@ class Listing:
         return len(self.names)
 
 
-def make_listing(identity: str, blocks: Iterable[Rows], finish: Finish) -> Listing:
+def make_listing(identity: str, blocks: Iterable[Rows], finish: Finish, *, version: str = "") -> Listing:
     """The rows of a data set, in the order of the blocks.
 
     Where they take more than MAPPED_BYTES, they are written to the cache folder and mapped. Of several processes that
@@ -71,6 +71,7 @@ def make_listing(identity: str, blocks: Iterable[Rows], finish: Finish) -> Listi
         identity: tells the data sets of a machine apart, for example a kind and an absolute path.
         blocks: rows; each block has the same columns.
         finish: called with the columns of all rows.
+        version: of the data set, of which a process may see another at the same time; the last one is kept.
 
     Raises:
         SagaError: the files cannot be written. Errors of ``blocks`` and ``finish`` are raised as they are.
@@ -82,7 +83,7 @@ def make_listing(identity: str, blocks: Iterable[Rows], finish: Finish) -> Listi
         parts.append(part)
         size += sum(column.nbytes for column in part.values())
         if size > MAPPED_BYTES:
-            return _mapped(identity, chain(parts, encoded), finish, begun)
+            return _mapped(identity, version, chain(parts, encoded), finish, begun)
     if not parts:
         return Listing(Names.of([]), {}, ())
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -102,10 +103,10 @@ def _without_names(columns: Columns) -> Columns:
     return {name: column for name, column in columns.items() if name not in ("text", "end")}
 
 
-def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: Moment) -> Listing:
+def _mapped(identity: str, version: str, parts: Iterable[Columns], finish: Finish, begun: Moment) -> Listing:
     """
     Args:
-        begun: a listing that another process has finished later is taken instead.
+        begun: a listing of this version that another process has finished later is taken instead.
     """
     # Machines that share a home each have a folder: replacing files that another machine has mapped breaks its map.
     key = hashlib.sha256(f"{platform.node()} {identity}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -114,7 +115,7 @@ def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: Mome
     with ExitStack() as stack:
         with _cache_errors(base):
             stack.enter_context(locked(lock))
-            if (listing := _finished_since(begun, folder)) is not None:
+            if (listing := _finished_since(begun, folder, version)) is not None:
                 return listing
             if _refuses_others(lock):
                 for leftover in base.glob(f".{key}.*"):  # of processes that were killed
@@ -124,7 +125,7 @@ def _mapped(identity: str, parts: Iterable[Columns], finish: Finish, begun: Mome
             new, old = Path(scratch.name) / "new", Path(scratch.name) / "old"
             stack.enter_context(scratch)
             new.mkdir()
-        _write(base, new, parts, finish)
+        _write(base, new, parts, finish, version)
         with _cache_errors(base):
             listing = _read(new, _about(new))  # mapped, it keeps its content when another process replaces the files
             with suppress(FileNotFoundError):
@@ -157,7 +158,7 @@ def _refuses_others(lock: Path) -> bool:
     return second is None
 
 
-def _write(base: Path, folder: Path, parts: Iterable[Columns], finish: Finish) -> None:
+def _write(base: Path, folder: Path, parts: Iterable[Columns], finish: Finish, version: str) -> None:
     """
     Raises:
         SagaError: the files cannot be written.
@@ -180,7 +181,8 @@ def _write(base: Path, folder: Path, parts: Iterable[Columns], finish: Finish) -
     with _cache_errors(base):
         columns: Columns = {name: np.memmap(folder / name, dtype, mode="r+") for name, dtype in types.items()}
     classes = finish(_without_names(columns))
-    about = {"types": types, "lengths": lengths, "classes": classes, "sha256": digest.hexdigest(), "finished": _now()}
+    about = {"types": types, "lengths": lengths, "classes": classes, "sha256": digest.hexdigest()}
+    about |= {"version": version, "finished": _now()}
     with _cache_errors(base):
         write_text(folder / ABOUT, json.dumps(about))  # synced, before the folder gets its name
 
@@ -198,12 +200,12 @@ def _now() -> Moment:
         return uuid.uuid4().hex, time.monotonic()
 
 
-def _finished_since(begun: Moment, folder: Path) -> Listing | None:
+def _finished_since(begun: Moment, folder: Path, version: str) -> Listing | None:
     """The listing in a folder, if a process of this machine has finished it after ``begun``; None if it is damaged."""
     try:
         about = _about(folder)
         start, seconds = about["finished"]
-        if start != begun[0] or seconds < begun[1]:
+        if start != begun[0] or seconds < begun[1] or about["version"] != version:
             return None
         listing = _read(folder, about, listed_elsewhere=True)
         # Without locks the folder may be replaced between two columns; the moment differs then.

@@ -146,6 +146,19 @@ def test_an_older_listing_is_made_again(mapped: None) -> None:  # noqa: ARG001
     assert (len(again), again.listed_elsewhere) == (15, False)
 
 
+def test_a_listing_of_another_version_is_not_taken(
+    mapped: None,  # noqa: ARG001
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listing, "_now", lambda: ("this start", 1.0))  # all processes at the same time
+    assert len(make_listing("it", blocks(2), no_classes, version="a")) == 10
+    assert make_listing("it", blocks(3), no_classes, version="a").listed_elsewhere
+    other = make_listing("it", blocks(3), no_classes, version="b")
+    assert (len(other), other.listed_elsewhere) == (15, False)
+    assert len(list(kept_folder(cache).parent.glob("*/listing.json"))) == 1
+
+
 def test_what_a_killed_process_left_is_replaced(cache: Path, mapped: None) -> None:  # noqa: ARG001
     make_listing("it", blocks(2), no_classes)
     folder = kept_folder(cache)

@@ -1,8 +1,5 @@
 """Reads over a network are started early, within bounded memory, and an epoch that is closed early leaves none."""
 
-import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -166,44 +163,3 @@ def test_pack_reads_ahead(
     assert recorder.most <= 8 * 4
     assert len(recorder.futures) < N / 4
     assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
-
-
-EPOCHS, WARM_UP = 14, 4
-# Runs apart from pytest and the server, whose memory and threads would count. Every third epoch is closed early.
-SCRIPT = """
-import json, sys, threading
-import psutil
-from saga_fast.loaders import CropPlan, LoaderOptions, open_loader, open_source
-
-engine, address, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
-process = psutil.Process()
-options = LoaderOptions(batch_size=16, shuffle=True, threads=2, prefetch=2)
-loader = open_loader(engine, open_source(engine, address), CropPlan(size=96, seed=0), options)
-memory, threads, files, python_threads = [], [], [], []
-for epoch in range(epochs):
-    loader.set_epoch(epoch)
-    for step, batch in enumerate(loader):
-        if epoch % 3 == 0 and step == 2:
-            break
-    memory.append(process.memory_info().rss)
-    threads.append(process.num_threads())
-    files.append(process.num_fds())
-    python_threads.append(sorted(thread.name for thread in threading.enumerate()))
-names = ("memory", "threads", "files", "python_threads")
-json.dump({name: globals()[name] for name in names}, sys.stdout)
-"""
-
-
-def test_memory_and_threads_stay_flat(server: WebServer) -> None:
-    address = f"{server.url}/{{00000..00002}}.tar"
-    command = [sys.executable, "-c", SCRIPT, "folder", address, str(EPOCHS)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
-    result = json.loads(run.stdout)
-    assert run.stderr == ""
-    assert len(result["memory"]) == EPOCHS
-    growth = (max(result["memory"][WARM_UP:]) - max(result["memory"][:WARM_UP])) / 2**20
-    assert growth < 4, f"{growth:.1f} MB in {EPOCHS - WARM_UP} epochs"  # an epoch's views weigh 6.6 MB
-    names = ["MainThread", "fsspecIO", "tqdm_monitor"]
-    assert all(running == names for running in result["python_threads"]), result["python_threads"]
-    assert max(result["threads"][WARM_UP:]) <= max(result["threads"][:WARM_UP]) + 2
-    assert max(result["files"]) <= 32 + min(result["files"])  # the connections that are kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
@@ -17,7 +18,7 @@ from saga_fast.loaders.decode import MAX_BYTES
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.listing import make_listing
 from saga_fast.loaders.remote.index import members_of_all
-from saga_fast.loaders.remote.signed import version_key
+from saga_fast.loaders.remote.signed import unsigned
 from saga_fast.loaders.remote.store import Stat, store_of
 from saga_fast.loaders.shards import classes_of, rows_of
 from saga_fast.loaders.source import fingerprint
@@ -52,11 +53,12 @@ class RemoteShards:
         self.root: Location = root
         self._addresses = addresses
         folders: dict[str, int] = {}
-        # The versions too: a process that lists at the same time may have seen others, whose offsets differ.
-        identity = f"tars {[version_key(*file) for file in zip(addresses, stats, strict=True)]}"
+        files = list(zip(addresses, stats, strict=True))
+        identity = f"tars {[unsigned(address) if stat.version else address for address, stat in files]}"
+        version = hashlib.sha256(repr([(stat.size, stat.version) for stat in stats]).encode()).hexdigest()
         with closing(members_of_all(addresses, stats)) as shards:
             rows = (rows_of(shard, file, folders) for file, shard in enumerate(shards))
-            listing = make_listing(identity, rows, lambda columns: classes_of(columns, folders))
+            listing = make_listing(identity, rows, lambda columns: classes_of(columns, folders), version=version)
         if not len(listing):
             raise SagaError(f"no image in {self.root}: expected tar files with {', '.join(EXTENSIONS)} in them")
         self.paths: Sequence[str] = listing.names
