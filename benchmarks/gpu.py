@@ -81,7 +81,7 @@ SECTIONS: dict[str, Section] = {
     "augment": Section(gpu_kernels.time_augment, 10.0, timed=True, compiles=True),
     "planes_to_rgb": Section(gpu_kernels.time_planes_to_rgb, 3.0, timed=True, compiles=True),
     "bank_logits": Section(gpu_kernels.time_bank_logits, 6.0, timed=True, compiles=True),
-    "boxes": Section(gpu_boxes.time_boxes, 72.0, timed=True),
+    "boxes": Section(gpu_boxes.time_boxes, 69.0, timed=True),
     "rebuild": Section(gpu_rebuild.time_rebuild, 50.0, timed=True),
     "methods": Section(gpu_methods.time_methods, 43.0, timed=True, compiles=True),
     "attention": Section(gpu_models.time_attention, 22.0, timed=True, compiles=True),

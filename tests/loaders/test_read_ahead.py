@@ -99,7 +99,8 @@ def test_an_epoch_that_is_closed_early_leaves_nothing(
     assert isinstance(batches, Generator)
     next(batches)
     server.delay = 0.5
-    next(batches)
+    for _ in range(3):  # as many batches as may be there already, and reads for others begin
+        next(batches)
     began = time.perf_counter()
     batches.close()
     assert time.perf_counter() - began < 0.4  # no request is waited for

@@ -62,11 +62,15 @@ def test_an_error_does_not_wait_for_other_files(slow: WebServer, tmp_path: Path,
 
 @pytest.mark.parametrize("has_copies", [False, True], ids=["streamed", "copied"])
 def test_an_interrupt_does_not_wait_for_files(slow: WebServer, tmp_path: Path, has_copies: bool) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     began = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt):
-        open_source("folder", f"{slow.url}/{{00000,slow}}.tar", cache=tmp_path / "copies" if has_copies else None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            open_source("folder", f"{slow.url}/{{00000,slow}}.tar", cache=tmp_path / "copies" if has_copies else None)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - began < 1
     time.sleep(0.1)  # a request may be on its way
     count = len(slow.requests)
