@@ -11,20 +11,17 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from remote_fixtures import folder
 from same_batches import assert_same_epochs
-from tar_files import make_folder
 
 from saga_fast.cli import main
 from saga_fast.errors import SagaError
 from saga_fast.loaders import BadImages, CropPlan, ImageFolder, LoaderOptions, WholePlan, open_loader, open_source
 from saga_fast.loaders.hugging_face import HuggingFaceImages, is_hugging_face
 
+__all__ = ["folder"]
+
 datasets = pytest.importorskip("datasets")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return make_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)

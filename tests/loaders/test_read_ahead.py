@@ -2,20 +2,23 @@
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tar_files import make_folder, write_shards
-from web_server import WebServer, serving
+from remote_fixtures import caches, server
+from tar_files import make_folder
+from web_server import WebServer
 
 from saga_fast.loaders import CropPlan, ImageFolder, Loader, LoaderOptions, open_loader, open_source
 from saga_fast.loaders.ffcv.pack import PackOptions, pack
 from saga_fast.loaders.read_ahead import ReadAhead
 from saga_fast.loaders.remote import shards
 from saga_fast.loaders.remote.shards import Contents, RemoteShards
+
+__all__ = ["caches", "server"]
 
 N = 120
 ENGINES = ("folder", "dali")
@@ -24,14 +27,6 @@ ENGINES = ("folder", "dali")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
     return make_folder(tmp_path_factory.mktemp("images"), N)
-
-
-@pytest.fixture
-def server(folder: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    """The folder as three tar files."""
-    monkeypatch.setenv("SAGA_FAST_CACHE", str(tmp_path / "caches"))
-    with serving(write_shards(folder, tmp_path / "site")) as server:
-        yield server
 
 
 class Recorder:

@@ -1,39 +1,23 @@
 """Tar and parquet files at addresses: the images of the same files on this machine, to the byte."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from remote_fixtures import caches, folder, server
 from same_batches import assert_same_epochs
-from tar_files import make_folder, make_jpeg, write_shards, write_tar
-from web_server import WebServer, serving
+from tar_files import make_jpeg, write_tar
+from web_server import WebServer
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import CropPlan, ImageFolder, LoaderOptions, Shards, WholePlan, listing, open_loader, open_source
 from saga_fast.loaders.remote.names import expand_braces
 from saga_fast.loaders.remote.shards import RemoteShards
 
+__all__ = ["caches", "folder", "server"]
+pytestmark = pytest.mark.usefixtures("caches")
+
 TARS = "{00000..00002}.tar"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return make_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(autouse=True)
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of kept indices, empty at first."""
-    monkeypatch.setenv("SAGA_FAST_CACHE", str(tmp_path / "caches"))
-    return tmp_path / "caches" / "index"
-
-
-@pytest.fixture
-def server(folder: ImageFolder, tmp_path: Path) -> Iterator[WebServer]:
-    """The folder as three tar files."""
-    with serving(write_shards(folder, tmp_path / "site")) as server:
-        yield server
 
 
 @pytest.mark.parametrize("has_copies", [False, True], ids=["streamed", "copied"])

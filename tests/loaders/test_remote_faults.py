@@ -6,7 +6,7 @@ import signal
 import socket
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from remote_fixtures import caches, folder, server
 from same_batches import assert_same_batches
-from tar_files import make_folder, write_shards
-from web_server import Request, WebServer, serving
+from web_server import Request, WebServer
 
 from saga_fast.cli import main
 from saga_fast.config_file import config_to_dict, load_config
@@ -24,26 +24,16 @@ from saga_fast.errors import SagaError
 from saga_fast.loaders import BadImages, CropPlan, ImageFolder, LoaderOptions, WholePlan, open_loader, open_source
 from saga_fast.loaders.remote import store
 
+__all__ = ["caches", "folder", "server"]
+
 TARS = "{00000..00002}.tar"
 Fault = Callable[[Request], int | str | None]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return make_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAGA_FAST_CACHE", str(tmp_path / "caches"))
     monkeypatch.setattr(store, "FIRST_WAIT", 0.0)
-
-
-@pytest.fixture
-def server(folder: ImageFolder, tmp_path: Path) -> Iterator[WebServer]:
-    """The folder as three tar files."""
-    with serving(write_shards(folder, tmp_path / "site")) as server:
-        yield server
 
 
 def at_first(fault: int | str, times: int) -> Fault:

@@ -3,41 +3,25 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakSet
 
 import pytest
-from tar_files import make_folder, make_jpeg, write_shards, write_tar
-from web_server import WebServer, serving
+from remote_fixtures import caches, folder, server
+from tar_files import make_jpeg, write_tar
+from web_server import WebServer
 
-from saga_fast.loaders import ImageFolder, listing, open_source
+from saga_fast.loaders import listing, open_source
 from saga_fast.loaders.remote import index
 from saga_fast.loaders.remote.shards import RemoteShards
 from saga_fast.loaders.remote.signed import unsigned
 from saga_fast.loaders.remote.store import Stat
 from saga_fast.loaders.shards import Member
 
+__all__ = ["caches", "folder", "server"]
+pytestmark = pytest.mark.usefixtures("caches")
+
 TARS = "{00000..00002}.tar"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return make_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(autouse=True)
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of kept indices, empty at first."""
-    monkeypatch.setenv("SAGA_FAST_CACHE", str(tmp_path / "caches"))
-    return tmp_path / "caches" / "index"
-
-
-@pytest.fixture
-def server(folder: ImageFolder, tmp_path: Path) -> Iterator[WebServer]:
-    """The folder as three tar files."""
-    with serving(write_shards(folder, tmp_path / "site")) as server:
-        yield server
 
 
 def test_a_kept_index_spares_the_headers(server: WebServer, caches: Path) -> None:

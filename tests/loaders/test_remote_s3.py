@@ -7,18 +7,16 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
+from remote_fixtures import folder
 from same_batches import assert_same_batches
-from tar_files import make_folder, write_shards, write_tar
+from tar_files import write_shards, write_tar
 from web_server import WebServer, serving
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import CropPlan, ImageFolder, LoaderOptions, open_loader, open_source
 from saga_fast.loaders.remote import store
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return make_folder(tmp_path_factory.mktemp("images"))
+__all__ = ["folder"]
 
 
 @pytest.fixture

@@ -4,27 +4,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tar_files import make_folder, write_shards, write_tar
-from web_server import Request, WebServer, serving
+from remote_fixtures import caches, folder, server
+from tar_files import write_tar
+from web_server import Request, WebServer
 
 from saga_fast.errors import SagaError
-from saga_fast.loaders import ImageFolder, open_source
+from saga_fast.loaders import open_source
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return make_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture
-def server(folder: ImageFolder, tmp_path: Path) -> Iterator[WebServer]:
-    """The folder as three tar files."""
-    with serving(write_shards(folder, tmp_path / "site")) as server:
-        yield server
+__all__ = ["caches", "folder", "server"]
 
 
 SLOW = {"many requests": (2**9, 0.05), "one request": (2**23, 4.0)}
@@ -32,11 +22,8 @@ SLOW = {"many requests": (2**9, 0.05), "one request": (2**23, 4.0)}
 
 
 @pytest.fixture(params=SLOW)
-def slow(
-    request: pytest.FixtureRequest, server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> WebServer:
+def slow(request: pytest.FixtureRequest, server: WebServer, monkeypatch: pytest.MonkeyPatch) -> WebServer:
     """The server, whose ``slow.tar`` takes seconds, and whose third tar file cannot be read."""
-    monkeypatch.setenv("SAGA_FAST_CACHE", str(tmp_path / "caches"))
     monkeypatch.setattr("saga_fast.loaders.remote.download.CHUNK", SLOW[request.param][0])
     monkeypatch.setattr("saga_fast.loaders.remote.index.BLOCK", SLOW[request.param][0])
     write_tar(server.root / "slow.tar", {f"{number:03}.jpg": b"" for number in range(200)})

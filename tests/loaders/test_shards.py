@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from remote_fixtures import folder
 from same_batches import assert_same_batches
-from tar_files import make_folder, make_jpeg, write_tar
+from tar_files import make_jpeg, write_tar
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders import (
@@ -21,10 +22,7 @@ from saga_fast.loaders import (
     open_source,
 )
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return make_folder(tmp_path_factory.mktemp("images"))
+__all__ = ["folder"]
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
