@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from saga_fast.kernels.crop_resize import crop_resize_image
+from saga_fast.kernels.crop_resize import crop_resize_image, crop_resize_images
 from saga_fast.loaders.batch import Batch
 from saga_fast.loaders.core import Epoch, PendingBatch
-from saga_fast.loaders.decode import DecodeError, Pixels, read_pixels
+from saga_fast.loaders.decode import Pixels
+from saga_fast.loaders.decoded import load_images
 from saga_fast.loaders.loader import Int64
 
 Good = npt.NDArray[np.bool_]
@@ -37,13 +38,16 @@ class CpuCrops:
 
     def fill(self, indices: Int64, views: Pixels) -> Good:
         """Read, decode and crop images into ``views`` (n, view_bytes); (n,) bool: whether each could be decoded."""
-        images = [self._read(int(index)) for index in indices]
-        good = np.array([image is not None for image in images])
-        sizes = np.array([image.shape[:2] if image is not None else (1, 1) for image in images], np.int64)
-        windows = self.epoch.windows(indices, sizes)
-        for n, image in enumerate(images):
-            if image is not None:
-                crop_resize_image(image, windows[n], self.epoch.sides, views[n])
+        epoch = self.epoch
+        images = load_images(epoch.source, indices, epoch.options.max_pixels, _new_memory)
+        epoch.bad.update({int(indices[n]): error for n, error in images.errors.items()})
+        windows = epoch.windows(indices, images.sizes)
+        memory = images.memory.numpy()
+        crop_resize_images(memory, images.begins, images.sizes, images.inside, windows, epoch.sides, views)
+        for n, image in images.elsewhere.items():
+            crop_resize_image(image, windows[n], epoch.sides, views[n])
+        good = images.inside.copy()
+        good[list(images.elsewhere)] = True
         return good
 
     def views_of(self, index: int) -> torch.Tensor | None:
@@ -51,9 +55,6 @@ class CpuCrops:
         views = np.empty((1, self.epoch.view_bytes), np.uint8)
         return torch.from_numpy(views[0]) if self.fill(np.array([index]), views)[0] else None
 
-    def _read(self, index: int) -> Pixels | None:
-        try:
-            return read_pixels(self.epoch.source, index, self.epoch.options.max_pixels)
-        except DecodeError as error:
-            self.epoch.bad.add(index, str(error))
-            return None
+
+def _new_memory(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8)

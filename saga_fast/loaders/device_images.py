@@ -1,17 +1,21 @@
 """Images on their way to the device that crops them: uploaded, or decoded there, in a stream of their own.
 
 The loader's threads do both while the caller's stream computes. An image's memory is allocated in the side stream and
-recorded in the caller's, so it is not reused before the crops have been computed; and nothing but this module works in
-the side stream, so a decoder that ignores the order of a stream finds its memory idle. There is one such stream per
-GPU: torch keeps free memory by stream, and a stream per epoch would leave the memory of each epoch behind.
+kept until the caller's stream has computed the crops; and nothing but this module works in the side stream, so a
+decoder that ignores the order of a stream finds its memory idle. There is one such stream per GPU: torch keeps free
+memory by stream, and a stream per epoch would leave the memory of each epoch behind.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -24,6 +28,14 @@ from saga_fast.loaders.decode import Pixels
 Images = list[torch.Tensor | None]
 Size = tuple[int, int]
 """Height and width, pixels."""
+
+
+class Slot(NamedTuple):
+    """Where an image (H, W, 3) uint8 lies in a block of memory."""
+
+    begin: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -39,13 +51,13 @@ class DeviceImages:
     event: torch.cuda.Event | None = None
 
     def received(self) -> Images:
-        """The images for the caller's stream, which waits for them on the device, not on the host. Call it once."""
-        arrived = [image for image in self.images if image is not None]
-        if self.event is not None and arrived:
-            stream = torch.cuda.current_stream(arrived[0].device)
-            stream.wait_event(self.event)
-            for image in arrived:
-                image.record_stream(stream)
+        """The images for the caller's stream, which waits for them on the device, not on the host.
+
+        Call it once, and :meth:`ImageStream.keep` when the caller's stream holds all work on them.
+        """
+        arrived = next((image for image in self.images if image is not None), None)
+        if self.event is not None and arrived is not None:
+            torch.cuda.current_stream(arrived.device).wait_event(self.event)
         return self.images
 
 
@@ -65,27 +77,42 @@ class DevicePlanes:
         """The images (H, W, 3), converted in the caller's stream. Call it once."""
         (planes,) = self.planes.received()
         assert planes is not None
-        return _images_in(planes_to_rgb(planes, np.array(self.sizes).reshape(-1, 2)), self.sizes)
+        return _images_in(planes_to_rgb(planes, np.array(self.sizes).reshape(-1, 2)), slots_of(self.sizes))
 
 
-def _images_in(memory: torch.Tensor, sizes: Sequence[Size | None]) -> Images:
-    """The images (H, W, 3) that lie one after the other in ``memory`` (n,) uint8."""
-    begin = 0
-    images: Images = []
-    for size in sizes:
-        if size is None:
-            images.append(None)
-            continue
-        end = begin + 3 * size[0] * size[1]
-        images.append(memory[begin:end].view(*size, 3))
-        begin = end
-    return images
+def slots_of(sizes: Sequence[Size]) -> list[Slot]:
+    """The slots of images (H, W, 3) that lie one after the other."""
+    begins = accumulate((3 * height * width for height, width in sizes), initial=0)
+    return [Slot(begin, *size) for begin, size in zip(begins, sizes, strict=False)]
+
+
+def _images_in(memory: torch.Tensor, slots: Iterable[Slot | None]) -> Images:
+    """The images (H, W, 3) that lie in ``memory`` (n,) uint8."""
+    return [
+        None if slot is None else memory.as_strided((slot.height, slot.width, 3), (3 * slot.width, 3, 1), slot.begin)
+        for slot in slots
+    ]
+
+
+class InUse:
+    """Memory that the work in a GPU's streams still reads; threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._things: deque[tuple[torch.cuda.Event, object]] = deque()
+
+    def keep(self, things: object, gpu: torch.device) -> None:
+        """Keep things until the work that torch's current stream holds now is done; drop those whose work is done."""
+        with self._lock:
+            self._things.append((torch.cuda.current_stream(gpu).record_event(), things))
+            while self._things[0][0].query() and len(self._things) > 1:  # type: ignore[no-untyped-call]
+                self._things.popleft()
 
 
 @lru_cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a GPU, which has an index."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def _side_stream(device: torch.device) -> tuple[torch.cuda.Stream, InUse]:
+    """The stream of a GPU, which has an index, and its images in use."""
+    return torch.cuda.Stream(device), InUse()  # type: ignore[no-untyped-call]
 
 
 class ImageStream:
@@ -100,33 +127,35 @@ class ImageStream:
         if device.type == "cuda":
             index = torch.cuda.current_device() if str(device) == "cuda" else device.index
             self._device = torch.device("cuda", index)
-            self._stream = _side_stream(self._device)
+            self._stream, self._in_use = _side_stream(self._device)
 
     def wait(self) -> None:
         """Wait for what is in progress: memory of images that nobody receives is then idle, as the decoder needs it."""
         if self._stream is not None:
             self._stream.synchronize()
 
-    def upload(self, images: Sequence[Pixels | None]) -> DeviceImages:
+    def keep(self, images: object) -> None:
+        """Keep received images until the work that torch's current stream holds now is done."""
+        if self._stream is not None:
+            self._in_use.keep(images, self._device)
+
+    def upload(self, images: Sequence[Pixels]) -> DeviceImages:
         """Upload images (H, W, 3) uint8, all of them in one copy."""
         if self._stream is None:
-            return DeviceImages([None if image is None else torch.from_numpy(image) for image in images])
-        memory = self.new_memory(sum(image.size for image in images if image is not None))
-        values, begin = memory.numpy(), 0
-        for image in images:
-            if image is not None:
-                values[begin : begin + image.size] = image.reshape(-1)
-                begin += image.size
-        sizes = [None if image is None else (image.shape[0], image.shape[1]) for image in images]
-        return self.upload_memory(memory, sizes)
+            return DeviceImages([torch.from_numpy(image) for image in images])
+        slots = slots_of([(image.shape[0], image.shape[1]) for image in images])
+        memory = self.new_memory(sum(image.size for image in images))
+        for image, slot in zip(images, slots, strict=True):
+            memory.numpy()[slot.begin : slot.begin + image.size] = image.reshape(-1)
+        return self.upload_memory(memory, slots)
 
     def new_memory(self, size: int) -> torch.Tensor:
         """(size,) uint8 on the CPU to be uploaded, not initialised; page-locked for a GPU."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._stream is not None)
 
-    def upload_memory(self, memory: torch.Tensor, sizes: Sequence[Size | None]) -> DeviceImages:
-        """Upload images that lie one after the other in ``memory`` (n,) uint8: their heights and widths, or None."""
-        return self.run(lambda: _images_in(memory.to(self._device, non_blocking=True), sizes))
+    def upload_memory(self, memory: torch.Tensor, slots: Sequence[Slot | None]) -> DeviceImages:
+        """Upload ``memory`` (n,) uint8, in which these images lie; None for an undecodable one."""
+        return self.run(lambda: _images_in(memory.to(self._device, non_blocking=True), slots))
 
     def upload_planes(self, memory: torch.Tensor, sizes: Sequence[Size]) -> DevicePlanes:
         """Upload images that lie one after the other in ``memory`` (n,) uint8 as 4:2:0 planes."""

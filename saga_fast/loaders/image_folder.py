@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
+from saga_fast.loaders.encoded import Place
 from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import read_file
@@ -110,6 +111,10 @@ class ImageFolder:
     def read(self, index: int) -> bytes:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
         return read_file(self.root / self.paths[index], MAX_BYTES)
+
+    def place(self, index: int) -> Place:
+        """See :meth:`saga_fast.loaders.encoded.InLocalFiles.place`."""
+        return Place(f"{self.root}/{self.paths[index]}")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
+from saga_fast.loaders.encoded import Place
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
@@ -81,14 +82,19 @@ class Shards:
 
     def read(self, index: int) -> bytes:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
-        number, offset, size = (int(self._columns[name][index]) for name in ("file", "offset", "size"))
-        if size > MAX_BYTES:
-            raise OSError(f"{size} bytes are more than {MAX_BYTES}")
-        with self._files[number].open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, offset)
-        if len(data) < size:
-            raise OSError(f"{self._files[number]} ends within {self.paths[index]}")
+        place = self.place(index)
+        if place.size > MAX_BYTES:
+            raise OSError(f"{place.size} bytes are more than {MAX_BYTES}")
+        with Path(place.path).open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), place.size, place.offset)
+        if len(data) < place.size:
+            raise OSError(f"{place.path} ends within {self.paths[index]}")
         return data
+
+    def place(self, index: int) -> Place:
+        """See :meth:`saga_fast.loaders.encoded.InLocalFiles.place`."""
+        number, offset, size = (int(self._columns[name][index]) for name in ("file", "offset", "size"))
+        return Place(str(self._files[number]), offset, size)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -18,6 +18,7 @@ from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, Lo
 from saga_fast.loaders.dali.decoder import Decoder
 from saga_fast.loaders.dali.engine import DaliLoader
 from saga_fast.loaders.decode import Pixels, decode_image
+from saga_fast.loaders.encoded import Place, read_images
 from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.plan import Plan
 
@@ -153,7 +154,7 @@ def test_dali_decodes_what_it_decodes_as_we_do(source: ImageFolder, monkeypatch:
         decoded.append(len(data))
         return decode_image(data, max_pixels)
 
-    monkeypatch.setattr("saga_fast.loaders.decode.decode_image", count)
+    monkeypatch.setattr("saga_fast.loaders.decoded.decode_image", count)
     assert sum(len(batch.index) for batch in open_source(source)) == N
     assert len(decoded) == OWN
 
@@ -227,17 +228,17 @@ def test_stopping_early_leaves_no_thread_and_the_loader_usable(
 def test_an_exception_in_a_thread_reaches_the_caller(
     source: ImageFolder, monkeypatch: pytest.MonkeyPatch, prefetch: int
 ) -> None:
-    read_file = ImageFolder.read
+    place = ImageFolder.place
 
-    def fail(source: ImageFolder, index: int) -> bytes:
+    def fail(source: ImageFolder, index: int) -> Place:
         if index == 30:
             raise ZeroDivisionError
-        return read_file(source, index)
+        return place(source, index)
 
     loader = open_source(source, options=replace(OPTIONS, prefetch=prefetch))
     expected = list(loader)
     with monkeypatch.context() as patch:
-        patch.setattr(ImageFolder, "read", fail)
+        patch.setattr(ImageFolder, "place", fail)
         with pytest.raises(ZeroDivisionError):
             list(loader)
     assert not engine_threads()
@@ -258,15 +259,16 @@ def test_prefetch_bounds_the_batches_in_flight(
     source: ImageFolder, monkeypatch: pytest.MonkeyPatch, prefetch: int
 ) -> None:
     read = threading.Semaphore(0)  # counts images, without a race
-    read_file = ImageFolder.read
+    place = ImageFolder.place
 
-    def count(source: ImageFolder, index: int) -> bytes:
+    def count(source: ImageFolder, index: int) -> Place:
         read.release()
-        return read_file(source, index)
+        return place(source, index)
 
-    monkeypatch.setattr(ImageFolder, "read", count)
     jpegs = ImageFolder(source.root)  # of those that DALI takes: the others are read a second time
-    jpegs.paths = [path for path in source.paths if jpeg_sizes([(source.root / path).read_bytes()]).all()]
+    sizes = jpeg_sizes(read_images(source, np.arange(len(source))))
+    jpegs.paths = [path for path, size in zip(source.paths, sizes, strict=True) if size.all()]
+    monkeypatch.setattr(ImageFolder, "place", count)
     options = replace(OPTIONS, batch_size=2, prefetch=prefetch)
     batches = iter(open_source(jpegs, CropPlan(size=SIZE, seed=5), options))
     for taken in range(1, 4):

@@ -18,6 +18,7 @@ from saga_fast.loaders.dali import engine as dali_engine
 from saga_fast.loaders.dali.decoder import Decoder
 from saga_fast.loaders.dali.engine import DaliLoader
 from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.loaders.encoded import EncodedImages
 from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.plan import Plan
 
@@ -109,7 +110,7 @@ def assert_same(ours: Any, expected: Any) -> None:
 def test_every_kind_is_broken(kind: str) -> None:
     with pytest.raises(DecodeError):
         decode_image(breaking(kind, 3))
-    assert jpeg_sizes([breaking(kind, 3)]).all() == (kind == "huffman")  # only this one comes to DALI
+    assert jpeg_sizes(EncodedImages.of([breaking(kind, 3)])).all() == (kind == "huffman")  # only this one comes to DALI
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -146,8 +147,9 @@ def test_what_dali_alone_fails_at_is_decoded_without_it(
     strange = (tmp_path / "6.jpg").read_bytes()
 
     # Windows below the image's end are what DALI will fail at.
-    def sizes(files: list[bytes], _: int) -> npt.NDArray[np.int64]:
-        return np.where(np.array([file == strange for file in files])[:, None], (1400, 96), jpeg_sizes(files))
+    def sizes(files: EncodedImages, _: int) -> npt.NDArray[np.int64]:
+        are_strange = np.array([files[n].tobytes() == strange for n in range(len(files))])
+        return np.where(are_strange[:, None], (1400, 96), jpeg_sizes(files))
 
     monkeypatch.setattr(dali_engine, "jpeg_sizes", sizes)
     pipelines: list[int] = []
@@ -198,7 +200,7 @@ def test_changed_bytes_are_never_taken_that_decode_image_refuses() -> None:
         broken = bytearray(data)
         for at in rng.integers(pixels, len(data) - 2, 3):
             broken[at] = 0xFF if rng.random() < 0.1 else rng.integers(256)
-        if jpeg_sizes([bytes(broken)]).all():
+        if jpeg_sizes(EncodedImages.of([bytes(broken)])).all():
             taken += 1
             decode_image(bytes(broken))
     assert 50 < taken < 250

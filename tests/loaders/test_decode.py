@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from saga_fast.loaders.decode import DecodeError, decode_image
+from saga_fast.loaders.encoded import EncodedImages
 from saga_fast.loaders.jpeg import jpeg_sizes
 
 NDArray = npt.NDArray[Any]
@@ -224,10 +225,10 @@ def test_a_progressive_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
     last = jpeg.rindex(b"\xff\xda")
     assert 5 < jpeg.count(b"\xff\xda") < 20
     assert decode_image(jpeg).shape == (1500, 1500, 3)
-    assert jpeg_sizes([jpeg]).tolist() == [[1500, 1500]]
+    assert jpeg_sizes(EncodedImages.of([jpeg])).tolist() == [[1500, 1500]]
     bomb = jpeg[:last] + jpeg[last:-2] * 5000 + jpeg[-2:]
     assert "scans are more than 100" in assert_refused(bomb)
-    assert not jpeg_sizes([bomb]).any()
+    assert not jpeg_sizes(EncodedImages.of([bomb])).any()
 
 
 def test_decoders_that_may_not_know_rgb_jpegs_do_not_get_them() -> None:
@@ -235,7 +236,7 @@ def test_decoders_that_may_not_know_rgb_jpegs_do_not_get_them() -> None:
     Image.fromarray(RGB).save(buffer, "JPEG", quality=95, keep_rgb=True)
     data = buffer.getvalue()
     np.testing.assert_allclose(decode_image(data).astype(int), RGB, atol=12)
-    assert not jpeg_sizes([data]).any()
+    assert not jpeg_sizes(EncodedImages.of([data])).any()
     start = data.index(b"\xff\xc0")
     assert data[start + 10 : start + 19 : 3] == b"RGB"
     buffer = io.BytesIO()
@@ -246,13 +247,13 @@ def test_decoders_that_may_not_know_rgb_jpegs_do_not_get_them() -> None:
     frame = ycc.index(b"\xff\xc0")
     two_frames = ycc[:frame] + ycc[frame : frame + 19] * 2 + ycc[frame + 19 :]
     filled = ycc[:frame] + b"\xff" + ycc[frame:]
-    assert not jpeg_sizes([no_pixels, two_frames, filled, b"", b"\xff\xd8\xff\xd9"]).any()
+    assert not jpeg_sizes(EncodedImages.of([no_pixels, two_frames, filled, b"", b"\xff\xd8\xff\xd9"])).any()
     marked = [ycc[:2] + marker + transform + ycc[2:] for transform in (b"\x00", b"\x01")]
-    assert jpeg_sizes([*marked, ycc]).tolist() == [[0, 0], [HEIGHT, WIDTH], [HEIGHT, WIDTH]]
+    assert jpeg_sizes(EncodedImages.of([*marked, ycc])).tolist() == [[0, 0], [HEIGHT, WIDTH], [HEIGHT, WIDTH]]
     buffer = io.BytesIO()
     Image.fromarray(RGB).convert("L").save(buffer, "JPEG")
     grey = buffer.getvalue()
-    assert jpeg_sizes([grey[:2] + marker + b"\x00" + grey[2:]]).tolist() == [[HEIGHT, WIDTH]]
+    assert jpeg_sizes(EncodedImages.of([grey[:2] + marker + b"\x00" + grey[2:]])).tolist() == [[HEIGHT, WIDTH]]
 
 
 def test_a_postscript_file_starts_no_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from saga_fast.kernels._dispatch import AnyArray, Array, NDArray, choose, on_gpu, to_numpy
 from saga_fast.kernels.crop_resize._images import ImageTable
-from saga_fast.kernels.crop_resize._numba import crop_resize_image, crop_resize_numba
+from saga_fast.kernels.crop_resize._numba import crop_resize_image, crop_resize_images, crop_resize_numba
 from saga_fast.kernels.crop_resize.reference import crop_resize_reference
 
 Images: TypeAlias = "Array | Sequence[torch.Tensor] | ImageTable"
@@ -51,7 +51,7 @@ IMPLEMENTATIONS = {
     "triton": _lazy_triton,
 }
 
-__all__ = ["ImageTable", "check_windows", "crop_resize", "crop_resize_image"]
+__all__ = ["ImageTable", "check_windows", "crop_resize", "crop_resize_image", "crop_resize_images"]
 
 
 def check_windows(image: Images, windows: Array) -> None:

@@ -197,6 +197,20 @@ def crop_resize_image(image: Any, windows: Any, sides: Any, out: Any) -> None:
         begin += 3 * size * size
 
 
+@jit()
+def crop_resize_images(memory: Any, begins: Any, sizes: Any, chosen: Any, windows: Any, sides: Any, views: Any) -> None:
+    """Crop and resize all views of n images that lie in one block of memory, see :func:`crop_resize_image`.
+
+    memory (bytes,) uint8; begins (n,) int64, where each image begins; sizes (n, 2) int64; chosen (n,) bool, the images
+    to crop; windows (n, V, 4) int32; views (n, view_bytes) uint8.
+    """
+    for n in range(begins.shape[0]):
+        if chosen[n]:
+            height, width = sizes[n, 0], sizes[n, 1]
+            image = memory[begins[n] : begins[n] + 3 * height * width].reshape(height, width, 3)
+            crop_resize_image(image, windows[n], sides, views[n])
+
+
 @jit(parallel=True)
 def _crop_resize_batch(images: Any, windows: Any, out: Any) -> None:
     views = windows.shape[1]

@@ -18,7 +18,7 @@ import torch
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-_PIXEL = simplejpeg.encode_jpeg(np.zeros((1, 1, 3), np.uint8), 90, "RGB")
+_PIXEL = np.frombuffer(simplejpeg.encode_jpeg(np.zeros((1, 1, 3), np.uint8), 90, "RGB"), np.uint8)
 
 
 class DecoderError(Exception):
@@ -30,11 +30,11 @@ class Encoded:
     """The input of DALI for a batch.
 
     Attributes:
-        images: n JPEGs, 1 <= n <= batch_size; unchanged until they have been decoded.
+        images: n JPEGs (bytes,) uint8, 1 <= n <= batch_size; unchanged until they have been decoded.
         rectangles: (n, 4) int32 [top, left, height, width], inside the images; the GPU decodes whole images.
     """
 
-    images: list[bytes]
+    images: list[npt.NDArray[np.uint8]]
     rectangles: npt.NDArray[np.int32]
 
 
@@ -119,8 +119,7 @@ class Decoder:
 
     def _next(self) -> tuple[Any, ...]:
         batch = next(self._batches)
-        images = [np.frombuffer(image, np.uint8) for image in batch.images]
-        return (images,) if self._whole else (images, batch.rectangles)
+        return (batch.images,) if self._whole else (batch.images, batch.rectangles)
 
     def _stream(self) -> Any:
         return None if self._gpu is None else torch.cuda.current_stream(self._gpu)

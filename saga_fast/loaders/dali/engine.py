@@ -33,7 +33,9 @@ from saga_fast.loaders.batch_memory import BatchMemory
 from saga_fast.loaders.core import Epoch
 from saga_fast.loaders.cpu_crops import CpuCrops
 from saga_fast.loaders.dali.decoder import NOTHING, Decoder, DecoderError, Encoded
-from saga_fast.loaders.decode import DecodeError, Pixels, read_bytes
+from saga_fast.loaders.decode import Pixels
+from saga_fast.loaders.device_images import InUse
+from saga_fast.loaders.encoded import read_images
 from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.loader import Int64, Loader, ResolvedOptions
 from saga_fast.loaders.plan import Plan
@@ -78,7 +80,7 @@ class DaliLoader(Loader):
         # stream it works, and which does not wait for it.
         self._driver = not self._on_gpu and options.prefetch > 0
         self._memory = BatchMemory(keep=options.prefetch + 2)
-        self._in_use = _InUse(options.device if self._on_gpu else None)
+        self._in_use = InUse()  # encoded bytes: DALI takes them without a copy, and a GPU works later
         self._decoders: list[Decoder] = []  # idle ones
         self._refused: set[int] = set()  # images of a batch that DALI could not decode: decoded by the threads from now
 
@@ -112,7 +114,9 @@ class DaliLoader(Loader):
                 with closing(decoder.run(feed())) as decoded:
                     for images in decoded:
                         yield self._cropped(crops, fed[0], images, pool)
-                        self._in_use.keep(fed.popleft())
+                        read = fed.popleft()
+                        if self._on_gpu and self.options.device.type == "cuda":
+                            self._in_use.keep(read, self.options.device)
                 return
             except DecoderError as error:
                 refused = fed[0].indices[fed[0].rows].tolist()
@@ -150,10 +154,9 @@ class DaliLoader(Loader):
             yield _join([task.result() for task in ahead.popleft()])
 
     def _read(self, crops: CpuCrops, indices: Int64) -> _Read:
-        files = [
-            b"" if index in self._refused else _read_bytes(crops.epoch.source, index) for index in indices.tolist()
-        ]
+        files = read_images(crops.epoch.source, indices)  # those in error are read again, and listed, by crops.fill
         all_sizes = jpeg_sizes(files, self.options.max_pixels)
+        all_sizes[[index in self._refused for index in indices.tolist()]] = 0
         rows, cropped_rows = np.flatnonzero(all_sizes[:, 0]), np.flatnonzero(all_sizes[:, 0] == 0)
         epoch = crops.epoch
         cropped_views = np.empty((len(cropped_rows), epoch.view_bytes), np.uint8)
@@ -205,13 +208,6 @@ def _one_ahead(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
             yield batch
 
 
-def _read_bytes(source: Source, index: int) -> bytes:
-    try:
-        return read_bytes(source, index)
-    except DecodeError:
-        return b""  # CpuCrops.fill reads it again and lists it with the reason
-
-
 def _join(parts: list[_Read]) -> _Read:
     """The whole batch of its parts."""
     starts = np.cumsum([0] + [len(part.indices) for part in parts[:-1]])
@@ -255,19 +251,3 @@ def _on_device(images: Any, count: int, device: torch.device) -> ImageTable | li
     sizes = np.array([shape[:2] for shape in images.shape()[:count]], np.int64)
     strides = np.stack([3 * sizes[:, 1], np.full(count, 3), np.full(count, 1)], 1)
     return ImageTable(addresses, sizes, strides, device, images)
-
-
-class _InUse:
-    """Batches whose encoded bytes DALI may still read: it takes them without a copy, and a GPU works later."""
-
-    def __init__(self, gpu: torch.device | None) -> None:
-        self._gpu = gpu if gpu is not None and gpu.type == "cuda" else None
-        self._batches: deque[tuple[torch.cuda.Event, _Read]] = deque()
-
-    def keep(self, read: _Read) -> None:
-        """Keep a batch until the work that torch's current stream holds now is done; drop those that are done."""
-        if self._gpu is None:
-            return
-        self._batches.append((torch.cuda.current_stream(self._gpu).record_event(), read))
-        while self._batches[0][0].query() and len(self._batches) > 1:  # type: ignore[no-untyped-call]
-            self._batches.popleft()

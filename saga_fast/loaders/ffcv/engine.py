@@ -30,7 +30,7 @@ from saga_fast.loaders.bad_images import BadImages
 from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.core import Epoch, PendingBatch, PrefetchLoader
 from saga_fast.loaders.decode import Pixels
-from saga_fast.loaders.device_images import DeviceImages, DevicePlanes, ImageStream
+from saga_fast.loaders.device_images import DeviceImages, DevicePlanes, ImageStream, slots_of
 from saga_fast.loaders.ffcv.beton import Beton
 from saga_fast.loaders.ffcv.decoder import JPEG, Stored, decode_and_crop, decode_whole
 from saga_fast.loaders.loader import Int64, ResolvedOptions
@@ -115,7 +115,9 @@ class _Crops:
         parts = [task.result() for task in tasks]
         good = np.concatenate([part for _, part in parts])
         decoded = [image for arriving, _ in parts for image in arriving.received() if image is not None]
-        return self._batch(indices, crop_batch(decoded, images.windows, self._epoch.plan), good)
+        views = crop_batch(decoded, images.windows, self._epoch.plan)
+        self._stream.keep([arriving for arriving, _ in parts])
+        return self._batch(indices, views, good)
 
     def _batch(self, indices: Int64, views: torch.Tensor, good: Good) -> Batch:
         for index in indices[~good].tolist():
@@ -141,8 +143,9 @@ class _Crops:
         memory, good = self._stream.new_memory(int(size)), np.empty(len(stored.sizes), np.bool_)
         decode_whole(self._address, stored, memory.numpy(), good)
         sizes = [(height, width) for height, width in stored.sizes.tolist()]
-        upload = self._stream.upload_planes if self._source.planes else self._stream.upload_memory
-        return upload(memory, sizes), good
+        if self._source.planes:
+            return self._stream.upload_planes(memory, sizes), good
+        return self._stream.upload_memory(memory, slots_of(sizes)), good
 
 
 class _Scratch(threading.local):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -11,14 +11,13 @@ import torch
 
 from saga_fast.loaders.batch import Batch, crop_batch
 from saga_fast.loaders.core import Epoch, PendingBatch
-from saga_fast.loaders.decode import DecodeError, Pixels, decode_image, read_bytes
-from saga_fast.loaders.device_images import DeviceImages, Images, ImageStream
+from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
+from saga_fast.loaders.decoded import load_images
+from saga_fast.loaders.device_images import DeviceImages, Images, ImageStream, Slot
+from saga_fast.loaders.encoded import EncodedImages, read_images
 from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.loader import Int64
 from saga_fast.runtime.device import to_device
-
-Content = Pixels | torch.Tensor | None
-"""An image's pixels (H, W, 3), a JPEG file (n,) for nvJPEG, or None for an undecodable image."""
 
 
 class DeviceCrops:
@@ -45,6 +44,7 @@ class DeviceCrops:
         images = [image for task in tasks for image in task.result().received()]
         good = np.array([image is not None for image in images])
         decoded = self._cropped(indices[good], [image for image in images if image is not None])
+        self._stream.keep(images)
         if good.all():
             return self._epoch.batch(indices, decoded, good, self._views_of)
         views = decoded.new_empty((len(images), self._epoch.view_bytes))
@@ -59,47 +59,53 @@ class DeviceCrops:
         return crop_batch(images, self._epoch.windows(indices, sizes), self._epoch.plan)
 
     def _upload(self, indices: Int64) -> DeviceImages:
-        return self._stream.upload([self._pixels(index, self._bytes(index)) for index in indices.tolist()])
+        """Read, decode and upload images: usual JPEGs are decoded to where the device copies them from."""
+        options = self._epoch.options
+        images = load_images(self._epoch.source, indices, options.max_pixels, self._stream.new_memory)
+        self._epoch.bad.update({int(indices[n]): error for n, error in images.errors.items()})
+        places = zip(images.begins.tolist(), images.sizes.tolist(), images.inside.tolist(), strict=True)
+        slots = [Slot(begin, height, width) if inside else None for begin, (height, width), inside in places]
+        return self._with(self._stream.upload_memory(images.memory, slots), images.elsewhere)
 
-    def _read(self, indices: Int64) -> list[Content]:
-        """The JPEG files that nvJPEG may decode, and the other images' pixels."""
-        files = [self._bytes(index) for index in indices.tolist()]
-        decodable = jpeg_sizes([file or b"" for file in files], self._epoch.options.max_pixels)[:, 0] > 0
-        return [
-            torch.frombuffer(bytearray(file or b""), dtype=torch.uint8) if on_gpu else self._pixels(index, file)
-            for index, file, on_gpu in zip(indices.tolist(), files, decodable, strict=True)
-        ]
+    def _read(self, indices: Int64) -> tuple[EncodedImages, Int64]:
+        """Images, and the sizes (n, 2) of the JPEGs that nvJPEG may decode; 0 for the others."""
+        files = read_images(self._epoch.source, indices)
+        return files, jpeg_sizes(files, self._epoch.options.max_pixels)
 
-    def _decode(self, indices: Int64, reads: list[Future[list[Content]]]) -> DeviceImages:
+    def _decode(self, indices: Int64, reads: list[Future[tuple[EncodedImages, Int64]]]) -> DeviceImages:
         """Decode the JPEG files of a batch on the device, and upload the other images."""
-        contents = [content for read in reads for content in read.result()]
-        encoded = [slot for slot, content in enumerate(contents) if isinstance(content, torch.Tensor)]
-        decoded = self._stream.decode([content for content in contents if isinstance(content, torch.Tensor)])
-        pixels = [None if isinstance(content, torch.Tensor) else content for content in contents]
+        parts = [read.result() for read in reads]
+        files = [(part, n) for part, _ in parts for n in range(len(part))]
+        encoded = np.flatnonzero(np.concatenate([sizes[:, 0] for _, sizes in parts])).tolist()
+        decoded = self._stream.decode([torch.from_numpy(files[slot][0][files[slot][1]]) for slot in encoded])
+        images: Images = [None] * len(files)
         for slot, image in zip(encoded, decoded.images, strict=True):
-            if image is None:
-                index = int(indices[slot])
-                pixels[slot] = self._pixels(index, self._bytes(index))
-        uploaded = self._stream.upload(pixels)
-        images: Images = list(uploaded.images)
-        for slot, image in zip(encoded, decoded.images, strict=True):
-            images[slot] = images[slot] if image is None else image
-        return DeviceImages(images, uploaded.event)  # in the same stream, so it passes after the decoded ones, too
+            images[slot] = image
+        others = {n: self._pixels(int(indices[n]), *files[n]) for n, image in enumerate(images) if image is None}
+        good = {n: pixels for n, pixels in others.items() if pixels is not None}
+        return self._with(DeviceImages(images, decoded.event), good)
 
-    def _bytes(self, index: int) -> bytes | None:
+    def _pixels(self, index: int, files: EncodedImages, n: int) -> Pixels | None:
+        """An image that nvJPEG does not decode; None if nothing can decode it."""
         try:
-            return read_bytes(self._epoch.source, index)
+            if n in files.errors:
+                raise DecodeError(files.errors[n])
+            return decode_image(files[n].tobytes(), self._epoch.options.max_pixels)
         except DecodeError as error:
             self._epoch.bad.add(index, str(error))
             return None
 
-    def _pixels(self, index: int, file: bytes | None) -> Pixels | None:
-        try:
-            return None if file is None else decode_image(file, self._epoch.options.max_pixels)
-        except DecodeError as error:
-            self._epoch.bad.add(index, str(error))
-            return None
+    def _with(self, arriving: DeviceImages, others: Mapping[int, Pixels]) -> DeviceImages:
+        """Images that arrive, and other ones in these positions, which are uploaded."""
+        if not others:
+            return arriving
+        images, uploaded = list(arriving.images), self._stream.upload(list(others.values()))
+        for n, image in zip(others, uploaded.images, strict=True):
+            images[n] = image
+        return DeviceImages(images, uploaded.event)  # in the same stream, so it passes after the others, too
 
     def _views_of(self, index: int) -> torch.Tensor | None:
         (image,) = self._upload(np.array([index])).received()
-        return None if image is None else self._cropped(np.array([index]), [image])[0]
+        views = None if image is None else self._cropped(np.array([index]), [image])[0]
+        self._stream.keep(image)
+        return views
