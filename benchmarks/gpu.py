@@ -85,8 +85,8 @@ SECTIONS: dict[str, Section] = {
     "rebuild": Section(gpu_rebuild.time_rebuild, 50.0, timed=True),
     "methods": Section(gpu_methods.time_methods, 43.0, timed=True, compiles=True),
     "attention": Section(gpu_models.time_attention, 22.0, timed=True, compiles=True),
-    "decode": Section(gpu_rebuild.time_decoders, 12.0, timed=True),
-    "engines": Section(gpu_product.time_engines, 44.0, timed=True),
+    "decode": Section(gpu_rebuild.time_decoders, 20.0, timed=True),
+    "engines": Section(gpu_product.time_engines, 36.0, timed=True),
 }
 
 

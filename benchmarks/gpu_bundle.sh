@@ -27,7 +27,7 @@ pinned() {
 print(*(f"{name}=={version(name)}" for name in sys.argv[1:]))' "$@"
 }
 platforms=(--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64)
-small=(simplejpeg pydantic pydantic-core annotated-types typing-inspection ttach astunparse gast six makefun optree)
+small=(simplejpeg pydantic pydantic-core annotated-types typing-inspection ttach astunparse gast six makefun optree kornia)
 # shellcheck disable=SC2046  # one word per package
 $python -m pip download -q --no-deps --python-version 3.12 --only-binary=:all: "${platforms[@]}" \
     -d "$bundle/wheels" $(pinned "${small[@]}")
@@ -79,6 +79,7 @@ tar xJf "$bundle/ffcv.tar.xz" -C "$SITE"
 "${PY:-python3}" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" \
     "$bundle"/wheels/*.whl
 wait $unpacking
+echo 'io = None' > "$SITE/kornia_rs.py"  # 5 MB that read and write files, which no benchmark does by kornia
 export PYTHONPATH="$SITE:$PWD" LD_LIBRARY_PATH="$SITE/nvidia/cu13/lib:${LD_LIBRARY_PATH:-}"
 EOF
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from benchmarks.gpu_timing import Bench
@@ -77,15 +78,17 @@ def open_engine(bench: Bench, root: Path, key: KEY, plan: Plan) -> Loader:
     return open_loader(engine, path, plan, options)
 
 
-def loading_rate(bench: Bench, loader: Loader) -> float:
-    """Images per second of an epoch from its beginning to its end; an epoch before warms up."""
-    for epoch in range(2):
+def loading_rates(bench: Bench, loader: Loader, epochs: int = 3) -> npt.NDArray[np.float64]:
+    """Images per second of epochs from their beginning to their end, (epochs,); one before warms up."""
+    rates = []
+    for epoch in range(1 + epochs):
         loader.set_epoch(epoch)
         begin = time.perf_counter()
         count = sum(len(batch.index) for batch in loader)
         if bench.cuda:
             torch.cuda.synchronize()
-    return count / (time.perf_counter() - begin)
+        rates.append(count / (time.perf_counter() - begin))
+    return np.array(rates[1:])
 
 
 def time_engines(bench: Bench) -> Iterator[Row]:
@@ -107,12 +110,14 @@ def time_engines(bench: Bench) -> Iterator[Row]:
                 first = next(iter(loader)).views.cpu().int()
                 expected = first if expected is None else expected
                 apart = float((first - expected).abs().float().mean())
-                rate = loading_rate(bench, loader)
+                rates = loading_rates(bench, loader)
             except Exception as error:  # an engine that is missing or fails must not hide the others
                 yield {"name": name, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
                 continue
+            rate = float(np.median(rates))
             baseline = baseline or rate
             row: Row = {"name": name, "images_per_second": rate, "limit": baseline, "against": "folder on the CPU"}
+            row |= {"slowest": rates.min(), "fastest": rates.max(), "threads": loader.options.threads}
             row |= {"ratio": rate / baseline, "mean_levels_apart": apart, "images": count}
             allowed = LEVELS if key[1] == "gpu" or "yuv420" in key[0] else ROUNDING
             yield row if apart < allowed else row | {"error": f"views differ by {apart:.3g} levels in the mean"}

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from benchmarks.gpu_boxes import REBUILD, Pass, encoder_name, pass_options, pass_seconds, ready_loader
 from benchmarks.gpu_models import build
-from benchmarks.gpu_product import KEY, engines, image_folder, loading_rate, open_engine
+from benchmarks.gpu_product import KEY, engines, image_folder, loading_rates, open_engine
 from benchmarks.gpu_timing import Bench, Way, time_ways
 from benchmarks.images import cloud_jpegs
 from saga_fast.attention import AttentionPass, build_box_table
@@ -27,6 +29,8 @@ from saga_fast.methods.simclr import SimCLRConfig
 from saga_fast.profile.figures import Row, compare
 
 IMAGENET = 1_281_167
+HARDWARE_LOADS = (0.0, 0.65, 1.0)
+"""Of DALI's ``hw_decoder_load``; 0.65 is what DALI recommends for an A100."""
 LEVELS = 2.0
 """Mean difference from libjpeg-turbo that a decoder may have: decoders differ in the chroma's upsampling."""
 Decode = Callable[[list[Tensor]], list[Tensor]]
@@ -67,6 +71,39 @@ def time_decoders(bench: Bench) -> Iterator[Row]:
             row = compare(f"decode, {name}", seconds[name], seconds[against], against=against, images=batch)
             row |= {"mean_levels_from_libjpeg": apart, "clock": bench.clock(ways[name])}
             yield row if apart < LEVELS else row | {"error": f"{apart:.2f} levels from libjpeg-turbo in the mean"}
+    if bench.cuda and find_spec("nvidia.dali"):
+        for load in HARDWARE_LOADS:
+            rate = rate_of_dali(files[:batch], cores, load)
+            row = {"name": f"decode, DALI, hw_decoder_load {load:g}", "images_per_second": rate, "images": batch}
+            row |= {"limit": batch / float(np.median(seconds["nvJPEG"])), "against": "nvJPEG by torchvision"}
+            yield row | {"ratio": rate / row["limit"]}
+
+
+def rate_of_dali(files: list[bytes], threads: int, hardware_load: float) -> float:
+    """Images per second of DALI's mixed decoder alone, of which this share goes to the hardware decoder."""
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import Pipeline
+
+    arrays = [np.frombuffer(file, np.uint8) for file in files]
+    pipeline = Pipeline(batch_size=len(files), num_threads=threads, device_id=0, prefetch_queue_depth=2)
+    with pipeline:
+        encoded = fn.external_source(
+            source=lambda: arrays, batch=True, dtype=types.DALIDataType.UINT8, ndim=1, no_copy=True
+        )
+        options: dict[str, Any] = {
+            "output_type": types.DALIImageType.RGB,
+            "jpeg_fancy_upsampling": True,
+            "adjust_orientation": False,
+        }
+        pipeline.set_outputs(fn.decoders.image(encoded, device="mixed", hw_decoder_load=hardware_load, **options))
+    pipeline.build()
+    for _ in range(3):
+        pipeline.run()
+    rounds, begin = 8, time.perf_counter()
+    for _ in range(rounds):
+        pipeline.run()
+    torch.cuda.synchronize()
+    return rounds * len(files) / (time.perf_counter() - begin)
 
 
 def time_rebuild(bench: Bench) -> Iterator[Row]:
@@ -96,7 +133,7 @@ def _rebuild_rows(
     """The measured row and the predicted one; ``ready`` is the images per second of the pass on ready batches."""
     name = f"rebuild, {key[0]}, decode {key[1]}, crop {key[2]}"
     loader = open_engine(bench, root, key, WholePlan(size=options.size))
-    limits = {"loading": loading_rate(bench, loader), "attention pass": ready}
+    limits = {"loading": float(np.median(loading_rates(bench, loader, 2))), "attention pass": ready}
     seconds = []
     for _ in range(1 if bench.small else 2):
         begin = time.perf_counter()

@@ -143,6 +143,20 @@ def time_ways(bench: Bench, ways: Mapping[str, Way], *, repeats: int, warmup: in
     return {name: np.array(values) for name, values in measured.items()}
 
 
+def kernel_seconds(bench: Bench, way: Way) -> Seconds:
+    """Seconds of a GPU's kernels per call, (1,), by torch's profiler: without what the host does between them."""
+    run = _run(way)
+    run()
+    if bench.dry:
+        return np.ones(1)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    events = [event for event in profile.key_averages() if not event.key.startswith(("Memcpy", "Memset"))]
+    return np.array([sum(event.self_device_time_total for event in events) / 1e6 / way.count])
+
+
 def _run(way: Way) -> Call:
     def run() -> None:
         for _ in range(way.rounds):

@@ -95,7 +95,7 @@ def read_images(source: Source, indices: Int64) -> EncodedImages:
     """
     begins, lengths = np.zeros(len(indices), np.int64), np.full(len(indices), -1, np.int64)
     memory = np.empty(0, np.uint8)
-    if isinstance(source, InLocalFiles):
+    if isinstance(source, InLocalFiles) and len(indices):
         places = [source.place(index) for index in indices.tolist()]
         names = [os.fsencode(place.path) + b"\0" for place in places]
         starts = np.cumsum([0, *map(len, names)])

@@ -37,8 +37,7 @@ BLUR_RADIUS = tl.constexpr(fields.BLUR_RADIUS)
 SOLARIZE = tl.constexpr(fields.SOLARIZE)
 FIELDS = tl.constexpr(len(fields.PHOTOMETRIC_FIELDS))
 PIXELS = 2048  # per program in pass 1: 8 per thread
-ROW_PIXELS = 1024  # per program in pass 2: 8 per thread of 4 warps; 2048 and 8 warps spill 8 bytes on sm_80
-ROW_WARPS = 4
+ROW_PIXELS, ROW_WARPS = 256, 2  # per program in pass 2: 4 per thread. With 8 it takes 1.5 times as long on an H200
 COLUMN_TILE, COLUMN_WARPS = (32, 64), 4  # rows and values of a row per program in pass 3: 16 values per thread
 
 

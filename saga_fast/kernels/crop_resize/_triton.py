@@ -20,10 +20,10 @@ from saga_fast.kernels._dispatch import Array
 from saga_fast.kernels._triton import FUSION, device_of, jit, require_gpu, upload
 from saga_fast.kernels.crop_resize._images import ImageTable
 
-# 4 pixels per thread, in 48 registers; the lanes of a warp are adjacent in a row. On an H200 tiles of 8 rows take 1.3
-# times as long, those of 16 rows (8 pixels per thread, 124 registers) 2.3 times: threads in flight count for more than
-# the weights that rows share.
-TILE_Y, TILE_X, WARPS = 4, 64, 2
+# 4 pixels per thread, in 58 registers; the lanes of a warp are adjacent in a row. On an H200 tiles of 64 columns and 2
+# warps take 1.09 times as long, those of 8 rows 1.4 times: threads in flight count for more than the weights that rows
+# share.
+TILE_Y, TILE_X, WARPS = 4, 32, 1
 
 
 @jit
