@@ -15,12 +15,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors, require_gpu
-from saga_fast.kernels.attention_boxes._triton_box import store_box
+from saga_fast.kernels.attention_boxes._triton_box import GROUP, store_box
 from saga_fast.kernels.attention_boxes.reference import bicubic_matrix
 
 WARPS = 4  # per program
@@ -101,9 +102,9 @@ def _sum_kernel(
     features: tl.tensor,
     weights_BC: tl.tensor,
     sums: tl.tensor,
-    scaled: tl.tensor,
-    rows_t: tl.tensor,
-    columns_t: tl.tensor,
+    scratch: tl.tensor,
+    windows: tl.tensor,
+    starts: tl.tensor,
     negative_u: tl.tensor,
     negative_v: tl.tensor,
     boxes: tl.tensor,
@@ -117,6 +118,9 @@ def _sum_kernel(
     v: tl.constexpr,
     SIZE: tl.constexpr,
     SIDE: tl.constexpr,
+    T: tl.constexpr,
+    C_PAD: tl.constexpr,
+    SCRATCH: tl.constexpr,
     MINMAX: tl.constexpr,
     FUSED: tl.constexpr,
     STEP: tl.constexpr,
@@ -144,9 +148,9 @@ def _sum_kernel(
         store_box(
             coarse_P,
             n,
-            scaled + n * P,
-            rows_t,
-            columns_t,
+            scratch + n * SCRATCH,
+            windows,
+            starts,
             negative_u,
             negative_v,
             boxes,
@@ -156,8 +160,9 @@ def _sum_kernel(
             v,
             SIZE,
             SIDE,
+            T,
             MINMAX,
-            P_PAD,
+            C_PAD,
             EDGE_LINES,
         )
     else:
@@ -168,9 +173,9 @@ def _sum_kernel(
 @jit
 def _box_kernel(
     sums: tl.tensor,
-    scaled: tl.tensor,
-    rows_t: tl.tensor,
-    columns_t: tl.tensor,
+    scratch: tl.tensor,
+    windows: tl.tensor,
+    starts: tl.tensor,
     negative_u: tl.tensor,
     negative_v: tl.tensor,
     boxes: tl.tensor,
@@ -181,6 +186,9 @@ def _box_kernel(
     v: tl.constexpr,
     SIZE: tl.constexpr,
     SIDE: tl.constexpr,
+    T: tl.constexpr,
+    C_PAD: tl.constexpr,
+    SCRATCH: tl.constexpr,
     MINMAX: tl.constexpr,
     P_PAD: tl.constexpr,
     EDGE_LINES: tl.constexpr,
@@ -195,9 +203,9 @@ def _box_kernel(
     store_box(
         coarse_P,
         n,
-        scaled + n * P,
-        rows_t,
-        columns_t,
+        scratch + n * SCRATCH,
+        windows,
+        starts,
         negative_u,
         negative_v,
         boxes,
@@ -207,8 +215,9 @@ def _box_kernel(
         v,
         SIZE,
         SIDE,
+        T,
         MINMAX,
-        P_PAD,
+        C_PAD,
         EDGE_LINES,
     )
 
@@ -248,16 +257,32 @@ def _split(features: torch.Tensor, channels_last: bool) -> _Split:
     return _Split(lanes, vector, step, p_tile, tiles, triton.cdiv(channels, split_channels), split_channels)
 
 
-@lru_cache(maxsize=16)
-def _upsampling_matrix_t(size: int, side: int, cells: int, device: torch.device) -> tuple[torch.Tensor, float]:
-    """Return the transposed bicubic matrix (cells, side) float32 and a bound on a pixel's negative weights.
+class _Windows(NamedTuple):
+    """Bicubic upsampling of rows (index 0) and columns (index 1); the pixels of a group share a window of cells."""
 
-    Columns from ``size`` on are zero.
-    """
-    matrix = torch.from_numpy(bicubic_matrix(size, cells))
-    matrix_t = torch.zeros(cells, side)
-    matrix_t[:, :size] = matrix.T
-    return matrix_t.to(device), float((-matrix).clamp(min=0.0).sum(1).max())
+    weights: torch.Tensor  # (2, T, side) float32, zero past the heatmap
+    starts: torch.Tensor  # (2, side / GROUP) int32: first cell of each window
+    negative: tuple[float, float]  # bounds of the sum of a pixel's negative weights
+
+
+@lru_cache(maxsize=16)
+def _windows(size: int, side: int, u: int, v: int, device: torch.device) -> _Windows:
+    """Compute the windows of heatmaps of ``size`` pixels padded to ``side``, from maps of u x v cells."""
+    group, cells = GROUP.value, max(u, v)
+    matrices = np.zeros((2, side, cells))
+    matrices[0, :size, :u], matrices[1, :size, :v] = bicubic_matrix(size, u), bicubic_matrix(size, v)
+    used = (matrices != 0.0).reshape(2, side // group, group, cells).any(2)
+    starts = used.argmax(2)
+    taps = int((cells - used[:, :, ::-1].argmax(2) - starts)[used.any(2)].max())
+    starts = np.minimum(starts, cells - taps)
+    window = np.repeat(starts, group, axis=1)[:, None] + np.arange(taps)[:, None]
+    weights = np.take_along_axis(matrices.transpose(0, 2, 1), window, 1)
+    negative_u, negative_v = np.maximum(-matrices, 0.0).sum(2).max(1).tolist()
+    return _Windows(
+        torch.from_numpy(weights).float().to(device),
+        torch.from_numpy(starts).to(torch.int32).to(device),
+        (negative_u, negative_v),
+    )
 
 
 def attention_boxes_triton(
@@ -280,12 +305,13 @@ def attention_boxes_triton(
 
     boxes, found = empty(batch, 4), torch.empty(batch, dtype=torch.uint8, device=device)
     sums = empty(0) if fused else empty(batch, split.splits, positions)
-    scaled = empty(batch, positions)
-    rows_t, negative_u = _upsampling_matrix_t(size, side, u, device)
-    columns_t, negative_v = _upsampling_matrix_t(size, side, v, device)
-    box_arguments = (scaled, rows_t, columns_t, negative_u, negative_v, boxes, found, delta)
+    cells = max(u, v)
+    scratch = empty(batch, 2 * cells * (cells + 2 * EDGE_LINES))
+    windows, starts, negative = _windows(size, side, u, v, device)
+    box_arguments = (scratch, windows, starts, *negative, boxes, found, delta)
     strides = (channels, 1) if channels_last else (1, positions)
-    options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "MINMAX": normalize == "minmax"}
+    options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "T": windows.shape[1], "MINMAX": normalize == "minmax"}
+    options |= {"C_PAD": triton.next_power_of_2(cells), "SCRATCH": scratch.shape[1]}
     options |= {"EDGE_LINES": EDGE_LINES, "num_warps": WARPS, **FUSION}
     with device_of(features):
         _sum_kernel[(batch, split.splits, split.tiles)](
