@@ -28,7 +28,7 @@ WARPS = 4  # per program
 PROGRAMS = 2  # per SM, which the channels of an image are split to reach
 STEP_BYTES = 8192  # of features per step of a program
 STAGES = tl.constexpr(3)  # steps in flight
-EDGE_LINES = 4  # lines of the heatmap per tile and side
+EDGE_LINES = 2  # lines of the heatmap per tile and side
 FLAT_POSITIONS = 1024  # largest map read as a flat run; larger maps have rows long enough for tiles
 
 
@@ -105,8 +105,6 @@ def _sum_kernel(
     scratch: tl.tensor,
     windows: tl.tensor,
     starts: tl.tensor,
-    negative_u: tl.tensor,
-    negative_v: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -151,8 +149,6 @@ def _sum_kernel(
             scratch + n * SCRATCH,
             windows,
             starts,
-            negative_u,
-            negative_v,
             boxes,
             found,
             delta,
@@ -176,8 +172,6 @@ def _box_kernel(
     scratch: tl.tensor,
     windows: tl.tensor,
     starts: tl.tensor,
-    negative_u: tl.tensor,
-    negative_v: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -206,8 +200,6 @@ def _box_kernel(
         scratch + n * SCRATCH,
         windows,
         starts,
-        negative_u,
-        negative_v,
         boxes,
         found,
         delta,
@@ -262,7 +254,6 @@ class _Windows(NamedTuple):
 
     weights: torch.Tensor  # (2, T, side) float32, zero past the heatmap
     starts: torch.Tensor  # (2, side / GROUP) int32: first cell of each window
-    negative: tuple[float, float]  # bounds of the sum of a pixel's negative weights
 
 
 @lru_cache(maxsize=16)
@@ -277,12 +268,7 @@ def _windows(size: int, side: int, u: int, v: int, device: torch.device) -> _Win
     starts = np.minimum(starts, cells - taps)
     window = np.repeat(starts, group, axis=1)[:, None] + np.arange(taps)[:, None]
     weights = np.take_along_axis(matrices.transpose(0, 2, 1), window, 1)
-    negative_u, negative_v = np.maximum(-matrices, 0.0).sum(2).max(1).tolist()
-    return _Windows(
-        torch.from_numpy(weights).float().to(device),
-        torch.from_numpy(starts).to(torch.int32).to(device),
-        (negative_u, negative_v),
-    )
+    return _Windows(torch.from_numpy(weights).float().to(device), torch.from_numpy(starts).int().to(device))
 
 
 def attention_boxes_triton(
@@ -298,7 +284,7 @@ def attention_boxes_triton(
     weights = weights.contiguous()
     split = _split(features, channels_last)
     fused = split.splits == 1 and split.tiles == 1
-    side = max(triton.next_power_of_2(size), 2 * EDGE_LINES)
+    side = max(triton.next_power_of_2(size), 2 * GROUP.value)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
@@ -307,8 +293,8 @@ def attention_boxes_triton(
     sums = empty(0) if fused else empty(batch, split.splits, positions)
     cells = max(u, v)
     scratch = empty(batch, 2 * cells * (cells + 2 * EDGE_LINES))
-    windows, starts, negative = _windows(size, side, u, v, device)
-    box_arguments = (scratch, windows, starts, *negative, boxes, found, delta)
+    windows, starts = _windows(size, side, u, v, device)
+    box_arguments = (scratch, windows, starts, boxes, found, delta)
     strides = (channels, 1) if channels_last else (1, positions)
     options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "T": windows.shape[1], "MINMAX": normalize == "minmax"}
     options |= {"C_PAD": triton.next_power_of_2(cells), "SCRATCH": scratch.shape[1]}

@@ -1,14 +1,13 @@
 """Second half of attention_boxes on the GPU: from one image's coarse map in registers to its box (Eq. 4).
 
-As on the CPU, lines of the heatmap are computed from the outside inward, and a bound skips most lines outside the box:
-a line that interpolates values in [low, high] has no pixel above high + n * (high - low), where n bounds the negative
-weights of a pixel. EDGE_LINES lines from either side make a tile in registers, and few images need a second tile.
+Lines of the heatmap are computed from the outside inward, EDGE_LINES lines from either side at a time. A bound skips
+most lines outside the box. It is tighter than the CPU's: of 300 smooth maps 92 % need one tile of 2 + 2 lines.
 
 Rows (axis 0) and columns (axis 1) are searched at once, by one half of the threads each: tensors have a leading axis of
 2, and the scratch memory holds the coarse map and its transpose. A thread holds GROUP adjacent pixels of a line, which
-all interpolate the same few cells.
+all interpolate the same T cells.
 
-Legend: S = SIDE pixels of a line, G = S / GROUP, T cells that a group interpolates, C = max(u, v), L = 2 * EDGE_LINES.
+Legend: S = SIDE pixels of a line, G = S / GROUP, C = max(u, v) cells of a line, L = 2 * EDGE_LINES.
 """
 
 from __future__ import annotations
@@ -71,15 +70,23 @@ def _interpolate(
 
 @jit
 def _bounds(
-    cells: tl.tensor, weights: tl.tensor, negative: tl.tensor, C: tl.constexpr, SIDE: tl.constexpr, T: tl.constexpr
+    cells: tl.tensor, last: tl.tensor, weights: tl.tensor, C: tl.constexpr, SIDE: tl.constexpr, T: tl.constexpr
 ) -> tl.tensor:
-    """Return (2, G, GROUP): an upper bound of the pixels of each line."""
-    low = _interpolate(cells, C, weights, SIDE, T)
-    high = low
-    for j in tl.range(1, C, loop_unroll_factor=max(C - 1, 1) if C <= 8 else 1):
-        value = _interpolate(cells + j, C, weights, SIDE, T)
-        low, high = tl.minimum(low, value), tl.maximum(high, value)
-    return high + negative * (high - low)
+    """Return (2, G, GROUP): an upper bound of the pixels of each line; ``last`` is the index of a line's last cell.
+
+    Between cells p1 and p2, the line is a Bezier curve with the control points p1, p1 + (p2 - p0) / 4,
+    p2 - (p3 - p1) / 4 and p2. Cut in the middle, it is within the hull of p1, p1 + (p2 - p0) / 8,
+    0.625 * (p1 + p2 - (p0 + p3) / 5), p2 - (p3 - p1) / 8 and p2.
+    """
+    p0 = _interpolate(cells, C, weights, SIDE, T)
+    p1, p2 = p0, p0
+    at_cells, between = p0, p0
+    for j in tl.range(1, C + 1, loop_unroll_factor=C if C <= 8 else 1):
+        p3 = _interpolate(cells + tl.minimum(j, last), C, weights, SIDE, T)
+        at_cells = tl.maximum(at_cells, p2 + 0.125 * tl.abs(p3 - p1))
+        between = tl.maximum(between, p1 + p2 - 0.2 * (p0 + p3))
+        p0, p1, p2 = p1, p2, p3
+    return tl.maximum(at_cells, 0.625 * between)
 
 
 @jit
@@ -130,6 +137,14 @@ def _exponent(x: tl.tensor) -> tl.tensor:
 
 
 @jit
+def _range(ahead: tl.tensor, behind: tl.tensor, line: tl.tensor, SIDE: tl.constexpr) -> tl.tensor:
+    """Return (2,) the first line in ``ahead`` (2, G, GROUP), or SIDE, and (2,) the last in ``behind`` + 1, or 0."""
+    keys = tl.join(tl.where(ahead, SIDE - line, 0), tl.where(behind, line + 1, 0))
+    to_end, end = tl.split(tl.max(tl.max(keys, axis=2), axis=1))
+    return SIDE - to_end, end
+
+
+@jit
 def _edges(
     bound: tl.tensor,
     usable: tl.tensor,
@@ -148,42 +163,42 @@ def _edges(
     """Return (2,) the first and (2,) the last line with a pixel above the threshold, or SIZE and -1.
 
     One reduction per tile gives all threads the state of the four searches, FIELD bits each, those of axis 1 above
-    those of axis 0 and those of the last line above those of the first: the lines of the tile with a pixel above the
+    those of axis 0 and that of the last line above that of the first: the lines of the tile with a pixel above the
     threshold and, in bit EDGE_LINES, whether there are more candidates.
     """
     FIELD: tl.constexpr = EDGE_LINES + 1
     MORE: tl.constexpr = 1 << EDGE_LINES
     axis, group = tl.arange(0, 2)[:, None, None], tl.arange(0, SIDE // GROUP)[None, :, None]
     line, k = group * GROUP + tl.arange(0, GROUP)[None, None, :], tl.arange(0, 2 * EDGE_LINES)[None, :, None]
-    candidate = (bound > threshold - SLACK) & (line < SIZE)
     other = 1 - axis
     line_cells = lines + axis * 2 * EDGE_LINES * C + tl.load(starts + other * (SIDE // GROUP) + group)
     weights = windows + other * T * SIDE + line
+    shift = tl.arange(0, 2) * 2 * FIELD
+    candidate = (bound > threshold - SLACK) & (line < SIZE)
+    begin, end = _range(candidate, candidate, line, SIDE)
+    first_candidate, end_of_candidates = begin, end
     first, last = tl.full([2], SIZE, tl.int32), tl.full([2], -1, tl.int32)
-    lower, upper = tl.zeros([2], tl.int32), tl.full([2], SIZE, tl.int32)
     pending = usable
     while pending:
-        ahead, behind = candidate & (line >= lower[:, None, None]), candidate & (line < upper[:, None, None])
-        keys = tl.join(tl.where(ahead, SIDE - line, 0), tl.where(behind, line + 1, 0))
-        to_end, stop = tl.split(tl.max(tl.max(keys, axis=2), axis=1))
-        # One tile holds the lines from ``start`` on and the lines before ``stop``.
-        start, stop = SIDE - tl.maximum(to_end, EDGE_LINES), tl.maximum(stop, EDGE_LINES)
-        lower, upper = start + EDGE_LINES, stop - EDGE_LINES
+        # One tile holds the lines from ``begin`` on, up to ``lower``, and those from ``upper`` on, up to ``end``.
+        lower, upper = tl.minimum(begin + EDGE_LINES, SIDE), tl.maximum(end - EDGE_LINES, 0)
+        start = lower - EDGE_LINES
         y = tl.where(k < EDGE_LINES, start[:, None, None] + k, upper[:, None, None] + k - EDGE_LINES)
         _store_lines(maps, lines, y, windows, starts, C, C_PAD, SIDE, T)
-        ahead, behind = candidate & (line >= lower[:, None, None]), candidate & (line < upper[:, None, None])
-        more = tl.where(ahead, MORE, 0) | tl.where(behind, MORE << FIELD, 0)
-        state = tl.reduce(more, 2, _or) | _hits(line_cells, weights, threshold, C, SIDE, T, EDGE_LINES)
-        state = tl.reduce(state << tl.arange(0, 2)[:, None] * 2 * FIELD, None, _or)
+        more = tl.where(end_of_candidates > lower, MORE, 0) | tl.where(first_candidate < upper, MORE << FIELD, 0)
+        state = _hits(line_cells, weights, threshold, C, SIDE, T, EDGE_LINES) | more[:, None]
+        state = tl.reduce(state << shift[:, None], None, _or)
 
+        first_hits, last_hits = (state >> shift) & (MORE - 1), (state >> shift + FIELD) & (MORE - 1)
+        first = tl.minimum(first, tl.where(first_hits > 0, start + _exponent(first_hits & -first_hits), SIZE))
+        last = tl.maximum(last, tl.where(last_hits > 0, upper + _exponent(last_hits), -1))
         pending = False
         for search in tl.static_range(4):
             pending |= ((state >> search * FIELD) & (2 * MORE - 1)) == MORE
-        first_hits = (state >> tl.arange(0, 2) * 2 * FIELD) & (MORE - 1)
-        last_hits = (state >> tl.arange(0, 2) * 2 * FIELD + FIELD) & (MORE - 1)
-        first = tl.minimum(first, tl.where(first_hits > 0, start + _exponent(first_hits & -first_hits), SIZE))
-        last = tl.maximum(last, tl.where(last_hits > 0, upper + _exponent(last_hits), -1))
-        lower, upper = tl.where(first < SIZE, SIDE, lower), tl.where(last >= 0, 0, upper)
+        if pending:
+            lower, upper = tl.where(first < SIZE, SIDE, lower), tl.where(last >= 0, 0, upper)
+            ahead = candidate & (line >= lower[:, None, None])
+            begin, end = _range(ahead, candidate & (line < upper[:, None, None]), line, SIDE)
     return first, last
 
 
@@ -194,8 +209,6 @@ def store_box(
     scratch: tl.tensor,
     windows: tl.tensor,
     starts: tl.tensor,
-    negative_u: tl.tensor,
-    negative_v: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -212,14 +225,14 @@ def store_box(
 
     scratch is (2, C, C) + (2, L, C) float32. windows (2, T, S) are the bicubic weights of the cells that pixels
     interpolate, starts (2, G) int32 the first of these cells. S is a power of two: SIZE padded with zero weights, so
-    that no load needs a mask. negative_u and negative_v bound the sum of a pixel's negative weights.
+    that no load needs a mask.
     """
     C: tl.constexpr = max(u, v)
     usable = _scale(coarse_P, scratch, u, v, MINMAX)
     axis, group = tl.arange(0, 2)[:, None, None], tl.arange(0, SIDE // GROUP)[None, :, None]
     cells = scratch + (axis * C + tl.load(starts + axis * (SIDE // GROUP) + group)) * C
     weights = windows + axis * T * SIDE + group * GROUP + tl.arange(0, GROUP)[None, None, :]
-    bound = _bounds(cells, weights, tl.where(axis == 0, negative_v, negative_u), C, SIDE, T)
+    bound = _bounds(cells, tl.where(axis == 0, v - 1, u - 1), weights, C, SIDE, T)
     lines = scratch + 2 * C * C
     first, last = _edges(
         bound, usable, scratch, lines, windows, starts, delta, C, C_PAD, SIZE, SIDE, T, EDGE_LINES
@@ -227,10 +240,9 @@ def store_box(
     # Rows and columns are summed in different orders. A pixel within rounding of delta may be above it in only one of
     # the two directions: no box.
     is_found = tl.min(last, axis=0) >= 0
-    edge, extent = tl.where(is_found, first, 0), tl.where(is_found, last + 1 - first, SIZE)
+    edges = tl.join(tl.where(is_found, first, 0), tl.where(is_found, last + 1 - first, SIZE))
     # Correctly rounded float32 quotients of small integers equal the oracle's float64 quotients rounded to float32.
-    side = tl.full([2], SIZE, tl.float32)
-    x_or_y = 1 - tl.arange(0, 2)
-    tl.store(boxes + 4 * n + x_or_y, tl.div_rn(edge.to(tl.float32), side))
-    tl.store(boxes + 4 * n + 2 + x_or_y, tl.div_rn(extent.to(tl.float32), side))
+    side = tl.full([2, 2], SIZE, tl.float32)
+    column = 1 - tl.arange(0, 2)[:, None] + 2 * tl.arange(0, 2)[None, :]
+    tl.store(boxes + 4 * n + column, tl.div_rn(edges.to(tl.float32), side))
     tl.store(found + n, tl.where(is_found, 1, 0).to(tl.uint8))
