@@ -49,10 +49,10 @@ def _scale(coarse_P: tl.tensor, maps: tl.tensor, u: tl.constexpr, v: tl.constexp
     high, low = high_bits.to(tl.float32, bitcast=True), (-low_bits).to(tl.float32, bitcast=True)
     usable = (high_bits < INFINITY_BITS) & (high > low)
     offset = low if MINMAX else 0.0
-    scaled = tl.div_rn(relu - offset, tl.where(usable, high - offset, 1.0))
-    row, column = p // v, p % v
-    tl.store(maps + row * C + column, scaled, mask=inside)
-    tl.store(maps + C * C + column * C + row, scaled, mask=inside)
+    scaled = (relu - offset) / tl.where(usable, high - offset, 1.0)
+    row = p // v
+    tl.store(maps + (p + row * (C - v)), scaled, mask=inside)
+    tl.store(maps + (C * C + row + (p - row * v) * C), scaled, mask=inside)
     tl.debug_barrier()
     return usable
 
@@ -63,7 +63,9 @@ def _interpolate(
 ) -> tl.tensor:
     """Return sums of T cells, ``stride`` apart, times their weights, SIDE apart; pointers to the first of each."""
     total = tl.load(cells) * tl.load(weights)
-    for t in tl.range(1, T, loop_unroll_factor=max(T - 1, 1) if T <= 8 else 1):  # unrolled: loads overlap, weights are kept
+    for t in tl.range(
+        1, T, loop_unroll_factor=max(T - 1, 1) if T <= 8 else 1
+    ):  # unrolled: loads overlap, weights are kept
         total += tl.load(cells + t * stride) * tl.load(weights + t * SIDE)
     return total
 
@@ -79,9 +81,10 @@ def _bounds(
     0.625 * (p1 + p2 - (p0 + p3) / 5), p2 - (p3 - p1) / 8 and p2.
     """
     p0 = _interpolate(cells, C, weights, SIDE, T)
-    p1, p2 = p0, p0
-    at_cells, between = p0, p0
-    for j in tl.range(1, C + 1, loop_unroll_factor=C if C <= 8 else 1):
+    p1, p2 = p0, _interpolate(cells + tl.minimum(1, last), C, weights, SIDE, T)
+    at_cells = p1 + 0.125 * tl.abs(p2 - p1)
+    between = at_cells
+    for j in tl.range(2, C + 1, loop_unroll_factor=max(C - 1, 1) if C <= 8 else 1):
         p3 = _interpolate(cells + tl.minimum(j, last), C, weights, SIDE, T)
         at_cells = tl.maximum(at_cells, p2 + 0.125 * tl.abs(p3 - p1))
         between = tl.maximum(between, p1 + p2 - 0.2 * (p0 + p3))
@@ -105,7 +108,7 @@ def _store_lines(
     L: tl.constexpr = y.shape[1]
     axis = tl.arange(0, 2)[:, None, None]
     k, j = tl.arange(0, L)[None, :, None], tl.arange(0, C_PAD)[None, None, :]
-    start = tl.load(starts + axis * (SIDE // GROUP) + y // GROUP)
+    start = tl.load(starts + axis * (SIDE // GROUP) + y.to(tl.uint32) // GROUP)
     cells = maps + (axis * C + start) * C + tl.minimum(j, C - 1)
     line = _interpolate(cells, C, windows + axis * T * SIDE + y, SIDE, T)
     tl.store(lines + (axis * L + k) * C + j, line, mask=j < C)
@@ -160,7 +163,7 @@ def _edges(
     T: tl.constexpr,
     EDGE_LINES: tl.constexpr,
 ) -> tl.tensor:
-    """Return (2,) the first and (2,) the last line with a pixel above the threshold, or SIZE and -1.
+    """Return (2,) the first and (2,) the last line with a pixel above the threshold and whether both axes have one.
 
     One reduction per tile gives all threads the state of the four searches, FIELD bits each, those of axis 1 above
     those of axis 0 and that of the last line above that of the first: the lines of the tile with a pixel above the
@@ -168,6 +171,7 @@ def _edges(
     """
     FIELD: tl.constexpr = EDGE_LINES + 1
     MORE: tl.constexpr = 1 << EDGE_LINES
+    LAST: tl.constexpr = (MORE - 1) << FIELD
     axis, group = tl.arange(0, 2)[:, None, None], tl.arange(0, SIDE // GROUP)[None, :, None]
     line, k = group * GROUP + tl.arange(0, GROUP)[None, None, :], tl.arange(0, 2 * EDGE_LINES)[None, :, None]
     other = 1 - axis
@@ -178,7 +182,7 @@ def _edges(
     begin, end = _range(candidate, candidate, line, SIDE)
     first_candidate, end_of_candidates = begin, end
     first, last = tl.full([2], SIZE, tl.int32), tl.full([2], -1, tl.int32)
-    pending = usable
+    hits, pending = 0, usable
     while pending:
         # One tile holds the lines from ``begin`` on, up to ``lower``, and those from ``upper`` on, up to ``end``.
         lower, upper = tl.minimum(begin + EDGE_LINES, SIDE), tl.maximum(end - EDGE_LINES, 0)
@@ -189,6 +193,7 @@ def _edges(
         state = _hits(line_cells, weights, threshold, C, SIDE, T, EDGE_LINES) | more[:, None]
         state = tl.reduce(state << shift[:, None], None, _or)
 
+        hits |= state
         first_hits, last_hits = (state >> shift) & (MORE - 1), (state >> shift + FIELD) & (MORE - 1)
         first = tl.minimum(first, tl.where(first_hits > 0, start + _exponent(first_hits & -first_hits), SIZE))
         last = tl.maximum(last, tl.where(last_hits > 0, upper + _exponent(last_hits), -1))
@@ -199,7 +204,7 @@ def _edges(
             lower, upper = tl.where(first < SIZE, SIDE, lower), tl.where(last >= 0, 0, upper)
             ahead = candidate & (line >= lower[:, None, None])
             begin, end = _range(ahead, candidate & (line < upper[:, None, None]), line, SIDE)
-    return first, last
+    return first, last, (hits & LAST != 0) & (hits & (LAST << 2 * FIELD) != 0)
 
 
 @jit
@@ -234,12 +239,11 @@ def store_box(
     weights = windows + axis * T * SIDE + group * GROUP + tl.arange(0, GROUP)[None, None, :]
     bound = _bounds(cells, tl.where(axis == 0, v - 1, u - 1), weights, C, SIDE, T)
     lines = scratch + 2 * C * C
-    first, last = _edges(
+    first, last, is_found = _edges(
         bound, usable, scratch, lines, windows, starts, delta, C, C_PAD, SIZE, SIDE, T, EDGE_LINES
     )
     # Rows and columns are summed in different orders. A pixel within rounding of delta may be above it in only one of
     # the two directions: no box.
-    is_found = tl.min(last, axis=0) >= 0
     edges = tl.join(tl.where(is_found, first, 0), tl.where(is_found, last + 1 - first, SIZE))
     # Correctly rounded float32 quotients of small integers equal the oracle's float64 quotients rounded to float32.
     side = tl.full([2, 2], SIZE, tl.float32)
