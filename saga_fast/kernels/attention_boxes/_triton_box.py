@@ -140,11 +140,14 @@ def _exponent(x: tl.tensor) -> tl.tensor:
 
 
 @jit
-def _range(ahead: tl.tensor, behind: tl.tensor, line: tl.tensor, SIDE: tl.constexpr) -> tl.tensor:
-    """Return (2,) the first line in ``ahead`` (2, G, GROUP), or SIDE, and (2,) the last in ``behind`` + 1, or 0."""
-    keys = tl.join(tl.where(ahead, SIDE - line, 0), tl.where(behind, line + 1, 0))
-    to_end, end = tl.split(tl.max(tl.max(keys, axis=2), axis=1))
-    return SIDE - to_end, end
+def _nearest(
+    candidate: tl.tensor, line: tl.tensor, lower: tl.tensor, upper: tl.tensor, SIDE: tl.constexpr
+) -> tl.tensor:
+    """Return the first candidate from ``lower`` on, or SIDE, and the last before ``upper`` + 1, or 0; all (2,)."""
+    after, before = line - lower[:, None, None], upper[:, None, None] - 1 - line
+    after, before = tl.where(candidate & (after >= 0), SIDE - after, 0), tl.where(before >= 0, SIDE - before, 0)
+    after, before = tl.split(tl.max(tl.max(tl.join(after, tl.where(candidate, before, 0)), axis=2), axis=1))
+    return tl.minimum(lower + SIDE - after, SIDE), tl.maximum(upper - SIDE + before, 0)
 
 
 @jit
@@ -179,9 +182,9 @@ def _edges(
     weights = windows + other * T * SIDE + line
     shift = tl.arange(0, 2) * 2 * FIELD
     candidate = (bound > threshold - SLACK) & (line < SIZE)
-    begin, end = _range(candidate, candidate, line, SIDE)
-    first_candidate, end_of_candidates = begin, end
     first, last = tl.full([2], SIZE, tl.int32), tl.full([2], -1, tl.int32)
+    begin, end = _nearest(candidate, line, tl.zeros([2], tl.int32), first, SIDE)
+    first_candidate, end_of_candidates = begin, end
     hits, pending = 0, usable
     while pending:
         # One tile holds the lines from ``begin`` on, up to ``lower``, and those from ``upper`` on, up to ``end``.
@@ -202,8 +205,7 @@ def _edges(
             pending |= ((state >> search * FIELD) & (2 * MORE - 1)) == MORE
         if pending:
             lower, upper = tl.where(first < SIZE, SIDE, lower), tl.where(last >= 0, 0, upper)
-            ahead = candidate & (line >= lower[:, None, None])
-            begin, end = _range(ahead, candidate & (line < upper[:, None, None]), line, SIDE)
+            begin, end = _nearest(candidate, line, lower, upper, SIDE)
     return first, last, (hits & LAST != 0) & (hits & (LAST << 2 * FIELD) != 0)
 
 
