@@ -297,6 +297,7 @@ def attention_boxes_triton(
     box_arguments = (scratch, windows, starts, boxes, found, delta)
     strides = (channels, 1) if channels_last else (1, positions)
     options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "T": windows.shape[1], "MINMAX": normalize == "minmax"}
+    # With 16 or more cells, one half of the threads has each axis in all steps, and nothing moves between threads.
     options |= {"C_PAD": max(triton.next_power_of_2(cells), 16), "SCRATCH": scratch.shape[1]}
     options |= {"EDGE_LINES": EDGE_LINES, "num_warps": WARPS, **FUSION}
     with device_of(features):
