@@ -15,19 +15,20 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from saga_fast.kernels._triton import FUSION, device_of, jit, multiprocessors, require_gpu
-from saga_fast.kernels.attention_boxes._triton_box import store_box
+from saga_fast.kernels.attention_boxes._triton_box import GROUP, store_box
 from saga_fast.kernels.attention_boxes.reference import bicubic_matrix
 
 WARPS = 4  # per program
 PROGRAMS = 2  # per SM, which the channels of an image are split to reach
 STEP_BYTES = 8192  # of features per step of a program
 STAGES = tl.constexpr(3)  # steps in flight
-EDGE_LINES = 4  # lines of the heatmap per tile and side
+EDGE_LINES = 2  # lines of the heatmap per tile and side
 FLAT_POSITIONS = 1024  # largest map read as a flat run; larger maps have rows long enough for tiles
 
 
@@ -101,11 +102,9 @@ def _sum_kernel(
     features: tl.tensor,
     weights_BC: tl.tensor,
     sums: tl.tensor,
-    scaled: tl.tensor,
-    rows_t: tl.tensor,
-    columns_t: tl.tensor,
-    negative_u: tl.tensor,
-    negative_v: tl.tensor,
+    scratch: tl.tensor,
+    windows: tl.tensor,
+    starts: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -117,6 +116,9 @@ def _sum_kernel(
     v: tl.constexpr,
     SIZE: tl.constexpr,
     SIDE: tl.constexpr,
+    T: tl.constexpr,
+    C_PAD: tl.constexpr,
+    SCRATCH: tl.constexpr,
     MINMAX: tl.constexpr,
     FUSED: tl.constexpr,
     STEP: tl.constexpr,
@@ -144,11 +146,9 @@ def _sum_kernel(
         store_box(
             coarse_P,
             n,
-            scaled + n * P,
-            rows_t,
-            columns_t,
-            negative_u,
-            negative_v,
+            scratch + n * SCRATCH,
+            windows,
+            starts,
             boxes,
             found,
             delta,
@@ -156,8 +156,9 @@ def _sum_kernel(
             v,
             SIZE,
             SIDE,
+            T,
             MINMAX,
-            P_PAD,
+            C_PAD,
             EDGE_LINES,
         )
     else:
@@ -168,11 +169,9 @@ def _sum_kernel(
 @jit
 def _box_kernel(
     sums: tl.tensor,
-    scaled: tl.tensor,
-    rows_t: tl.tensor,
-    columns_t: tl.tensor,
-    negative_u: tl.tensor,
-    negative_v: tl.tensor,
+    scratch: tl.tensor,
+    windows: tl.tensor,
+    starts: tl.tensor,
     boxes: tl.tensor,
     found: tl.tensor,
     delta: tl.tensor,
@@ -181,6 +180,9 @@ def _box_kernel(
     v: tl.constexpr,
     SIZE: tl.constexpr,
     SIDE: tl.constexpr,
+    T: tl.constexpr,
+    C_PAD: tl.constexpr,
+    SCRATCH: tl.constexpr,
     MINMAX: tl.constexpr,
     P_PAD: tl.constexpr,
     EDGE_LINES: tl.constexpr,
@@ -195,11 +197,9 @@ def _box_kernel(
     store_box(
         coarse_P,
         n,
-        scaled + n * P,
-        rows_t,
-        columns_t,
-        negative_u,
-        negative_v,
+        scratch + n * SCRATCH,
+        windows,
+        starts,
         boxes,
         found,
         delta,
@@ -207,8 +207,9 @@ def _box_kernel(
         v,
         SIZE,
         SIDE,
+        T,
         MINMAX,
-        P_PAD,
+        C_PAD,
         EDGE_LINES,
     )
 
@@ -248,16 +249,26 @@ def _split(features: torch.Tensor, channels_last: bool) -> _Split:
     return _Split(lanes, vector, step, p_tile, tiles, triton.cdiv(channels, split_channels), split_channels)
 
 
-@lru_cache(maxsize=16)
-def _upsampling_matrix_t(size: int, side: int, cells: int, device: torch.device) -> tuple[torch.Tensor, float]:
-    """Return the transposed bicubic matrix (cells, side) float32 and a bound on a pixel's negative weights.
+class _Windows(NamedTuple):
+    """Bicubic upsampling of rows (index 0) and columns (index 1); the pixels of a group share a window of cells."""
 
-    Columns from ``size`` on are zero.
-    """
-    matrix = torch.from_numpy(bicubic_matrix(size, cells))
-    matrix_t = torch.zeros(cells, side)
-    matrix_t[:, :size] = matrix.T
-    return matrix_t.to(device), float((-matrix).clamp(min=0.0).sum(1).max())
+    weights: torch.Tensor  # (2, T, side) float32, zero past the heatmap
+    starts: torch.Tensor  # (2, side / GROUP) int32: first cell of each window
+
+
+@lru_cache(maxsize=16)
+def _windows(size: int, side: int, u: int, v: int, device: torch.device) -> _Windows:
+    """Compute the windows of heatmaps of ``size`` pixels padded to ``side``, from maps of u x v cells."""
+    group, cells = GROUP.value, max(u, v)
+    matrices = np.zeros((2, side, cells))
+    matrices[0, :size, :u], matrices[1, :size, :v] = bicubic_matrix(size, u), bicubic_matrix(size, v)
+    used = (matrices != 0.0).reshape(2, side // group, group, cells).any(2)
+    starts = used.argmax(2)
+    taps = int((cells - used[:, :, ::-1].argmax(2) - starts)[used.any(2)].max())
+    starts = np.minimum(starts, cells - taps)
+    window = np.repeat(starts, group, axis=1)[:, None] + np.arange(taps)[:, None]
+    weights = np.take_along_axis(matrices.transpose(0, 2, 1), window, 1)
+    return _Windows(torch.from_numpy(weights).float().to(device), torch.from_numpy(starts).int().to(device))
 
 
 def attention_boxes_triton(
@@ -273,19 +284,21 @@ def attention_boxes_triton(
     weights = weights.contiguous()
     split = _split(features, channels_last)
     fused = split.splits == 1 and split.tiles == 1
-    side = max(triton.next_power_of_2(size), 2 * EDGE_LINES)
+    side = max(triton.next_power_of_2(size), 2 * GROUP.value)
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
     boxes, found = empty(batch, 4), torch.empty(batch, dtype=torch.uint8, device=device)
     sums = empty(0) if fused else empty(batch, split.splits, positions)
-    scaled = empty(batch, positions)
-    rows_t, negative_u = _upsampling_matrix_t(size, side, u, device)
-    columns_t, negative_v = _upsampling_matrix_t(size, side, v, device)
-    box_arguments = (scaled, rows_t, columns_t, negative_u, negative_v, boxes, found, delta)
+    cells = max(u, v)
+    scratch = empty(batch, 2 * cells * (cells + 2 * EDGE_LINES))
+    windows, starts = _windows(size, side, u, v, device)
+    box_arguments = (scratch, windows, starts, boxes, found, delta)
     strides = (channels, 1) if channels_last else (1, positions)
-    options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "MINMAX": normalize == "minmax"}
+    options = {"u": u, "v": v, "SIZE": size, "SIDE": side, "T": windows.shape[1], "MINMAX": normalize == "minmax"}
+    # With 16 or more cells, one half of the threads has each axis in all steps, and nothing moves between threads.
+    options |= {"C_PAD": max(triton.next_power_of_2(cells), 16), "SCRATCH": scratch.shape[1]}
     options |= {"EDGE_LINES": EDGE_LINES, "num_warps": WARPS, **FUSION}
     with device_of(features):
         _sum_kernel[(batch, split.splits, split.tiles)](
