@@ -28,7 +28,7 @@ WARPS = 4  # per program
 PROGRAMS = 2  # per SM, which the channels of an image are split to reach
 STEP_BYTES = 8192  # of features per step of a program
 STAGES = tl.constexpr(3)  # steps in flight
-EDGE_LINES = 2  # lines of the heatmap per tile and side
+EDGE_LINES = 4  # lines of the heatmap per tile and side. With 2 a batch of 1024 takes 1.19 times as long on an H200
 FLAT_POSITIONS = 1024  # largest map read as a flat run; larger maps have rows long enough for tiles
 
 

@@ -1,8 +1,8 @@
 """Second half of attention_boxes on the GPU: from one image's coarse map in registers to its box (Eq. 4).
 
 Lines of the heatmap are computed from the outside inward, EDGE_LINES lines from either side at a time. A bound skips
-most lines outside the box. It is tighter than the CPU's: of 300 Gaussian blobs on 7 x 7 cells, 92 % need one tile of
-2 + 2 lines; with the CPU's bound, they need 6 tiles on average.
+most lines outside the box. It is tighter than the CPU's: 300 Gaussian blobs on 7 x 7 cells need 1.01 tiles of 4 + 4
+lines on average; with the CPU's bound, they need 6.
 
 Rows (axis 0) and columns (axis 1) are searched at once, by one half of the threads each: tensors have a leading axis of
 2, and the scratch memory holds the coarse map and its transpose. A thread holds GROUP adjacent pixels of a line, which
