@@ -26,12 +26,13 @@ LINES = (
     Line("attention pass, ResNet-50 at 224, bf16", "bare forward pass", PASS.format("eager")),
     Line("the same, compiled", "compiled bare forward pass", PASS.format("compiled")),
     Line("the same on its own", "pytorch-grad-cam and NumPy boxes", "attention pass", "pytorch-grad-cam"),
-    Line("rebuild from packed JPEGs, FFCV", "loading alone", "rebuild, ffcv, decode cpu, crop gpu"),
+    Line("rebuild from a folder of JPEGs, nvJPEG", "loading alone", "rebuild, folder, decode gpu, crop gpu"),
     Line(
         "the same for ImageNet's 1.28 M images, predicted",
         "4 minutes",
-        "rebuild of 1,281,167 images, ffcv, decode cpu, crop gpu, predicted",
+        "rebuild of 1,281,167 images, folder, decode gpu, crop gpu, predicted",
     ),
+    Line("rebuild from packed JPEGs, FFCV", "loading alone", "rebuild, ffcv, decode cpu, crop gpu"),
     Line("SimCLR's training step, bf16", "the step on ready views", "training step, simclr, bf16"),
     Line("MoCo v2's training step, bf16", "the step on ready views", "training step, mocov2, bf16"),
     Line("two crops each of 256 images", "torchvision, view by view", "crop_resize", "torchvision"),
@@ -42,6 +43,7 @@ LINES = (
         "augment",
         "torchvision v2 on the device, one draw",
     ),
+    Line("the same", "kornia", "augment", "kornia"),
 )
 
 
@@ -60,6 +62,20 @@ def speeds_of(content: Mapping[str, Any]) -> str:
             lines.append([line.says, figure(found[0]), line.baseline, times(found[0]["ratio"])])
     hardware = content["hardware"]
     return table([f"{hardware['gpu']}, {hardware['cores']} cores", "speed", "baseline", "ratio"], lines)
+
+
+def engines() -> str:
+    """docs/engines.md's table: two views of JPEGs, images/s of each engine on a GPU's machine."""
+    content = document(FILE)
+    rows = [row for row in content["rows"] if row["section"] == "engines" and "error" not in row]
+    lines = []
+    for row in rows:
+        engine, decode, crop = row["name"].removeprefix("engine ").split(", ")
+        places = [place.partition(" ")[2] for place in (decode, crop)]
+        lines.append([f"`{engine}`", *places, f"{row['images_per_second']:.0f}", times(row["ratio"])])
+    hardware = content["hardware"]
+    head = [f"{hardware['gpu']}, {hardware['cores']} cores", "decode", "crop", "images/s", "of the first"]
+    return f"{table(head, lines)}\nMedians of three epochs of {rows[0]['images']} images, two views of 224 px each.\n"
 
 
 def figure(row: Row) -> str:

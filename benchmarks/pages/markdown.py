@@ -19,6 +19,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def times(ratio: float) -> str:
     """A ratio with two or three digits."""
+    if ratio >= 100.0:
+        return f"{ratio:.0f}"
     return f"{ratio:.2f}" if ratio < 2.0 else f"{ratio:.2g}"
 
 

@@ -25,6 +25,7 @@ def _claims(section: Callable[[StudyRows], str]) -> str:
 PARTS: Mapping[str, Callable[[], str]] = {
     "speed": speed.speeds,
     "gpu speed": gpu.speeds,
+    "gpu engines": gpu.engines,
     "engines": speed.engines,
     "pass on a CPU": speed.pass_on_cpu,
     "pass precision": speed.pass_precision,
