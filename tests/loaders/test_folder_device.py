@@ -1,6 +1,7 @@
 """The folder engine where views are cropped on the device; on the CPU here, which is a device too."""
 
 import io
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from saga_fast.loaders import (
     open_loader,
 )
 from saga_fast.loaders.batch import crop_batch
+from saga_fast.loaders.decode import Pixels, decode_image
 from saga_fast.loaders.device_images import decode_jpegs
 from saga_fast.loaders.folder.engine import FolderLoader
 from saga_fast.loaders.loader import ResolvedOptions
@@ -140,6 +142,22 @@ def test_the_gpus_decoder_gets_only_what_it_surely_decodes_alike(
     assert loader.bad.indices.tolist() == cpu.bad.indices.tolist()
     names = {(tmp_path / f"{name}.jpg").read_bytes(): name for name in ("colour", "grey", "progressive")}
     assert sorted(names[data] for data in given) == ["colour", "grey", "progressive"]
+
+
+def test_all_threads_decode_what_the_gpus_decoder_does_not_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(4):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{n}.png")
+    both = threading.Barrier(2, timeout=20)  # broken if one thread decodes alone
+
+    def meet(data: bytes, max_pixels: int) -> Pixels:
+        both.wait()
+        return decode_image(data, max_pixels)
+
+    monkeypatch.setattr("saga_fast.loaders.folder.device.decode_image", meet)
+    source = ImageFolder(tmp_path)
+    options = ResolvedOptions(batch_size=4, threads=2, prefetch=0, device=CPU, decode="gpu", crop="gpu")
+    views, _ = joined(FolderLoader(source, WHOLE, options, BadImages(source)))
+    assert len(views) == 4
 
 
 @pytest.mark.parametrize(
