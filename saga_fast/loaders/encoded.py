@@ -80,9 +80,10 @@ class EncodedImages:
 
     @classmethod
     def of(cls, files: Sequence[bytes]) -> EncodedImages:
-        """Images whose bytes are in memory."""
+        """Images whose bytes are in memory, copied once."""
         lengths = np.array([len(file) for file in files], np.int64)
-        return cls(np.frombuffer(b"".join(files), np.uint8), np.cumsum(lengths) - lengths, lengths, {})
+        memory = np.concatenate([np.empty(0, np.uint8), *(np.frombuffer(file, np.uint8) for file in files)])
+        return cls(memory, np.cumsum(lengths) - lengths, lengths, {})
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -116,7 +117,8 @@ def read_images(source: Source, indices: Int64) -> EncodedImages:
         return EncodedImages(memory, begins, lengths, errors)
     more, rows = EncodedImages.of(list(rest.values())), list(rest)
     begins[rows], lengths[rows] = len(memory) + more.begins, more.lengths
-    return EncodedImages(np.concatenate([memory, more.memory]), begins, lengths, errors)
+    memory = np.concatenate([memory, more.memory]) if len(memory) else more.memory
+    return EncodedImages(memory, begins, lengths, errors)
 
 
 @jit()

@@ -3,6 +3,7 @@
 import os
 import resource
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +140,17 @@ def test_a_subclass_that_reads_otherwise_is_read_by_its_own_method(tmp_path: Pat
     folder_of(tmp_path, {f"{n}.jpg": noise(n, 300) for n in range(2)})
     assert not in_local_files(Reversed(tmp_path)) and in_local_files(Relabelled(tmp_path))
     assert assert_read(Reversed(tmp_path), np.arange(2))[1].tobytes() == noise(1, 300)[::-1]
+
+
+def test_images_read_one_by_one_are_copied_once(tmp_path: Path) -> None:
+    class Fresh(ImageFolder):
+        def read(self, index: int) -> bytes:
+            return noise(index, 2**20)
+
+    source = Fresh(folder_of(tmp_path, {f"{n}.jpg": b"" for n in range(4)}).root)
+    tracemalloc.start()
+    images = read_images(source, np.arange(4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert images.memory.flags.writeable  # torch warns of tensors that may not be written to
+    assert peak < 2.5 * images.lengths.sum()
