@@ -2,10 +2,12 @@
 
 import io
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,7 @@ from saga_fast.loaders import (
 )
 from saga_fast.loaders.batch import crop_batch
 from saga_fast.loaders.decode import Pixels, decode_image
-from saga_fast.loaders.device_images import decode_jpegs
+from saga_fast.loaders.device_images import InUse, decode_jpegs
 from saga_fast.loaders.folder.engine import FolderLoader
 from saga_fast.loaders.loader import ResolvedOptions
 
@@ -183,3 +185,17 @@ def test_a_device_that_fails_is_not_a_refused_jpeg(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("saga_fast.loaders.device_images._decode", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         decode_jpegs([torch.zeros(9, dtype=torch.uint8)], CPU)
+
+
+def test_no_image_is_kept_after_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = Mock(**{"query.return_value": False})
+    stream = Mock(**{"record_event.return_value": event})
+    monkeypatch.setattr("torch.cuda.current_stream", lambda _: stream)
+    in_use, images = InUse(), [torch.zeros(3), torch.zeros(4)]
+    alive = [weakref.ref(image) for image in images]
+    while images:
+        in_use.keep(images.pop(), CPU)
+    assert all(image() is not None for image in alive)
+    in_use.drop()
+    assert all(image() is None for image in alive)
+    assert event.synchronize.call_count == 2
