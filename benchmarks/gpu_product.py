@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu_timing import Bench
 from benchmarks.images import cloud_jpegs
 from saga_fast.loaders import BoxTable, CropPlan, ImageFolder, Loader, LoaderOptions, Plan, open_loader
-from saga_fast.loaders.device_images import ImageStream, decode_jpegs
+from saga_fast.loaders.device_images import Images, ImageStream, decode_jpegs
 from saga_fast.loaders.loader import Place
 from saga_fast.profile.figures import Row
 
@@ -139,19 +139,19 @@ def check_decoder(bench: Bench) -> Iterator[Row]:
         return
     stream = ImageStream(bench.device)
     for repeat in range(2):
-        for way, decode in (
-            ("the product's stream", lambda files: stream.decode(files).received()),
-            ("the caller's stream", lambda files: decode_jpegs(files, bench.device)),
+        for way, decode, keep in (
+            ("the product's stream", lambda files: stream.decode(files).received(), stream.keep),
+            ("the caller's stream", lambda files: decode_jpegs(files, bench.device), lambda _: None),
         ):
-            count = _wrong_batches(bench, decode)
+            count = _wrong_batches(bench, decode, keep)
             row: Row = {"name": f"nvJPEG under load, {way}, repeat {repeat}", "deviation": float(count), "limit": 200.0}
             row |= {"against": "batches", "ratio": 200.0 / max(count, 1)}
             failed = count and way == "the product's stream"
             yield row | ({"error": f"{count} of 200 batches differ"} if failed else {})
 
 
-def _wrong_batches(bench: Bench, decode: Callable[[list[torch.Tensor]], list[torch.Tensor | None]]) -> int:
-    """The number of 200 batches that differ from those of an idle device."""
+def _wrong_batches(bench: Bench, decode: Callable[[list[torch.Tensor]], Images], keep: Callable[[object], None]) -> int:
+    """The number of 200 batches that differ from those of an idle device; ``keep`` gets each after its comparison."""
     files = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in cloud_jpegs(32)]
     torch.cuda.synchronize()
     expected = [image.clone() for image in decode(files) if image is not None]
@@ -167,5 +167,6 @@ def _wrong_batches(bench: Bench, decode: Callable[[list[torch.Tensor]], list[tor
         images = [image for image in decode(files) if image is not None]
         same = torch.stack([(x == y).all() for x, y in zip(images, expected, strict=True)]).all()
         wrong.append(~same)
+        keep(images)
         del images
     return int(torch.stack(wrong).sum())

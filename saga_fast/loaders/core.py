@@ -142,7 +142,7 @@ class PrefetchLoader(Loader, ABC):
             epoch.ahead.stop()  # before the threads end, which may wait for it
             batches.close()
             end_pool(pool)
-            if ahead and self.options.crop == "gpu":  # closed early
+            if self.options.crop == "gpu":
                 ImageStream(self.options.device).wait()
 
 

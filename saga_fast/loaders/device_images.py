@@ -108,6 +108,13 @@ class InUse:
             while self._things[0][0].query() and len(self._things) > 1:  # type: ignore[no-untyped-call]
                 self._things.popleft()
 
+    def drop(self) -> None:
+        """Wait on the host until the work on all things is done, and drop them."""
+        with self._lock:
+            while self._things:
+                self._things[0][0].synchronize()
+                self._things.popleft()
+
 
 @lru_cache
 def _side_stream(device: torch.device) -> tuple[torch.cuda.Stream, InUse]:
@@ -130,9 +137,13 @@ class ImageStream:
             self._stream, self._in_use = _side_stream(self._device)
 
     def wait(self) -> None:
-        """Wait for what is in progress: memory of images that nobody receives is then idle, as the decoder needs it."""
+        """Wait for what is in progress and free the images in use: the last batch's would be kept for ever.
+
+        Memory of images that nobody receives is then idle, as the decoder needs it.
+        """
         if self._stream is not None:
             self._stream.synchronize()
+            self._in_use.drop()
 
     def keep(self, images: object) -> None:
         """Keep received images until the work that torch's current stream holds now is done."""

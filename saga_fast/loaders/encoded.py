@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +49,17 @@ class Place(NamedTuple):
     """Bytes; -1: the whole file."""
 
 
-@runtime_checkable
 class InLocalFiles(Protocol):
-    """A source whose images lie in local files as they are."""
+    """A source whose images lie in local files as they are. The class that has its ``read`` has ``place``, too."""
 
     def place(self, index: int) -> Place:
         """Where an image lies."""
+
+
+def in_local_files(source: object) -> TypeGuard[InLocalFiles]:
+    """Whether a source's images lie in local files. No, if a subclass replaces ``read``, for example to decrypt."""
+    reader = next((kind for kind in type(source).__mro__ if "read" in vars(kind)), object)
+    return "place" in vars(reader)
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,10 @@ class EncodedImages:
 
     @classmethod
     def of(cls, files: Sequence[bytes]) -> EncodedImages:
-        """Images whose bytes are in memory."""
+        """Images whose bytes are in memory, copied once."""
         lengths = np.array([len(file) for file in files], np.int64)
-        return cls(np.frombuffer(b"".join(files), np.uint8), np.cumsum(lengths) - lengths, lengths, {})
+        memory = np.concatenate([np.empty(0, np.uint8), *(np.frombuffer(file, np.uint8) for file in files)])
+        return cls(memory, np.cumsum(lengths) - lengths, lengths, {})
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -95,7 +101,7 @@ def read_images(source: Source, indices: Int64) -> EncodedImages:
     """
     begins, lengths = np.zeros(len(indices), np.int64), np.full(len(indices), -1, np.int64)
     memory = np.empty(0, np.uint8)
-    if isinstance(source, InLocalFiles) and len(indices):
+    if in_local_files(source) and len(indices):
         places = [source.place(index) for index in indices.tolist()]
         names = [os.fsencode(place.path) + b"\0" for place in places]
         starts = np.cumsum([0, *map(len, names)])
@@ -111,7 +117,8 @@ def read_images(source: Source, indices: Int64) -> EncodedImages:
         return EncodedImages(memory, begins, lengths, errors)
     more, rows = EncodedImages.of(list(rest.values())), list(rest)
     begins[rows], lengths[rows] = len(memory) + more.begins, more.lengths
-    return EncodedImages(np.concatenate([memory, more.memory]), begins, lengths, errors)
+    memory = np.concatenate([memory, more.memory]) if len(memory) else more.memory
+    return EncodedImages(memory, begins, lengths, errors)
 
 
 @jit()
@@ -121,7 +128,7 @@ def _read_files(names: Any, starts: Any, offsets: Any, sizes: Any, begins: Any, 
     names: (bytes,) uint8, paths that end in zero bytes and begin at ``starts``; offsets and sizes see :class:`Place`.
     A FIFO, a device and a folder are not read: they have no size, or no bytes.
     """
-    memory = np.empty(max(FIRST_GUESS * sizes.shape[0], sizes.sum()), np.uint8)
+    memory = np.empty(max(FIRST_GUESS * sizes.shape[0], sizes[sizes <= LONGEST].sum()), np.uint8)
     end = 0
     for n in range(sizes.shape[0]):
         begins[n], lengths[n] = end, -1

@@ -103,6 +103,7 @@ def test_decoding_beside_other_work_spoils_no_image() -> None:
         images = [image for image in stream.decode(files).received() if image is not None]
         for image, reference in zip(images, expected, strict=True):
             different += (image != reference).sum()
+        stream.keep(images)
         del images, image
     assert int(different) == 0
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from saga_fast.loaders import ImageFolder
-from saga_fast.loaders.encoded import FIRST_GUESS, EncodedImages, InLocalFiles, read_images
+from saga_fast.loaders.encoded import FIRST_GUESS, EncodedImages, in_local_files, read_images
 from saga_fast.loaders.shards import Shards
 from saga_fast.loaders.source import Source
 
@@ -38,7 +39,7 @@ def assert_read(source: Source, indices: npt.NDArray[np.int64]) -> EncodedImages
 def test_files_of_any_lengths(tmp_path: Path, size: int) -> None:
     files = {f"{n}/{'ü' * n}.jpg": noise(n, size + n) for n in range(1, 5)}
     source = folder_of(tmp_path / "a folder", files | {"5/long.jpg": noise(9, 40 * FIRST_GUESS)})
-    assert isinstance(source, InLocalFiles)
+    assert in_local_files(source)
     assert_read(source, np.array([2, 0, 4, 1, 3, 4]))
     assert len(read_images(source, np.empty(0, np.int64))) == 0
 
@@ -51,13 +52,28 @@ def test_images_in_tar_files(tmp_path: Path) -> None:
                 tar.add(tmp_path / f"images/c/{n:02}.jpg", f"c/{n:02}.jpg")
     (tmp_path / "images").rename(tmp_path.parent / f"{tmp_path.name} elsewhere")
     source = Shards(tmp_path)
-    assert isinstance(source, InLocalFiles)
+    assert in_local_files(source)
     images = assert_read(source, np.arange(12)[::-1])
     with (tmp_path / "1.tar").open("r+b") as tar_file:
         tar_file.truncate(1024)
     cut = read_images(source, np.array([0, 11, 1]))
     assert list(cut.errors) == [1] and "1.tar ends within c/11.jpg" in cut.errors[1]
     assert cut.lengths[1] == 0 and cut[2].tobytes() == images[10].tobytes()
+
+
+def test_a_tar_that_claims_terabytes_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "images", {f"{n}.jpg": noise(n, 1000) for n in range(2)})
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for n in range(2):
+            tar.add(tmp_path / f"images/{n}.jpg", f"{n}.jpg")
+    source = Shards(tmp_path / "0.tar")
+    place = Shards.place
+    monkeypatch.setattr(
+        Shards, "place", lambda source, n: place(source, n)._replace(size=2**60) if n else place(source, n)
+    )
+    images = read_images(source, np.arange(2))
+    assert images[0].tobytes() == noise(0, 1000)
+    assert list(images.errors) == [1] and f"{2**60} bytes are more than" in images.errors[1]
 
 
 def test_what_is_no_file_has_an_error_and_spoils_no_other_image(tmp_path: Path) -> None:
@@ -109,5 +125,32 @@ def test_a_source_without_local_files_is_read_image_by_image(tmp_path: Path) -> 
             return self._files[index]
 
     source = InMemory(folder_of(tmp_path, {f"{n}.jpg": noise(n, 300 * n + 1) for n in range(4)}))
-    assert not isinstance(source, InLocalFiles)
+    assert not in_local_files(source)
     assert_read(source, np.array([3, 1, 1]))
+
+
+def test_a_subclass_that_reads_otherwise_is_read_by_its_own_method(tmp_path: Path) -> None:
+    class Reversed(ImageFolder):
+        def read(self, index: int) -> bytes:
+            return super().read(index)[::-1]
+
+    class Relabelled(ImageFolder):
+        pass
+
+    folder_of(tmp_path, {f"{n}.jpg": noise(n, 300) for n in range(2)})
+    assert not in_local_files(Reversed(tmp_path)) and in_local_files(Relabelled(tmp_path))
+    assert assert_read(Reversed(tmp_path), np.arange(2))[1].tobytes() == noise(1, 300)[::-1]
+
+
+def test_images_read_one_by_one_are_copied_once(tmp_path: Path) -> None:
+    class Fresh(ImageFolder):
+        def read(self, index: int) -> bytes:
+            return noise(index, 2**20)
+
+    source = Fresh(folder_of(tmp_path, {f"{n}.jpg": b"" for n in range(4)}).root)
+    tracemalloc.start()
+    images = read_images(source, np.arange(4))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert images.memory.flags.writeable  # torch warns of tensors that may not be written to
+    assert peak < 2.5 * images.lengths.sum()

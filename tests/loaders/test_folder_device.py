@@ -1,10 +1,13 @@
 """The folder engine where views are cropped on the device; on the CPU here, which is a device too."""
 
 import io
+import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +29,8 @@ from saga_fast.loaders import (
     open_loader,
 )
 from saga_fast.loaders.batch import crop_batch
-from saga_fast.loaders.device_images import decode_jpegs
+from saga_fast.loaders.decode import Pixels, decode_image
+from saga_fast.loaders.device_images import InUse, decode_jpegs
 from saga_fast.loaders.folder.engine import FolderLoader
 from saga_fast.loaders.loader import ResolvedOptions
 
@@ -142,6 +146,22 @@ def test_the_gpus_decoder_gets_only_what_it_surely_decodes_alike(
     assert sorted(names[data] for data in given) == ["colour", "grey", "progressive"]
 
 
+def test_all_threads_decode_what_the_gpus_decoder_does_not_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(4):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{n}.png")
+    both = threading.Barrier(2, timeout=20)  # broken if one thread decodes alone
+
+    def meet(data: bytes, max_pixels: int) -> Pixels:
+        both.wait()
+        return decode_image(data, max_pixels)
+
+    monkeypatch.setattr("saga_fast.loaders.folder.device.decode_image", meet)
+    source = ImageFolder(tmp_path)
+    options = ResolvedOptions(batch_size=4, threads=2, prefetch=0, device=CPU, decode="gpu", crop="gpu")
+    views, _ = joined(FolderLoader(source, WHOLE, options, BadImages(source)))
+    assert len(views) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,3 +185,17 @@ def test_a_device_that_fails_is_not_a_refused_jpeg(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("saga_fast.loaders.device_images._decode", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         decode_jpegs([torch.zeros(9, dtype=torch.uint8)], CPU)
+
+
+def test_no_image_is_kept_after_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = Mock(**{"query.return_value": False})
+    stream = Mock(**{"record_event.return_value": event})
+    monkeypatch.setattr("torch.cuda.current_stream", lambda _: stream)
+    in_use, images = InUse(), [torch.zeros(3), torch.zeros(4)]
+    alive = [weakref.ref(image) for image in images]
+    while images:
+        in_use.keep(images.pop(), CPU)
+    assert all(image() is not None for image in alive)
+    in_use.drop()
+    assert all(image() is None for image in alive)
+    assert event.synchronize.call_count == 2

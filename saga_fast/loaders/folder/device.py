@@ -14,10 +14,13 @@ from saga_fast.loaders.core import Epoch, PendingBatch
 from saga_fast.loaders.decode import DecodeError, Pixels, decode_image
 from saga_fast.loaders.decoded import load_images
 from saga_fast.loaders.device_images import DeviceImages, Images, ImageStream, Slot
-from saga_fast.loaders.encoded import EncodedImages, read_images
+from saga_fast.loaders.encoded import Bytes, read_images
 from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.loader import Int64
 from saga_fast.runtime.device import to_device
+
+Content = Pixels | torch.Tensor | None
+"""An image's pixels (H, W, 3), a JPEG file (n,) for nvJPEG, or None for an undecodable image."""
 
 
 class DeviceCrops:
@@ -67,30 +70,36 @@ class DeviceCrops:
         slots = [Slot(begin, height, width) if inside else None for begin, (height, width), inside in places]
         return self._with(self._stream.upload_memory(images.memory, slots), images.elsewhere)
 
-    def _read(self, indices: Int64) -> tuple[EncodedImages, Int64]:
-        """Images, and the sizes (n, 2) of the JPEGs that nvJPEG may decode; 0 for the others."""
+    def _read(self, indices: Int64) -> list[Content]:
+        """The JPEG files that nvJPEG may decode, and the other images' pixels, which all threads decode."""
         files = read_images(self._epoch.source, indices)
-        return files, jpeg_sizes(files, self._epoch.options.max_pixels)
+        self._epoch.bad.update({int(indices[n]): error for n, error in files.errors.items()})
+        on_gpu = jpeg_sizes(files, self._epoch.options.max_pixels)[:, 0] > 0
+        contents: list[Content] = [None] * len(files)
+        for n in range(len(files)):
+            if on_gpu[n]:
+                contents[n] = torch.from_numpy(files[n])
+            elif n not in files.errors:
+                contents[n] = self._pixels(int(indices[n]), files[n])
+        return contents
 
-    def _decode(self, indices: Int64, reads: list[Future[tuple[EncodedImages, Int64]]]) -> DeviceImages:
+    def _decode(self, indices: Int64, reads: list[Future[list[Content]]]) -> DeviceImages:
         """Decode the JPEG files of a batch on the device, and upload the other images."""
-        parts = [read.result() for read in reads]
-        files = [(part, n) for part, _ in parts for n in range(len(part))]
-        encoded = np.flatnonzero(np.concatenate([sizes[:, 0] for _, sizes in parts])).tolist()
-        decoded = self._stream.decode([torch.from_numpy(files[slot][0][files[slot][1]]) for slot in encoded])
-        images: Images = [None] * len(files)
-        for slot, image in zip(encoded, decoded.images, strict=True):
-            images[slot] = image
-        others = {n: self._pixels(int(indices[n]), *files[n]) for n, image in enumerate(images) if image is None}
-        good = {n: pixels for n, pixels in others.items() if pixels is not None}
-        return self._with(DeviceImages(images, decoded.event), good)
+        contents = [content for read in reads for content in read.result()]
+        files = {n: content for n, content in enumerate(contents) if isinstance(content, torch.Tensor)}
+        pixels = {n: content for n, content in enumerate(contents) if isinstance(content, np.ndarray)}
+        decoded = self._stream.decode(list(files.values()))
+        images: Images = [None] * len(contents)
+        for n, image in zip(files, decoded.images, strict=True):
+            images[n] = image
+            if image is None and (refused := self._pixels(int(indices[n]), files[n].numpy())) is not None:
+                pixels[n] = refused
+        return self._with(DeviceImages(images, decoded.event), pixels)
 
-    def _pixels(self, index: int, files: EncodedImages, n: int) -> Pixels | None:
+    def _pixels(self, index: int, file: Bytes) -> Pixels | None:
         """An image that nvJPEG does not decode; None if nothing can decode it."""
         try:
-            if n in files.errors:
-                raise DecodeError(files.errors[n])
-            return decode_image(files[n].tobytes(), self._epoch.options.max_pixels)
+            return decode_image(file.tobytes(), self._epoch.options.max_pixels)
         except DecodeError as error:
             self._epoch.bad.add(index, str(error))
             return None
