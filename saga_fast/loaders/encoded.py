@@ -40,7 +40,7 @@ _read = _libc("pread", types.int64, types.int32, types.intp, types.uint64, types
 _close = _libc("close", types.int32, types.int32)
 
 
-class Place(NamedTuple):
+class FileRange(NamedTuple):
     """Where a local file holds an image."""
 
     path: str
@@ -50,16 +50,16 @@ class Place(NamedTuple):
 
 
 class InLocalFiles(Protocol):
-    """A source whose images lie in local files as they are. The class that has its ``read`` has ``place``, too."""
+    """A source whose images lie in local files as they are. The class that has its ``read`` has ``file_range``, too."""
 
-    def place(self, index: int) -> Place:
+    def file_range(self, index: int) -> FileRange:
         """Where an image lies."""
 
 
 def in_local_files(source: object) -> TypeGuard[InLocalFiles]:
     """Whether a source's images lie in local files. No, if a subclass replaces ``read``, for example to decrypt."""
     reader = next((kind for kind in type(source).__mro__ if "read" in vars(kind)), object)
-    return "place" in vars(reader)
+    return "file_range" in vars(reader)
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def read_images(source: Source, indices: Int64) -> EncodedImages:
     begins, lengths = np.zeros(len(indices), np.int64), np.full(len(indices), -1, np.int64)
     memory = np.empty(0, np.uint8)
     if in_local_files(source) and len(indices):
-        places = [source.place(index) for index in indices.tolist()]
-        names = [os.fsencode(place.path) + b"\0" for place in places]
+        ranges = [source.file_range(index) for index in indices.tolist()]
+        names = [os.fsencode(each.path) + b"\0" for each in ranges]
         starts = np.cumsum([0, *map(len, names)])
-        offsets, sizes = (np.array(column, np.int64) for column in zip(*(place[1:] for place in places), strict=True))
+        offsets, sizes = (np.array(column, np.int64) for column in zip(*(each[1:] for each in ranges), strict=True))
         memory = _read_files(np.frombuffer(b"".join(names), np.uint8), starts, offsets, sizes, begins, lengths)
     rest, errors = dict[int, bytes](), dict[int, str]()
     for n in np.flatnonzero(lengths < 0).tolist():
@@ -125,7 +125,8 @@ def read_images(source: Source, indices: Int64) -> EncodedImages:
 def _read_files(names: Any, starts: Any, offsets: Any, sizes: Any, begins: Any, lengths: Any) -> Any:
     """Read n files, one descriptor open at a time; write ``begins`` and ``lengths``, -1 for a file that was not read.
 
-    names: (bytes,) uint8, paths that end in zero bytes and begin at ``starts``; offsets and sizes see :class:`Place`.
+    names: (bytes,) uint8, paths that end in zero bytes and begin at ``starts``; offsets and sizes
+    see :class:`FileRange`.
     A FIFO, a device and a folder are not read: they have no size, or no bytes.
     """
     memory = np.empty(max(FIRST_GUESS * sizes.shape[0], sizes[sizes <= LONGEST].sum()), np.uint8)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
-from saga_fast.loaders.encoded import Place
+from saga_fast.loaders.encoded import FileRange
 from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
 from saga_fast.runtime.files import read_file
@@ -112,9 +112,9 @@ class ImageFolder:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
         return read_file(self.root / self.paths[index], MAX_BYTES)
 
-    def place(self, index: int) -> Place:
-        """See :meth:`saga_fast.loaders.encoded.InLocalFiles.place`."""
-        return Place(f"{self.root}/{self.paths[index]}")
+    def file_range(self, index: int) -> FileRange:
+        """See :meth:`saga_fast.loaders.encoded.InLocalFiles.file_range`."""
+        return FileRange(f"{self.root}/{self.paths[index]}")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from saga_fast.errors import SagaError
 from saga_fast.loaders.decode import MAX_BYTES
-from saga_fast.loaders.encoded import Place
+from saga_fast.loaders.encoded import FileRange
 from saga_fast.loaders.image_folder import EXTENSIONS
 from saga_fast.loaders.listing import Columns, Rows, make_listing
 from saga_fast.loaders.source import fingerprint
@@ -82,19 +82,19 @@ class Shards:
 
     def read(self, index: int) -> bytes:
         """See :meth:`saga_fast.loaders.source.Source.read`."""
-        place = self.place(index)
-        if place.size > MAX_BYTES:
-            raise OSError(f"{place.size} bytes are more than {MAX_BYTES}")
-        with Path(place.path).open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), place.size, place.offset)
-        if len(data) < place.size:
-            raise OSError(f"{place.path} ends within {self.paths[index]}")
+        where = self.file_range(index)
+        if where.size > MAX_BYTES:
+            raise OSError(f"{where.size} bytes are more than {MAX_BYTES}")
+        with Path(where.path).open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), where.size, where.offset)
+        if len(data) < where.size:
+            raise OSError(f"{where.path} ends within {self.paths[index]}")
         return data
 
-    def place(self, index: int) -> Place:
-        """See :meth:`saga_fast.loaders.encoded.InLocalFiles.place`."""
+    def file_range(self, index: int) -> FileRange:
+        """See :meth:`saga_fast.loaders.encoded.InLocalFiles.file_range`."""
         number, offset, size = (int(self._columns[name][index]) for name in ("file", "offset", "size"))
-        return Place(str(self._files[number]), offset, size)
+        return FileRange(str(self._files[number]), offset, size)
 
     @cached_property
     def fingerprint(self) -> str:

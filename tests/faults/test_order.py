@@ -164,7 +164,7 @@ def test_no_descriptor_is_no_bad_image(images: Path, monkeypatch: pytest.MonkeyP
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(ImageFolder, "read", exhausted)
-    monkeypatch.delattr(ImageFolder, "place")
+    monkeypatch.delattr(ImageFolder, "file_range")
     with pytest.raises(OSError, match="Too many open files"):
         list(loader)
     assert len(loader.bad) == 0

@@ -18,7 +18,7 @@ from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, Lo
 from saga_fast.loaders.dali.decoder import Decoder
 from saga_fast.loaders.dali.engine import DaliLoader
 from saga_fast.loaders.decode import Pixels, decode_image
-from saga_fast.loaders.encoded import Place, read_images
+from saga_fast.loaders.encoded import FileRange, read_images
 from saga_fast.loaders.jpeg import jpeg_sizes
 from saga_fast.loaders.plan import Plan
 
@@ -228,17 +228,17 @@ def test_stopping_early_leaves_no_thread_and_the_loader_usable(
 def test_an_exception_in_a_thread_reaches_the_caller(
     source: ImageFolder, monkeypatch: pytest.MonkeyPatch, prefetch: int
 ) -> None:
-    place = ImageFolder.place
+    file_range = ImageFolder.file_range
 
-    def fail(source: ImageFolder, index: int) -> Place:
+    def fail(source: ImageFolder, index: int) -> FileRange:
         if index == 30:
             raise ZeroDivisionError
-        return place(source, index)
+        return file_range(source, index)
 
     loader = open_source(source, options=replace(OPTIONS, prefetch=prefetch))
     expected = list(loader)
     with monkeypatch.context() as patch:
-        patch.setattr(ImageFolder, "place", fail)
+        patch.setattr(ImageFolder, "file_range", fail)
         with pytest.raises(ZeroDivisionError):
             list(loader)
     assert not engine_threads()
@@ -259,16 +259,16 @@ def test_prefetch_bounds_the_batches_in_flight(
     source: ImageFolder, monkeypatch: pytest.MonkeyPatch, prefetch: int
 ) -> None:
     read = threading.Semaphore(0)  # counts images, without a race
-    place = ImageFolder.place
+    file_range = ImageFolder.file_range
 
-    def count(source: ImageFolder, index: int) -> Place:
+    def count(source: ImageFolder, index: int) -> FileRange:
         read.release()
-        return place(source, index)
+        return file_range(source, index)
 
     jpegs = ImageFolder(source.root)  # of those that DALI takes: the others are read a second time
     sizes = jpeg_sizes(read_images(source, np.arange(len(source))))
     jpegs.paths = [path for path, size in zip(source.paths, sizes, strict=True) if size.all()]
-    monkeypatch.setattr(ImageFolder, "place", count)
+    monkeypatch.setattr(ImageFolder, "file_range", count)
     options = replace(OPTIONS, batch_size=2, prefetch=prefetch)
     batches = iter(open_source(jpegs, CropPlan(size=SIZE, seed=5), options))
     for taken in range(1, 4):

@@ -67,9 +67,11 @@ def test_a_tar_that_claims_terabytes_takes_no_memory(tmp_path: Path, monkeypatch
         for n in range(2):
             tar.add(tmp_path / f"images/{n}.jpg", f"{n}.jpg")
     source = Shards(tmp_path / "0.tar")
-    place = Shards.place
+    file_range = Shards.file_range
     monkeypatch.setattr(
-        Shards, "place", lambda source, n: place(source, n)._replace(size=2**60) if n else place(source, n)
+        Shards,
+        "file_range",
+        lambda source, n: file_range(source, n)._replace(size=2**60) if n else file_range(source, n),
     )
     images = read_images(source, np.arange(2))
     assert images[0].tobytes() == noise(0, 1000)

@@ -15,7 +15,7 @@ from PIL import Image
 from saga_fast.errors import SagaError
 from saga_fast.kernels import crop_resize
 from saga_fast.loaders import Batch, BoxTable, CropPlan, ImageFolder, Loader, LoaderOptions, WholePlan, open_loader
-from saga_fast.loaders.encoded import Place
+from saga_fast.loaders.encoded import FileRange
 from saga_fast.loaders.plan import Plan
 
 NDArray = npt.NDArray[Any]
@@ -292,12 +292,12 @@ def test_an_exception_in_the_loop_leaves_no_thread(source: ImageFolder) -> None:
 
 
 def test_an_exception_in_a_thread_reaches_the_caller(source: ImageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: ImageFolder, index: int) -> Place:
+    def fail(_: ImageFolder, index: int) -> FileRange:
         raise ZeroDivisionError(index)
 
     loader = open_source(source, batch_size=2)
     with monkeypatch.context() as patch:
-        patch.setattr(ImageFolder, "place", fail)
+        patch.setattr(ImageFolder, "file_range", fail)
         with pytest.raises(ZeroDivisionError):
             next(iter(loader))
     assert not engine_threads()
@@ -318,13 +318,13 @@ def test_prefetch_bounds_the_batches_in_flight(
     source: ImageFolder, monkeypatch: pytest.MonkeyPatch, prefetch: int
 ) -> None:
     decoded = threading.Semaphore(0)  # counts images, without a race
-    place = ImageFolder.place
+    file_range = ImageFolder.file_range
 
-    def count(source: ImageFolder, index: int) -> Place:
+    def count(source: ImageFolder, index: int) -> FileRange:
         decoded.release()
-        return place(source, index)
+        return file_range(source, index)
 
-    monkeypatch.setattr(ImageFolder, "place", count)
+    monkeypatch.setattr(ImageFolder, "file_range", count)
     batches = iter(open_source(source, options=replace(OPTIONS, prefetch=prefetch), batch_size=3))
     for taken in range(1, 4):
         next(batches)
