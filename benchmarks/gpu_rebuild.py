@@ -30,7 +30,7 @@ from saga_fast.profile.figures import Row, compare
 
 IMAGENET = 1_281_167
 HARDWARE_LOADS = (0.0, 0.65, 1.0)
-"""Of DALI's ``hw_decoder_load``; 0.65 is what DALI recommends for an A100."""
+"""Of DALI's ``hw_decoder_load``; 0.65 is its default."""
 LEVELS = 2.0
 """Mean difference from libjpeg-turbo that a decoder may have: decoders differ in the chroma's upsampling."""
 Decode = Callable[[list[Tensor]], list[Tensor]]

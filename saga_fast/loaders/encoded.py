@@ -1,8 +1,8 @@
 """The encoded images of a task. Those in local files are read by compiled code, all of them in one call.
 
-Python gives its lock up for each system call and waits to get it back. On a machine of 16 cores a handover takes tens
-of microseconds: 16 threads that opened, read and closed each file by themselves loaded 2,700 images/s, four of them
-4,700 (an H200's machine, nvJPEG).
+Python gives its lock up for each system call and waits to get it back. 16 threads on 16 cores that opened, read,
+closed, checked and decoded each file by themselves loaded 2,500 images/s, where libjpeg-turbo alone decodes 5,500
+(an H200's machine).
 """
 
 from __future__ import annotations
